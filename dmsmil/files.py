@@ -1,0 +1,108 @@
+"""Files that are whole or absent, errors a reader can act on, and the table of failures."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+FAILURE_COLUMNS = ["unit", "stage", "reason", "traceback"]
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: what is wrong, and what to do about it."""
+
+
+class DiskFull(InputError):
+    """The disk is full: unlike one broken slide, this stops the study (what is written so far is kept)."""
+
+
+@contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; it becomes `path` only when the block ends well.
+
+    A reader therefore never sees half a file, and a killed process leaves `path` as it was.
+    Raises DiskFull when the disk has no room left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # h5py reports a full disk as a plain OSError that only names errno 28 in its text
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno = 28" in str(error):
+            raise DiskFull(f"no space left on the disk while writing {path.name}: "
+                           "free some space and start the same command again, it continues") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path) -> Path:
+    """Write `text` to `path`, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(value, path) -> Path:
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    return write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", path)
+
+
+def read_json(path):
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_csv(frame: pd.DataFrame, path, digits: int | None = None) -> Path:
+    """Write `frame` as CSV without its index, atomically; floats with `digits` significant digits if given."""
+    float_format = None if digits is None else f"%.{digits}g"
+    return write_text(frame.to_csv(index=False, float_format=float_format, lineterminator="\n"), path)
+
+
+def fingerprint(value, length: int = 10) -> str:
+    """A short hexadecimal name for any JSON-like value: equal values, equal names, on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def failure_row(unit: str, stage: str, error: BaseException) -> dict:
+    """One row of failures.csv for `unit` (a slide or a run) that raised `error` in `stage`."""
+    trace = "".join(traceback.format_exception(error))
+    return dict(unit=unit, stage=stage, reason=one_line(error), traceback=trace)
+
+
+def read_failures(folder) -> pd.DataFrame:
+    """The failures of a study: columns unit, stage, reason, traceback (empty when there are none)."""
+    path = Path(folder) / "failures.csv"
+    return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=FAILURE_COLUMNS)
+
+
+def write_failures(folder, stage: str, rows: list[dict]) -> pd.DataFrame:
+    """Replace the rows of `stage` in failures.csv by `rows`, so that what works now is no longer listed."""
+    old = read_failures(folder)
+    kept = old[old.stage != stage]
+    table = pd.concat([kept, pd.DataFrame(rows, columns=FAILURE_COLUMNS)], ignore_index=True)
+    path = Path(folder) / "failures.csv"
+    if len(table):
+        write_csv(table, path)
+    else:
+        path.unlink(missing_ok=True)
+    return table

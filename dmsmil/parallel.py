@@ -1,0 +1,92 @@
+"""Units of work (one slide, one run) over the processes there are; one broken unit never stops the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from dmsmil.files import DiskFull, InputError
+
+# What every worker imports once, in the server process that workers are forked from.
+_PRELOAD = ["dmsmil.slides", "dmsmil.training"]
+
+
+def usable_cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(workers: int, units: int) -> int:
+    """How many processes to use: `workers`, or all usable cores when it is 0; never more than units."""
+    return max(1, min(workers or usable_cores(), units))
+
+
+def run_units(function: Callable, units: dict[str, tuple], workers: int = 0, initializer: Callable | None = None,
+              initargs: tuple = ()) -> Iterator[tuple[str, object, BaseException | None]]:
+    """Yield (name, result, error) for each unit `function(*units[name])`, in the order they finish.
+
+    `function` must be importable (workers are separate processes); it returns small things: paths, never pixels.
+    With one worker everything happens here. A worker that is killed (out of memory, a crash in a decoder) costs only
+    its own unit: the others in flight are done again, one to a process. A full disk stops all (DiskFull is raised);
+    any other error is yielded beside the unit's name.
+    """
+    if worker_count(workers, len(units)) == 1:
+        if initializer:
+            initializer(*initargs)
+        for name, args in units.items():
+            yield name, *_attempt(lambda: function(*args))
+        return
+    suspects = yield from _pool(function, units, worker_count(workers, len(units)), initializer, initargs)
+    for name in suspects:  # a worker died while these were in flight: find out which of them kills it
+        if (yield from _pool(function, {name: units[name]}, 1, initializer, initargs)):
+            yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
+                                         "try again with workers: 1")
+
+
+def _pool(function, units, workers, initializer, initargs) -> Iterator:
+    """One process pool over `units`; returns the names left undone because a worker died."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(_PRELOAD)
+    todo = list(units)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=initializer, initargs=initargs) as pool:
+        flying = {}
+        try:
+            while todo or flying:
+                while todo and len(flying) < workers:  # few in flight: a death makes few suspects
+                    name = todo[0]
+                    flying[pool.submit(function, *units[name])] = name
+                    todo.pop(0)
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    name = flying[future]
+                    result, error = _attempt(future.result)
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    del flying[future]
+                    yield name, result, error
+        except BrokenProcessPool:
+            return [*flying.values(), *todo]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return []
+
+
+def _attempt(call: Callable) -> tuple[object, BaseException | None]:
+    try:
+        return call(), None
+    except DiskFull:
+        raise
+    except Exception as error:
+        return None, error
+
+
+def progress(items, total: int, label: str):
+    """A progress bar over `items` in a terminal; silent in a notebook, whose stored output has one line a unit."""
+    return tqdm(items, total=total, desc=label, unit="", disable=not sys.stderr.isatty(), leave=False)
