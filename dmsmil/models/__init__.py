@@ -1,0 +1,81 @@
+"""The methods: one file each, one line each in `METHODS`, one way to make them: `create`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+
+from dmsmil.files import InputError
+from dmsmil.models.base import MIL, Output, count_parameters
+
+__all__ = ["METHODS", "MIL", "Method", "Output", "count_parameters", "create", "method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the registry: where the class is, how many scales it takes, who published it."""
+
+    name: str
+    title: str
+    where: str  # "module:Class" inside dmsmil.models
+    takes: str  # "one": a scale a run; "many": all scales of the study at once; "any": either
+    reference: str
+
+    def load(self) -> type[MIL]:
+        """The class, imported when first asked for."""
+        module, name = self.where.split(":")
+        return getattr(import_module(f"dmsmil.models.{module}"), name)
+
+    def options(self) -> dict:
+        """Its options and their defaults, read off the constructor."""
+        parameters = inspect.signature(self.load().__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+METHODS = {m.name: m for m in [
+    Method("dmsmil", "DMSMIL", "dmsmil:DMSMIL", "many", "the paper"),
+    Method("damil", "DAMIL", "dmsmil:DAMIL", "one", "the paper (its single-scale form)"),
+    Method("abmil", "ABMIL", "abmil:ABMIL", "one", "Ilse, Tomczak and Welling, ICML 2018"),
+    Method("clam_sb", "CLAM-SB", "clam:CLAM_SB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
+    Method("clam_mb", "CLAM-MB", "clam:CLAM_MB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
+    Method("dtfd", "DTFD-MIL", "dtfd:DTFD", "one", "Zhang et al., CVPR 2022"),
+    Method("dsmil", "DSMIL", "dsmil:DSMIL", "many", "Li, Li and Eliceiri, CVPR 2021"),
+    Method("multiattn", "MultiAttnMIL", "multiattn:MultiAttnMIL", "many", "Wibawa et al. 2022"),
+    Method("transmil", "TransMIL", "transmil:TransMIL", "one", "Shao et al., NeurIPS 2021"),
+    Method("lamil", "LA-MIL", "lamil:LAMIL", "one", "Reisenbuechler et al., MICCAI 2022"),
+    Method("hagmil", "HAG-MIL", "hagmil:HAGMIL", "one", "Xiong et al., IJCAI 2023"),
+    Method("hagmil_hier", "HAG-MIL (hierarchy)", "hagmil:HAGMILHier", "many", "Xiong et al., IJCAI 2023"),
+    Method("hifuse", "HiFuse", "hifuse:HiFuse", "many", "Huo et al., Biomedical Signal Processing and Control 2024"),
+    Method("amgcfn", "AMGCFN", "amgcfn:AMGCFN", "many", "Zhou et al., IEEE TGRS 2023"),
+    Method("meanpool", "Mean pooling", "pooling:MeanPool", "any", "baseline"),
+    Method("maxpool", "Max pooling", "pooling:MaxPool", "any", "baseline"),
+]}
+
+
+def method(name: str) -> Method:
+    """The registry row of `name`; InputError naming the nearest known method otherwise."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), METHODS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(METHODS)
+        raise InputError(f"unknown method '{name}': {hint}")
+    return METHODS[name]
+
+
+def create(name: str, in_dim: int = 2048, n_classes: int = 2, scales: tuple[int, ...] = (10, 20), **options) -> MIL:
+    """A new model: create("dmsmil", in_dim=2048, n_classes=2, scales=(10, 20), heads=4).
+
+    Raises InputError for an unknown method or option, or when a single-scale method is given several scales.
+    """
+    row = method(name)
+    scales = tuple(scales)
+    if row.takes == "one" and len(scales) != 1:
+        raise InputError(f"{row.title} takes one scale a run, got {list(scales)}: set scale to one of them")
+    known = row.options()
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "known: " + (", ".join(known) or "none")
+            raise InputError(f"unknown option '{key}' of {row.title}: {hint}")
+    return row.load()(in_dim, n_classes, scales, **options)

@@ -1,0 +1,172 @@
+"""DMSMIL, the paper's method, and DAMIL, its single-scale form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dmsmil.files import InputError
+from dmsmil.models import transport
+from dmsmil.models.base import MIL, Output, full_mask, masked_mean
+from dmsmil.models.branches import Branches, check_choices
+
+
+def class_layer(width: int, n_classes: int, head: str) -> nn.Linear:
+    """The classifier of eq. (12): one logit a class (head="ce"), or one logit in all (head="sigmoid", two classes)."""
+    check_choices(head=head)
+    if head == "sigmoid" and n_classes != 2:
+        raise InputError(f"head 'sigmoid' has one logit and so two classes, got {n_classes}: use head 'ce'")
+    return nn.Linear(width, 1 if head == "sigmoid" else n_classes)
+
+
+class BranchedMIL(MIL):
+    """What DMSMIL and DAMIL share: `branches`, one a scale, and `classify`, eq. (12)."""
+
+    branches: Branches
+    classify: nn.Linear
+
+    def geometry(self, mask: Tensor, coords: Tensor | None = None) -> dict[str, Tensor]:
+        """The layout of the slide maps: of the tile positions only their order matters."""
+        return self.branches.geometry(mask)
+
+    @torch.no_grad()
+    def sampling(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> dict[str, Tensor]:
+        """Where attention looks, for figures. L = K cells a map (196 with grid="square").
+
+        reference (B, S, L, 2) and deformed (B, S, L, M, U, 2): r_q and r_q + dr_mqu in cells (x, y), before the border
+        clamps them; attention (B, S, L, M, U): A_mqu. With coords also reference_px and deformed_px: the same points
+        in level-0 pixels, interpolated between tile corners as the features are. With map="tile" the maps are
+        (B, S, K, 16, ...) and have no pixels. Rows of padding mean nothing.
+        """
+        mask = full_mask(bags, mask)
+        return self.branches.sampling(bags, mask, coords, self.geometry(mask))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, d) -> (B, n_classes). One logit z becomes (0, z): its softmax is sigmoid(z), its CE the binary CE."""
+        logits = self.classify(features)
+        return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+
+
+class DAMIL(BranchedMIL):
+    """The single-scale form, DAMIL_10x or DAMIL_20x: deformable attention, eq. (3)-(9), then the classifier (12).
+
+    No transport; the one fusion weight of eq. (11) is 1, so it has no omega. Loss: L_ce. Options as in `DMSMIL`.
+    318,258 parameters at 2048 features and two classes. Raises InputError for several scales or an unknown choice.
+    """
+
+    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
+                 heads: int = 4, points: int = 4, deformable: bool = True, map: str = "slide", grid: str = "fill",
+                 attention: str = "linear", softmax: str = "points", offset: str = "cells", head: str = "ce",
+                 activation: str = "none", score: str = "mass"):
+        super().__init__(in_dim, n_classes, scales)
+        if len(self.scales) != 1:
+            raise InputError(f"DAMIL takes one scale, got {list(self.scales)}: use DMSMIL for several")
+        self.branches = Branches(in_dim, 1, projection_dim=projection_dim, heads=heads, points=points,
+                                 deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
+                                 offset=offset, activation=activation, score=score, shared=False)
+        self.classify = class_layer(projection_dim, n_classes, head)
+
+    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
+                geometry: dict[str, Tensor] | None = None) -> Output:
+        """(B, 1, K, C) -> Output; extras as `Branches` gives them."""
+        mask = full_mask(bags, mask)
+        found = self.branches(bags, mask, geometry or self.geometry(mask))
+        return Output(self.logits(found["pooled"][:, 0]), found.pop("scores"), found)
+
+
+class DMSMIL(BranchedMIL):
+    """Deformable attention inside each scale, transport between the scales, attention fusion of the scales.
+
+        x_j = projection of tile j            w, x^ = deformable attention and mean, eq. (3)-(9)
+        a^s = softmax_s( omega^T tanh(x^s) )  eq. (11);   g = sum_s a^s x^s  eq. (10);   logits = Lin(g)  eq. (12)
+        L_train = L_ot + lam L_ce             eq. (14): lam multiplies L_ce, as printed
+
+    636,386 parameters at 2048 features, two scales, two classes. Where the paper is open, the first choice is the
+    default and the others are its variants:
+
+    projection_dim, heads, points   d, M, U
+    deformable   False: x^ is the mean of x_j (ablation of eq. 3-8)
+    fusion       "attention" eq. (11); "mean": a^s = 1/S
+    ot           "exact" W1, eq. (1)-(2); "none" (ablation); "entropic", "paired", "squared": see `transport.distance`
+    ot_on        eq. (1) on "projection" x_j; "raw": the given features, which leaves L_ot without a gradient (null
+                 control); "unit": x_j / |x_j|
+    map          x~ of eq. (5) is the map of a "slide", one cell a tile; "tile": each feature is its own 4 x 4 map
+                 (projected cell by cell), so that no attention crosses tiles
+    grid         the n tiles "fill" their cells (the last row may stay open); "square": bilinear resampling to 14 x 14
+    attention    "linear" logits from the query, eq. (4); "dot": keys and values, eq. (6)
+    softmax      eq. (4) over the "points" of a head; "all": over heads and points
+    offset       c of eq. (3) is U + 1 "cells", on rings; "dat": s/H with s = 2
+    gate         eq. (11) on "pooled" x^; "projection": on the mean of x_j; "projected": omega^T tanh(V x^ + b)
+    head         eq. (13) "ce" of a logit a class; "sigmoid": one logit
+    shared       one set of weights for all scales instead of one each
+    activation   after the projection: "none", "relu", "gelu", "layernorm", "layernorm_relu"
+    score        of a tile: "mass" sum_m w_mj, which sums to 1 a scale; "norm": sum_m |W_m W'_m w_mj x_j|
+    lam          lambda of eq. (14)
+
+    Raises InputError for fewer than two scales or an unknown choice.
+    """
+
+    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
+                 heads: int = 4, points: int = 4, deformable: bool = True, fusion: str = "attention",
+                 ot: str = "exact", ot_on: str = "projection", map: str = "slide", grid: str = "fill",
+                 attention: str = "linear", softmax: str = "points", offset: str = "cells", gate: str = "pooled",
+                 head: str = "ce", shared: bool = False, activation: str = "none", score: str = "mass",
+                 lam: float = 1.0):
+        super().__init__(in_dim, n_classes, scales)
+        if len(self.scales) < 2:
+            raise InputError(f"DMSMIL takes two scales or more, got {list(self.scales)}: use DAMIL for one")
+        check_choices(fusion=fusion, ot=ot, ot_on=ot_on, gate=gate)
+        self.fusion, self.ot, self.ot_on, self.gate, self.lam = fusion, ot, ot_on, gate, lam
+        self.branches = Branches(in_dim, len(self.scales), projection_dim=projection_dim, heads=heads, points=points,
+                                 deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
+                                 offset=offset, activation=activation, score=score, shared=shared)
+        if fusion == "attention":
+            bound = 1 / math.sqrt(projection_dim)
+            self.omega = nn.Parameter(torch.empty(projection_dim).uniform_(-bound, bound))
+            self.project_gate = nn.Linear(projection_dim, projection_dim) if gate == "projected" else None
+        self.classify = class_layer(projection_dim, n_classes, head)
+
+    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
+                geometry: dict[str, Tensor] | None = None) -> Output:
+        """(B, S, K, C) -> Output; extras as `Branches` gives them, "fusion" a^s (B, S), and what `loss` needs."""
+        mask = full_mask(bags, mask)
+        found = self.branches(bags, mask, geometry or self.geometry(mask))
+        pooled = found["pooled"]  # (B, S, d)
+        fusion = self._fusion(found, mask)  # (B, S)
+        logits = self.logits((fusion.unsqueeze(1) @ pooled).squeeze(1))
+        transported = bags if self.ot_on == "raw" else found["projection"]
+        return Output(logits, found.pop("scores"), found | dict(fusion=fusion, mask=mask, transported=transported))
+
+    def _fusion(self, found: dict[str, Tensor], mask: Tensor) -> Tensor:
+        x = found["pooled"]
+        if self.fusion == "mean":
+            return x.new_full(x.shape[:2], 1 / len(self.scales))
+        if self.gate == "projection":
+            x = masked_mean(found["projection"].unflatten(-1, (-1, x.shape[-1])).mean(-2), mask)
+        if self.project_gate is not None:
+            x = self.project_gate(x)
+        return (x.tanh() @ self.omega).softmax(-1)
+
+    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_ot + lam L_ce, and L_ce, L_ot (0 with ot="none") and spread, detached.
+
+        spread: root mean squared distance of the projected tiles of the batch to their mean, averaged over scales;
+        L_ot alone would shrink it to 0, so it is logged beside it.
+        """
+        ce = F.cross_entropy(output.logits, labels)
+        mask, projection = output.extras["mask"], output.extras["projection"]
+        with torch.no_grad():
+            x, m = projection.transpose(0, 1).flatten(1, 2), mask.transpose(0, 1).flatten(1)  # (S, B K, D), (S, B K)
+            squares = (x - masked_mean(x, m).unsqueeze(1)).square().sum(-1, keepdim=True)
+            spread = masked_mean(squares, m).sqrt().mean()
+        if self.ot == "none":
+            between = torch.zeros_like(ce)
+        else:
+            transported = output.extras["transported"]
+            if self.ot_on == "unit":
+                transported = F.normalize(transported, dim=-1)
+            between = transport.distance(transported, mask, self.ot)
+        return between + self.lam * ce, {"L_ce": ce.detach(), "L_ot": between.detach(), "spread": spread}

@@ -1,0 +1,86 @@
+"""What dmsmil/models/base.py promises of every method, as checks that any method's test can call."""
+
+from __future__ import annotations
+
+import torch
+
+from dmsmil.models import create
+
+DIM = 12
+
+
+def bags_of(lengths, scales: int = 1, dim: int = DIM, seed: int = 0):
+    """Random bags, mask, coords: one slide a length, each padded with rubbish to the longest."""
+    generator = torch.Generator().manual_seed(seed)
+    K = max(lengths)
+    bags = torch.randn(len(lengths), scales, K, dim, generator=generator)
+    mask = (torch.arange(K) < torch.tensor(lengths).unsqueeze(1)).unsqueeze(1).expand(-1, scales, -1)
+    coords = torch.stack([torch.arange(K) % 6, torch.arange(K) // 6], -1) * 1024
+    return bags, mask, coords.expand(len(lengths), scales, -1, -1)
+
+
+def model_of(name: str, scales: int = 1, dim: int = DIM, **options):
+    """A small model in evaluation mode, the same weights every time."""
+    torch.manual_seed(1)
+    return create(name, dim, 2, (10, 20)[:scales], **options).eval()
+
+
+def close(a, b, tolerance: float = 1e-5) -> None:
+    """The two tensors agree."""
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def check_batch_and_padding(model, lengths=(1, 2, 3, 9, 20, 31), scales: int = 1) -> None:
+    """A padded batch gives each slide what it gives alone and unpadded: logits, scores, and the mean of the losses."""
+    bags, mask, coords = bags_of(lengths, scales)
+    labels = torch.arange(len(lengths)) % 2
+    out = model(bags, mask, coords)
+    assert out.logits.shape == (len(lengths), 2) and out.scores.shape == mask.shape
+    assert (out.scores >= 0).all() and (out.scores[~mask] == 0).all()
+    losses = []
+    for b, n in enumerate(lengths):
+        one = model(bags[b:b + 1, :, :n], None, coords[b:b + 1, :, :n])
+        close(out.logits[b:b + 1], one.logits)
+        close(out.scores[b:b + 1, :, :n], one.scores)
+        losses.append(model.loss(one, labels[b:b + 1])[0])
+    close(model.loss(out, labels)[0], torch.stack(losses).mean())
+
+
+def check_gradients(model, sizes=(1, 2, 31), scales: int = 1) -> None:
+    """In training, alone and in a padded batch: a finite loss, finite gradients, and none of them missing."""
+    model.train()
+    for lengths in [(n,) for n in sizes] + [sizes]:
+        bags, mask, coords = bags_of(lengths, scales)
+        model.zero_grad()
+        loss, terms = model.loss(model(bags, mask, coords), torch.arange(len(lengths)) % 2)
+        loss.backward()
+        assert loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values())
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), (name, lengths)
+    model.eval()
+
+
+def check_permutation(model, scales: int = 1, K: int = 20) -> None:
+    """The order of the tiles does not matter; scores follow their tiles."""
+    bags, _, coords = bags_of((K,), scales)
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(3))
+    out, other = model(bags, None, coords), model(bags[:, :, order], None, coords[:, :, order])
+    close(out.logits, other.logits)
+    close(out.scores[:, :, order], other.scores)
+
+
+def check_learns(model, scales: int = 1) -> None:
+    """Forty steps on six slides, half of them with marked tiles, more than halve the loss."""
+    bags, mask, coords = bags_of((20,) * 6, scales, seed=7)
+    labels = torch.arange(6) % 2
+    bags[labels == 1, :, :10, :3] += 3
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    first, _ = model.loss(model(bags, mask, coords), labels)
+    model.train()
+    for _ in range(40):
+        optimiser.zero_grad()
+        model.loss(model(bags, mask, coords), labels)[0].backward()
+        optimiser.step()
+    model.eval()
+    last, _ = model.loss(model(bags, mask, coords), labels)
+    assert last < first / 2
