@@ -156,9 +156,9 @@ def leakage(folds: pd.DataFrame) -> pd.DataFrame:
     for name in [c for c in folds.columns if c.startswith("fold_")]:
         parts = {part: set(rows_.patient_id) for part, rows_ in folds.groupby(name)}
         test, val, train = (parts.get(part, set()) for part in ("test", "val", "train"))
-        rows.append({"fold": name[5:], "train": len(train), "val": len(val), "test": len(test),
+        rows.append({"fold": int(name[5:]), "train": len(train), "val": len(val), "test": len(test),
                      "shared with test": len(test & (train | val)), "shared train/val": len(train & val)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index("fold")
 
 
 def save_cohort(home: str | Path, cohort: pd.DataFrame, folds: pd.DataFrame, failures: list[dict]) -> None:

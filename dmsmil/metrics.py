@@ -81,7 +81,7 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
 
 def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0,
               level: float = 0.95) -> tuple[dict[str, float], dict[str, float]]:
-    """Percentile interval of each metric when patients, not slides, are drawn again with replacement.
+    """Percentile interval of each metric on the pooled predictions, when patients, not slides, are drawn again.
 
     Each class's patients are drawn among themselves, so that no draw lacks a class. With several seeds a slide is
     predicted several times: a drawn patient brings all of its rows, for they are not independent.
@@ -105,7 +105,14 @@ def patient_draws(predictions: pd.DataFrame, draws: int, rng: np.random.Generato
 
 
 def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str = "") -> pd.DataFrame:
-    """ACC, F1 and AUC of weighted rows: weights (draws, rows) -> one row a draw."""
+    """ACC, F1 and AUC of weighted rows: weights (draws, rows) -> one row a draw.
+
+    AUC counts pairs within a run (fold and seed) alone: the probabilities of two models do not share a scale, and
+    comparing them across folds would punish a rule for its folds' different class shares.
+    """
+    run = np.zeros(len(predictions))
+    if "fold" in predictions:
+        run = predictions.groupby(["fold", "seed"]).ngroup().to_numpy()
     classes = class_names(predictions)
     labels, pred = predictions.label.to_numpy(), predictions.pred.to_numpy()
     names = [positive_class(classes, positive)] if len(classes) == 2 else classes
@@ -114,9 +121,11 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
         truth, said, value = labels == name, pred == name, predictions[f"prob_{name}"].to_numpy()
         hits = weights @ (truth & said)
         f1s.append(2 * hits / np.maximum(weights @ truth.astype(float) + weights @ said.astype(float), 1e-12))
+        same = (run[truth, None] == run[None, ~truth]).astype(float)
         above = (value[truth, None] > value[None, ~truth]) + 0.5 * (value[truth, None] == value[None, ~truth])
         up, down = weights[:, truth], weights[:, ~truth]
-        aucs.append(np.einsum("dp,pn,dn->d", up, above, down, optimize=True) / (up.sum(1) * down.sum(1)))
+        pairs = ((up @ same) * down).sum(1)
+        aucs.append(((up @ (same * above)) * down).sum(1) / np.where(pairs > 0, pairs, np.nan))
     return pd.DataFrame({"ACC": weights @ (labels == pred) / weights.sum(1), "F1": np.mean(f1s, 0),
                          "AUC": np.mean(aucs, 0)})
 

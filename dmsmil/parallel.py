@@ -1,4 +1,4 @@
-"""Units of work (one slide, one run) over the processes there are; one broken unit never stops the others."""
+"""Units of work (a slide, a run) over the processes and devices there are; one broken unit never stops the others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+import cv2
 from tqdm import tqdm
 
 from dmsmil.files import DiskFull, InputError
-
-# What every worker imports once, in the server process that workers are forked from.
-_PRELOAD = ["dmsmil.slides", "dmsmil.training"]
 
 
 def usable_cores() -> int:
@@ -53,9 +51,9 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
     """One process pool over `units`; returns the names left undone because a worker died."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload([function.__module__])  # imported once, not once a worker
     todo = list(units)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=initializer, initargs=initargs) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(initializer, initargs)) as pool:
         flying = {}
         try:
             while todo or flying:
@@ -78,6 +76,13 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
     return []
 
 
+def _start(initializer: Callable | None, initargs: tuple) -> None:
+    """One process a core: OpenCV must not start threads of its own in each."""
+    cv2.setNumThreads(1)
+    if initializer:
+        initializer(*initargs)
+
+
 def _attempt(call: Callable) -> tuple[object, BaseException | None]:
     try:
         return call(), None
@@ -90,3 +95,19 @@ def _attempt(call: Callable) -> tuple[object, BaseException | None]:
 def progress(items, total: int, label: str):
     """A progress bar over `items` in a terminal; silent in a notebook, whose stored output has one line a unit."""
     return tqdm(items, total=total, desc=label, unit="", disable=not sys.stderr.isatty(), leave=False)
+
+
+def pick_device(device: str = "auto"):
+    """auto (CUDA when there is one), cpu, cuda or cuda:N -> torch.device; InputError when it is not there."""
+    import torch  # seconds, which only those who compute need to spend
+
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:0")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device '{device}' was asked for, but {torch.cuda.device_count()} CUDA devices are here: "
+                         "use auto or cpu")
+    return place

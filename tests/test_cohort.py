@@ -23,8 +23,8 @@ def write(tmp_path):
 
 def cohort(patients=20, second_slides=5, classes=("a", "b")):
     """patients alternating between classes, the first `second_slides` of them with two slides."""
-    rows = [dict(slide_id=f"s{p}-{i}", patient_id=f"p{p:03d}", label=classes[p % len(classes)], site="", path="", mpp=0.0)
-            for p in range(patients) for i in range(1 + (p < second_slides))]
+    rows = [dict(slide_id=f"s{p}-{i}", patient_id=f"p{p:03d}", label=classes[p % len(classes)], site="", path="",
+                 mpp=0.0) for p in range(patients) for i in range(1 + (p < second_slides))]
     return pd.DataFrame(rows)
 
 
@@ -44,7 +44,8 @@ def test_a_slide_id_may_carry_its_suffix_and_dots(write, tmp_path):
 def test_path_column_and_slides_folder(write, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/one.tif").touch()
-    table = write(files=False, slide_id=["x", "y"], patient_id=["p", "q"], label=["a", "b"], path=["deep/one.tif", "one.tif"])
+    table = write(files=False, slide_id=["x", "y"], patient_id=["p", "q"], label=["a", "b"],
+                  path=["deep/one.tif", "one.tif"])
     frame, failures = load_cohort(table, tmp_path / "deep")
     assert not failures and len(frame) == 2
 
@@ -56,7 +57,7 @@ def test_path_column_and_slides_folder(write, tmp_path):
     (dict(patient_id=["p1", "p2", "p2", "p4"], label=["x", "x", "y", "y"]), "is in two classes"),
 ])
 def test_a_bad_row_is_left_out_with_its_reason(write, change, reason):
-    columns = dict(slide_id=["a", "b", "c", "d"], patient_id=["p1", "p2", "p3", "p4"], label=["x", "x", "y", "y"]) | change
+    columns = dict(slide_id=list("abcd"), patient_id=["p1", "p2", "p3", "p4"], label=["x", "x", "y", "y"]) | change
     frame, failures = load_cohort(write(**columns))
     assert failures and all(reason in row["reason"] for row in failures)
     assert len(frame) + len(failures) == 4

@@ -7,8 +7,20 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from dmsmil.cohort import make_folds
 from dmsmil.files import InputError
-from dmsmil.metrics import (bootstrap, calibration, confusion, draw_metrics, majority_predictions, patient_draws,
-                            positive_class, predictions_table, roc_points, score, score_by_fold, summarise)
+from dmsmil.metrics import (
+    bootstrap,
+    calibration,
+    confusion,
+    draw_metrics,
+    majority_predictions,
+    patient_draws,
+    positive_class,
+    predictions_table,
+    roc_points,
+    score,
+    score_by_fold,
+    summarise,
+)
 
 CLASSES = ["IDC", "ILC"]
 
@@ -61,7 +73,7 @@ def test_the_papers_majority_arithmetic():
 
 
 def test_weighted_draws_equal_repeating_rows():
-    t = table(40)
+    t = table(40).assign(fold=0)
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 3, (5, len(t))).astype(float)
     fast = draw_metrics(t, weights, "ILC")
@@ -69,6 +81,15 @@ def test_weighted_draws_equal_repeating_rows():
         repeated = t.loc[t.index.repeat(w.astype(int))]
         slow = score(repeated, "ILC")
         assert (row.ACC, row.F1, row.AUC) == pytest.approx((slow["ACC"], slow["F1"], slow["AUC"]))
+
+
+def test_auc_of_a_draw_compares_within_a_run_only():
+    """Two folds whose models are both perfect, on different scales: pooled AUC would deny it."""
+    p = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.6, 0.7, 0.8, 0.9])
+    t = pd.concat([predictions_table([f"{f}{i}" for i in range(4)], [f"p{f}{i}" for i in range(4)],
+                                     np.array(["IDC", "IDC", "ILC", "ILC"]), np.stack([1 - v, v], 1), CLASSES)
+                   .assign(fold=f, seed=0) for f, v in enumerate(p)], ignore_index=True)
+    assert draw_metrics(t, np.ones((1, 8))).AUC[0] == 1.0 and score(t)["AUC"] < 1.0
 
 
 def test_draws_take_whole_patients_and_keep_the_classes():
@@ -83,7 +104,7 @@ def test_interval_holds_the_estimate_narrows_with_data_and_repeats():
     small, large = table(40, 1), table(400, 1)
     for t in (small, large):
         low, high = bootstrap(t, draws=300)
-        assert all(low[m] <= score(t)[m] <= high[m] for m in low)
+        assert all(low[m] <= score_by_fold(t)[m].mean() <= high[m] for m in low)
     width = [bootstrap(t, draws=300)[1]["AUC"] - bootstrap(t, draws=300)[0]["AUC"] for t in (small, large)]
     assert width[1] < width[0] / 2
     assert bootstrap(small, draws=50, seed=4) == bootstrap(small, draws=50, seed=4)
@@ -100,7 +121,8 @@ def test_slides_of_one_patient_do_not_narrow_the_interval():
 def test_summary_is_mean_and_deviation_over_folds():
     t = table()
     by_fold, said = score_by_fold(t), summarise(t, draws=20)
-    assert said["ACC_mean"] == pytest.approx(np.mean(by_fold.ACC)) and said["ACC_std"] == pytest.approx(np.std(by_fold.ACC, ddof=1))
+    assert said["ACC_mean"] == pytest.approx(np.mean(by_fold.ACC))
+    assert said["ACC_std"] == pytest.approx(np.std(by_fold.ACC, ddof=1))
 
 
 def test_confusion_has_names_and_counts_all():

@@ -1,0 +1,43 @@
+"""Shared fixtures: one smoke study, run as a newcomer would run it, for all tests that look at its results."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share two cores
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def dmsmil(*args, **kwargs):
+    """The `dmsmil` command, typed from the project's folder."""
+    return subprocess.run([sys.executable, "-m", "dmsmil.study", *map(str, args)], cwd=ROOT, text=True,
+                          capture_output=True, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, request):
+    """(folder of the finished smoke study, what the command said). Run once for all workers of a session."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "smoke-study"
+    from filelock import FileLock
+
+    with FileLock(f"{shared}.lock"):
+        said = shared / "said.txt"
+        if not said.exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", shared)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.write_text(done.stdout)
+    return shared / "smoke", said.read_text()
+
+
+def assert_one_line(caught, name):
+    """An InputError as promised: one line that names the thing and no place on this machine."""
+    text = str(caught.value)
+    assert "\n" not in text and name in text and len(text) < 300
+    assert str(Path(__file__).parent) not in text and "/tmp" not in text
