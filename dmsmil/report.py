@@ -1,0 +1,128 @@
+"""Tables and the sentences that follow from them: what a study found, said from its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from dmsmil.files import InputError, fingerprint, read_failures, read_json, write_csv
+from dmsmil.metrics import METRICS, majority_predictions, summarise
+from dmsmil.training import Runs, colour_predictions
+
+COLLAPSED = "collapsed"
+
+
+def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = "") -> pd.DataFrame:
+    """One row a method, the colour baseline and the always-majority rule below: what each number is worth.
+
+    Columns: name, <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled
+    out-of-fold predictions) for ACC, F1 and AUC, runs, collapsed (how many runs).
+    """
+    rows = [{"name": run_name(r), **summarise(r.predictions, positive), "runs": len(r.records),
+             COLLAPSED: r.collapsed} for r in runs]
+    for name, predictions in (("six colour numbers", colour_predictions(bags, folds)),
+                              ("always the majority", majority_predictions(folds))):
+        rows.append({"name": name, **summarise(predictions, positive),
+                     "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0})
+    return pd.DataFrame(rows)
+
+
+def run_name(runs: Runs) -> str:
+    """How a run is called in tables: the method, its scale where it has only one, and options that are not default."""
+    config = runs.config
+    scales = f" {config.scales[0]}x" if len(config.scales) == 1 else ""
+    options = "".join(f", {k}={v}" for k, v in sorted(config.options.items()))
+    return f"{config.method.upper()}{scales}{options}"
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """A result table to read: mean ± deviation [95 % interval]; a collapsed row says so instead of pretending."""
+    shown = pd.DataFrame({"": table.name})
+    for metric in METRICS:
+        shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
+                         table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
+    shown["note"] = ["" if not c else f"{c} of {n} runs collapsed" for c, n in zip(table[COLLAPSED], table.runs)]
+    return shown.set_index("")
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Markdown: what the first row of a result table is worth beside the baselines below it."""
+    first = table.iloc[0]
+    lines = []
+    if first[COLLAPSED]:
+        lines.append(f"**{first['name']} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
+                     "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
+    for name in ("six colour numbers", "always the majority"):
+        other = table[table.name == name].iloc[0]
+        metric = "AUC" if name.startswith("six") else "ACC"
+        mine, theirs = first[f"{metric}_mean"], other[f"{metric}_mean"]
+        word = "above" if mine > theirs else "not above"
+        lines.append(f"{first['name']} is {word} *{name}*: {metric} {mine:.3f} against {theirs:.3f}.")
+    low, high = first.AUC_low, first.AUC_high
+    sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
+    lines.append(f"The 95 % interval of its AUC, [{low:.2f}, {high:.2f}], {sure} 0.5, which is guessing.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame:
+    """Write tables/<name>.csv of a study and return the table."""
+    write_csv(table, Path(home) / "tables" / f"{name}.csv", digits=6)
+    return table
+
+
+def failures_table(home: str | Path) -> pd.DataFrame:
+    """What failed in a study: unit, stage, reason."""
+    return read_failures(home)[["unit", "stage", "reason"]]
+
+
+def saved_tables(home: str | Path, pattern: str = "*") -> dict[str, pd.DataFrame]:
+    """The tables a study has written, by name."""
+    return {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))}
+
+
+def save_run_tables(home: str | Path, runs: Runs, table: pd.DataFrame) -> str:
+    """Write the result table and the pooled predictions of a method; returns the stem their figures share."""
+    config = runs.config
+    stem = f"03_{config.method}" + (f"_{config.scales[0]}x" if len(config.scales) == 1 else "")
+    save_table(table, home, f"{stem}_results")
+    save_table(runs.predictions, home, f"{stem}_predictions")
+    return stem
+
+
+def saved_results(home: str | Path) -> pd.DataFrame:
+    """The result tables of all methods trained so far as one, each baseline once, below."""
+    tables = saved_tables(home, "03_*_results")
+    if not tables:
+        raise InputError("the study has no result table yet: run 03_train first")
+    order = sorted(tables, key=lambda name: (not name.startswith("03_dmsmil"), name))
+    table = pd.concat([tables[name] for name in order]).drop_duplicates("name", keep="last")
+    return table.reset_index(drop=True)
+
+
+def saved_settings(home: str | Path) -> pd.DataFrame:
+    """The parameters a study was run with, from its params.yaml."""
+    path = Path(home) / "params.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name="parameter"))
+
+
+def saved_environment(home: str | Path) -> pd.DataFrame:
+    """What a study ran on, from its environment.json: processor, memory, GPU, Python, and the packages' versions."""
+    found = read_json(Path(home) / "environment.json")
+    values = {key: value for key, value in found.items() if key != "packages"} | found["packages"]
+    return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name=""))
+
+
+def run_ledger(home: str | Path) -> pd.DataFrame:
+    """All finished runs of a study by configuration: runs, collapsed, parameters, median seconds a run."""
+    records = [read_json(path) for path in sorted((Path(home) / "runs").glob("*/*/config.json"))]
+    rows = pd.DataFrame([{"method": r["config"]["method"], "scales": "+".join(f"{s}x" for s in r["config"]["scales"]),
+                          "epochs": r["config"]["epochs"], "parameters": r["parameters"], "seconds": r["seconds"],
+                          "device": r["device"], COLLAPSED: r[COLLAPSED], "key": fingerprint(r["config"])}
+                         for r in records])
+    keys = ["method", "scales", "epochs", "parameters", "device", "key"]
+    table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
+                                   seconds=("seconds", "median")).reset_index()
+    return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
