@@ -1,0 +1,121 @@
+"""What would go wrong with a study, said in seconds before hours are spent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.cohort import load_cohort, make_folds
+from dmsmil.encoders import check_encoder
+from dmsmil.files import InputError, one_line
+from dmsmil.metrics import positive_class
+from dmsmil.models import create, method
+from dmsmil.parallel import pick_device
+from dmsmil.slides import open_slide
+
+Finding = tuple[bool, str]  # (all well, one line)
+
+
+def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
+    """Yield (all well, line) for each thing looked at: cohort, slides, folds, encoder, method, device, disk, memory."""
+    if params["cohort"] == "demo":
+        classes, slides = None, round(params["demo_patients"] * 1.3)
+        yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)"
+    else:
+        cohort = None
+        for good, line, cohort in _cohort(params, resolve):
+            yield good, line
+        if cohort is None:
+            return
+        classes, slides = sorted(cohort.label.unique()), len(cohort)
+        yield from _slides(cohort, params["mpp"])
+        yield _attempt("folds", lambda: _folds(cohort, params))
+    dim = 2048
+    try:
+        weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
+        dim = check_encoder(params["encoder"], weights)
+        yield True, f"encoder  {params['encoder']}: its weights are within reach, {dim} numbers a tile"
+    except InputError as error:
+        yield False, f"encoder  {one_line(error)}"
+    yield _attempt("method", lambda: _method(params, dim, classes))
+    yield _attempt("device", lambda: str(pick_device(params["device"])))
+    yield from _room(params, slides, dim, resolve)
+
+
+def _attempt(what: str, call: Callable[[], str]) -> Finding:
+    try:
+        return True, f"{what:<9}{call()}"
+    except InputError as error:
+        return False, f"{what:<9}{one_line(error)}"
+
+
+def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
+    try:
+        cohort, failures = load_cohort(resolve(params["cohort"]), resolve(params["slides"]) if params["slides"] else "")
+    except InputError as error:
+        yield False, f"cohort   {one_line(error)}", None
+        return
+    for row in failures:
+        yield False, f"slide    {row['unit']}: {row['reason']}", cohort
+    counts = cohort.groupby("label").agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
+    words = "; ".join(f"{label} {row.patients} patients, {row.slides} slides" for label, row in counts.iterrows())
+    yield True, f"cohort   {words}", cohort
+
+
+def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
+    """Open every slide: its format, its magnification, its warnings."""
+    def look(row) -> list[str]:
+        try:
+            with open_slide(row.path, row.mpp or mpp) as slide:
+                return [(True, text) for text in slide.warnings]
+        except InputError as error:
+            return [(False, one_line(error))]
+
+    rows = list(cohort.itertuples())
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(look, rows))
+    for row, lines in zip(rows, said):
+        for good, line in lines:
+            yield good, f"slide    {row.slide_id}: {'note: ' if good else ''}{line}"
+    bad = sum(not good for lines in said for good, _ in lines)
+    yield True, f"slides   {len(rows) - bad} of {len(rows)} open, with a magnification"
+
+
+def _folds(cohort: pd.DataFrame, params: dict) -> str:
+    make_folds(cohort, params["folds"], params["seed"], params["val_share"])
+    return f"{params['folds']} patient-level folds, stratified by class"
+
+
+def _method(params: dict, dim: int, classes: list[str] | None) -> str:
+    row, scales = method(params["method"]), tuple(params["scales"])
+    chosen = (params["scale"],) if params["scale"] else scales
+    if params["scale"] and params["scale"] not in scales:
+        raise InputError(f"scale is {params['scale']}, but scales is {list(scales)}")
+    create(params["method"], dim, len(classes or [0, 1]), chosen, **params["options"])
+    if classes:
+        positive_class(classes, params["positive"])
+    return f"{row.title} at {' + '.join(f'{s}x' for s in chosen)}, {len(params['seeds'])} seed(s) a fold"
+
+
+def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:
+    """Disk for the features, memory for the bags."""
+    features = slides * params["k"] * len(params["scales"]) * dim * 4
+    demo = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] == "demo" else 0
+    folder = resolve(params["outputs"])
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = features * 1.2 + demo + 2e8, shutil.disk_usage(folder).free
+    yield free > needed, f"disk     about {_size(needed)} needed, {_size(free)} free"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = features < memory / 2
+    yield True, (f"memory   {_size(features)} of features, {_size(memory)} in the machine: "
+                 + ("held in memory" if fits else "memory-mapped from the disk, slower"))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
