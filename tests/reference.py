@@ -8,7 +8,6 @@ output, by name. The exit status is 1 when an error exceeds TOLERANCE or no file
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +16,8 @@ from torch.nn import functional as F
 from dmsmil.models import create
 from dmsmil.models.clam import instance_loss, select_instances
 from tests.golden import gradient_errors, load, load_into, part, setting, tensor, worst
+from tests.reference_deform import CHECKS as DEFORM_CHECKS
+from tests.reference_grid import CHECKS as GRID_CHECKS
 
 TOLERANCE = 1e-5  # absolute; input gradients are stored in float32
 
@@ -176,11 +177,7 @@ def check_dtfd(npz: dict) -> dict[str, float]:
 
 
 CHECKS = {"abmil": check_abmil, "clam": check_clam, "dsmil": check_dsmil, "multiattn": check_multiattn,
-          "dtfd": check_dtfd}
-if find_spec("tests.reference_grid"):
-    from tests.reference_grid import CHECKS as GRID_CHECKS
-
-    CHECKS |= GRID_CHECKS
+          "dtfd": check_dtfd, **GRID_CHECKS, **DEFORM_CHECKS}
 
 
 def check_for(path):

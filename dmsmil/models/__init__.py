@@ -51,6 +51,7 @@ METHODS = {m.name: m for m in [
     Method("amgcfn", "AMGCFN", "amgcfn:AMGCFN", "many", "Zhou et al., IEEE TGRS 2023"),
     Method("meanpool", "Mean pooling", "pooling:MeanPool", "any", "baseline"),
     Method("maxpool", "Max pooling", "pooling:MaxPool", "any", "baseline"),
+    Method("topk", "Top-k pooling", "topk:TopK", "any", "baseline, and the example to copy"),
 ]}
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.amgcfn import ConvUnit, CrossFusion, adjacency
-from tests.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
+from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 
 SMALL = dict(g=4, ch=8)
 

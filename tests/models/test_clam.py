@@ -7,8 +7,15 @@ from torch.nn import functional as F
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.clam import instance_loss, select_instances, smooth_svm
-from tests.models.contract import (
-    bags_of, check_batch_and_padding, check_gradients, check_learns, check_permutation, close, model_of)
+from dmsmil.models.contract import (
+    bags_of,
+    check_batch_and_padding,
+    check_gradients,
+    check_learns,
+    check_permutation,
+    close,
+    model_of,
+)
 
 
 @pytest.mark.parametrize("name,options,count", [

@@ -1,20 +1,12 @@
-"""Deformable attention: bilinear reading, the layout of the map, the weight map, golden vectors of two codes."""
+"""Deformable attention: bilinear reading, the layout of the map, the weight map."""
 
-import math
 
 import pytest
 import torch
 
 from dmsmil.files import InputError
-from dmsmil.models.deformable import DeformableAttention, ScaleLinear, corners, full_maps, lay_out
-from tests.golden import FOLDER, load, setting, tensor, worst
+from dmsmil.models.deformable import DeformableAttention, ScaleLinear, corners, lay_out
 from tests.naive_dmsmil import read
-
-DETR, DAT = FOLDER / "deform_detr.npz", FOLDER / "dat.npz"
-
-
-def golden(path):
-    return pytest.mark.skipif(not path.exists(), reason=f"no ../shared/reference/{path.name} beside this checkout")
 
 
 def attention_of(seed=0, groups=1, dim=8, heads=2, points=3, offset="cells", attention="linear", softmax="points"):
@@ -172,78 +164,3 @@ def test_passed_is_what_mix_adds():
 def test_sizes_that_do_not_fit(dim, heads, points):
     with pytest.raises(InputError, match="heads"):
         DeformableAttention(1, dim, heads, points, "cells", "linear", "points")
-
-
-def framed(values, height, width, frame):
-    """(N, H W, ...) -> the map in a frame of zero cells: our border then reads the zeros Deformable DETR reads."""
-    shape = values.shape[2:]
-    outer = values.new_zeros(len(values), height + 2 * frame, width + 2 * frame, *shape)
-    outer[:, frame:-frame, frame:-frame] = values.view(len(values), height, width, *shape)
-    return outer.flatten(1, 2)
-
-
-@golden(DETR)
-def test_golden_deformable_detr_core():
-    npz = load(DETR)
-    height, width = setting(npz, "H"), setting(npz, "W")
-    value = tensor(npz, "in/value").requires_grad_()  # (N, H W, M, d)
-    location = tensor(npz, "in/sampling_locations").requires_grad_()  # (N, Q, M, 1, U, 2)
-    maps = full_maps(height + 4, width + 4, (1, len(value)), None)
-    x, y = location[..., 0, :, 0] * width - 0.5 + 2, location[..., 0, :, 1] * height - 0.5 + 2  # (N, Q, M, U)
-    index, weight = (part[0] for part in corners(x[None], y[None], maps))
-    outer = framed(value, height, width, 2)
-    slides, heads = torch.arange(len(value)).view(-1, 1, 1, 1, 1), torch.arange(value.shape[2]).view(1, 1, -1, 1, 1)
-    sampled = (outer[slides, index, heads] * weight[..., None]).sum(-2)  # (N, Q, M, U, d)
-    core = (sampled * tensor(npz, "in/attention_weights")[..., 0, :, None]).sum(-2).flatten(2)
-    assert worst(core, npz["out/core"]) < 1e-12
-    core.square().mean().backward()
-    assert worst(value.grad, npz["gradin/core_mean_square/value"]) < 1e-8  # these are stored in float32
-    assert worst(location.grad, npz["gradin/core_mean_square/sampling_locations"]) < 1e-8
-
-
-@golden(DETR)
-def test_golden_deformable_detr_module_pooled():
-    """The mean over queries of the official module's output is our mix of its weight map."""
-    npz = load(DETR)
-    height, width, heads, points = (setting(npz, name) for name in ("H", "W", "heads", "points"))
-    layer = DeformableAttention(1, setting(npz, "d_model"), heads, points, "cells", "linear", "points").double()
-    with torch.no_grad():
-        for ours, theirs in ((layer.value, "value_proj"), (layer.output, "output_proj")):
-            ours.weight[0] = tensor(npz, f"state/{theirs}.weight").T
-            ours.bias[0] = tensor(npz, f"state/{theirs}.bias")
-    tokens = tensor(npz, "in/tokens")
-    number, queries, _ = tokens.shape
-    offset = tensor(npz, "out/module_offsets_in_cells").view(number, queries, heads, points, 2)
-    attention = tensor(npz, "out/module_attention_logits").view(number, queries, heads, points).softmax(-1)
-    centre = tensor(npz, "in/reference_points").view(number, queries, 1, 1, 2) * torch.tensor([width, height]) - 0.5
-    where = centre + offset + 2
-    maps = full_maps(height + 4, width + 4, (1, number), None)
-    index, weight = (part[0] for part in corners(where[None, ..., 0], where[None, ..., 1], maps))
-    mass = attention[..., None] * weight / queries
-    w = torch.stack([torch.zeros(number, (height + 4) * (width + 4), dtype=torch.float64)
-                     .scatter_add(1, index[:, :, m].flatten(1), mass[:, :, m].flatten(1)) for m in range(heads)], 1)
-    w = w * framed(torch.ones(number, queries, dtype=torch.float64), height, width, 2)[:, None]
-    pooled = layer.mix((w @ framed(tokens, height, width, 2))[None], w.sum(-1)[None])[0]
-    assert worst(pooled, npz["out/module"].mean(1)) < 1e-12
-
-
-@golden(DAT)
-def test_golden_dat_offset_is_one_cell():
-    npz = load(DAT)
-    height, width, groups = setting(npz, "H"), setting(npz, "W"), setting(npz, "groups")
-    layer = DeformableAttention(1, 2 * groups, groups, 1, "dat", "linear", "points").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.zero_()
-        layer.query.weight[0] = torch.eye(2 * groups)
-        layer.plan.weight[0, :, :2 * groups] = torch.eye(2 * groups)
-    raw = tensor(npz, "out/conv_offset_output").view(-1, groups, 2, height * width)  # channels (y, x)
-    x = raw.flip(2).permute(0, 3, 1, 2).flatten(2)[None]  # (1, N, H W, groups * (x, y))
-    samples = layer.sample(x, full_maps(height, width, (1, x.shape[1]), None))
-    moved = tensor(npz, "out/sampling_positions_yx") - tensor(npz, "out/reference_yx")  # (N, groups, H, W, 2), [-1, 1]
-    moved = moved * (torch.tensor([height, width]) - 1) / 2  # align_corners=True there: n - 1 cells
-    cells = torch.arange(height * width)
-    row, column = (cells // width)[:, None], (cells % width)[:, None]
-    found = torch.stack([samples.y[0, ..., 0] - row, samples.x[0, ..., 0] - column], -1)
-    assert worst(found.transpose(1, 2).unflatten(2, (height, width)), moved) < 1e-12
-    assert math.isclose(moved.abs().max(), 1, abs_tol=0.2)  # the factor was put to the test

@@ -7,9 +7,16 @@ from torch.nn import functional as F
 
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
+from dmsmil.models.contract import (
+    bags_of,
+    check_batch_and_padding,
+    check_gradients,
+    check_learns,
+    check_permutation,
+    close,
+    model_of,
+)
 from dmsmil.models.dtfd import deal
-from tests.models.contract import (
-    bags_of, check_batch_and_padding, check_gradients, check_learns, check_permutation, close, model_of)
 
 MODES = [dict(distill="AFS"), dict(distill="MaxS"), dict(distill="MaxMinS"), dict(distill="MaxMinS", total_instance=12)]
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dmsmil.files import InputError
+from dmsmil.models.contract import close
 from dmsmil.models.grid import CellConv, CellNorm, grid_shape, grids
-from tests.models.contract import close
 
 
 def test_grid_shape():

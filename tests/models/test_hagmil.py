@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.clam import instance_loss
-from tests.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
+from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 
 SMALL = dict(hidden_dims=(16, 24, 8, 16), size=(12, 6), k_sample=3)
 

@@ -5,8 +5,8 @@ import torch
 
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
+from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 from dmsmil.models.hifuse import GlobalBlock
-from tests.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 
 SMALL = dict(embed_dim=16, window_size=3)
 

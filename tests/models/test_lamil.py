@@ -5,9 +5,16 @@ import torch
 
 from dmsmil.files import InputError
 from dmsmil.models import count_parameters, create
+from dmsmil.models.contract import (
+    bags_of,
+    check_batch_and_padding,
+    check_gradients,
+    check_learns,
+    check_permutation,
+    close,
+    model_of,
+)
 from dmsmil.models.lamil import nearest, neighbourhood
-from tests.models.contract import (
-    bags_of, check_batch_and_padding, check_gradients, check_learns, check_permutation, close, model_of)
 
 SMALL = dict(latent_dim=16, num_heads=4, k=(3, 6))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dmsmil.files import InputError
+from dmsmil.models.contract import close
 from dmsmil.models.nystrom import NystromAttention, by_count
-from tests.models.contract import close
 
 
 def plain(layer: NystromAttention, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

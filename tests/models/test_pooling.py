@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from dmsmil.models import count_parameters, create
-from tests.models.contract import (
-    bags_of, check_batch_and_padding, check_gradients, check_learns, check_permutation, close, model_of)
+from dmsmil.models.contract import (
+    bags_of,
+    check_batch_and_padding,
+    check_gradients,
+    check_learns,
+    check_permutation,
+    close,
+    model_of,
+)
 
 
 @pytest.mark.parametrize("name", ["meanpool", "maxpool"])

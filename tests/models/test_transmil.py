@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dmsmil.models import count_parameters, create
+from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 from dmsmil.models.transmil import PPEG
-from tests.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 
 
 def test_parameters():

@@ -1,10 +1,14 @@
-"""What dmsmil/models/base.py promises of every method, as checks that any method's test can call."""
+"""What base.py promises of every method, as checks for any method, those of the registry and one's own.
+
+`check_contract("your_method")` runs them all and says which promises are kept.
+"""
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
-from dmsmil.models import create
+from dmsmil.models import create, method
 
 DIM = 12
 
@@ -25,6 +29,12 @@ def model_of(name: str, scales: int = 1, dim: int = DIM, **options):
     return create(name, dim, 2, (10, 20)[:scales], **options).eval()
 
 
+def demand(condition, otherwise: str) -> None:
+    """Raise AssertionError(otherwise) unless the condition holds."""
+    if not bool(condition):
+        raise AssertionError(otherwise)
+
+
 def close(a, b, tolerance: float = 1e-5) -> None:
     """The two tensors agree."""
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
@@ -32,11 +42,12 @@ def close(a, b, tolerance: float = 1e-5) -> None:
 
 def check_batch_and_padding(model, lengths=(1, 2, 3, 9, 20, 31), scales: int = 1) -> None:
     """A padded batch gives each slide what it gives alone and unpadded: logits, scores, and the mean of the losses."""
-    bags, mask, coords = bags_of(lengths, scales)
+    bags, mask, coords = bags_of(lengths, scales, model.in_dim)
     labels = torch.arange(len(lengths)) % 2
     out = model(bags, mask, coords)
-    assert out.logits.shape == (len(lengths), 2) and out.scores.shape == mask.shape
-    assert (out.scores >= 0).all() and (out.scores[~mask] == 0).all()
+    demand(out.logits.shape == (len(lengths), 2), f"logits are {tuple(out.logits.shape)}, not (B, n_classes)")
+    demand(out.scores.shape == mask.shape, f"scores are {tuple(out.scores.shape)}, not (B, S, K)")
+    demand((out.scores >= 0).all() and (out.scores[~mask] == 0).all(), "scores are negative, or not 0 on padding")
     losses = []
     for b, n in enumerate(lengths):
         one = model(bags[b:b + 1, :, :n], None, coords[b:b + 1, :, :n])
@@ -50,28 +61,47 @@ def check_gradients(model, sizes=(1, 2, 31), scales: int = 1) -> None:
     """In training, alone and in a padded batch: a finite loss, finite gradients, and none of them missing."""
     model.train()
     for lengths in [(n,) for n in sizes] + [sizes]:
-        bags, mask, coords = bags_of(lengths, scales)
+        bags, mask, coords = bags_of(lengths, scales, model.in_dim)
         model.zero_grad()
         loss, terms = model.loss(model(bags, mask, coords), torch.arange(len(lengths)) % 2)
         loss.backward()
-        assert loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values())
+        demand(loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values()),
+               f"the loss of bags of {lengths} tiles is not finite, or its terms are not detached")
         for name, parameter in model.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), (name, lengths)
+            demand(parameter.grad is not None and parameter.grad.isfinite().all(),
+                   f"the gradient of {name} is missing or not finite on bags of {lengths} tiles")
     model.eval()
 
 
 def check_permutation(model, scales: int = 1, K: int = 20) -> None:
     """The order of the tiles does not matter; scores follow their tiles."""
-    bags, _, coords = bags_of((K,), scales)
+    bags, _, coords = bags_of((K,), scales, model.in_dim)
     order = torch.randperm(K, generator=torch.Generator().manual_seed(3))
     out, other = model(bags, None, coords), model(bags[:, :, order], None, coords[:, :, order])
     close(out.logits, other.logits)
     close(out.scores[:, :, order], other.scores)
 
 
+def check_contract(name: str, **options) -> pd.DataFrame:
+    """Every promise of the contract for a method of the registry: columns promise, kept, and what broke it."""
+    scales = 1 if method(name).takes == "one" else 2
+    dim = 64  # a multiple of what any method asks for
+    checks = {"a padded batch gives what its slides give alone": check_batch_and_padding,
+              "gradients are finite on bags of 1, 2 and 31 tiles": check_gradients,
+              "it learns what is planted": check_learns}
+    rows = []
+    for promise, check in checks.items():
+        try:
+            check(model_of(name, scales, dim, **options), scales=scales)
+            rows.append({"promise": promise, "kept": True, "why not": ""})
+        except Exception as error:
+            rows.append({"promise": promise, "kept": False, "why not": " ".join(str(error).split())[:120]})
+    return pd.DataFrame(rows).set_index("promise")
+
+
 def check_learns(model, scales: int = 1) -> None:
     """Forty steps on six slides, half of them with marked tiles, more than halve the loss."""
-    bags, mask, coords = bags_of((20,) * 6, scales, seed=7)
+    bags, mask, coords = bags_of((20,) * 6, scales, model.in_dim, seed=7)
     labels = torch.arange(6) % 2
     bags[labels == 1, :, :10, :3] += 3
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -83,4 +113,4 @@ def check_learns(model, scales: int = 1) -> None:
         optimiser.step()
     model.eval()
     last, _ = model.loss(model(bags, mask, coords), labels)
-    assert last < first / 2
+    demand(last < first / 2, f"forty steps took the loss only from {first:.3f} to {last:.3f}")
