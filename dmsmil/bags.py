@@ -127,6 +127,31 @@ class Bags:
             self.x = _mapped(self.file)
 
 
+def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0.5, signal: float = 1.0, seed: int = 0,
+             scales: tuple[int, ...] = (10, 20)) -> Bags:
+    """Bags of random numbers whose class is planted: for walkthroughs and tests, seconds instead of slides.
+
+    In class "b", `share` of a slide's tiles, at random places, are shifted by `signal` in the first channel, at every
+    scale. Every third slide has a quarter fewer tiles. Tiles lie on a grid eight wide.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(slides) % 2
+    x = rng.normal(size=(slides, len(scales), k, channels)).astype(np.float32)
+    mask = np.ones((slides, len(scales), k), bool)
+    mask[::3, :, k - k // 4:] = False
+    for row in np.flatnonzero(labels):
+        tiles = int(mask[row, 0].sum())
+        x[row, :, rng.permutation(tiles)[:max(1, round(share * tiles))], 0] += signal
+    x[~mask] = 0
+    coords = np.stack([np.arange(k) % 8, np.arange(k) // 8], -1).astype(np.int64) * 1024
+    names = [f"{row:03d}" for row in range(slides)]
+    return Bags(torch.from_numpy(x), torch.from_numpy(mask),
+                torch.from_numpy(coords).expand(slides, len(scales), k, 2).contiguous(), torch.from_numpy(labels),
+                ["a", "b"], [f"slide{n}" for n in names], [f"patient{n}" for n in names], scales,
+                colour=torch.from_numpy(rng.normal(size=(slides, 6)).astype(np.float32)),
+                identity=fingerprint(["toy", slides, k, channels, share, signal, seed, list(scales)]))
+
+
 def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
               in_memory: bool | str = "auto", foreign: bool = False) -> Bags:
     """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.

@@ -128,6 +128,13 @@ def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     return table
 
 
+def bag_folds(bags, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """`make_folds` for bags that have no cohort table, such as toy bags."""
+    labels = [bags.classes[label] for label in bags.labels]
+    return make_folds(pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": labels}),
+                      folds, seed)
+
+
 def _validation(labels: pd.Series, rows: np.ndarray, share: float, seed: int) -> np.ndarray:
     """The rows of the inner validation part: at least one patient of each class, or none at all."""
     n_classes = labels.nunique()

@@ -97,9 +97,12 @@ def _method(params: dict, dim: int, classes: list[str] | None) -> str:
     if params["scale"] and params["scale"] not in scales:
         raise InputError(f"scale is {params['scale']}, but scales is {list(scales)}")
     create(params["method"], dim, len(classes or [0, 1]), chosen, **params["options"])
+    for entry in params["methods"]:
+        method(next(iter(entry)) if isinstance(entry, dict) else entry)
     if classes:
         positive_class(classes, params["positive"])
-    return f"{row.title} at {' + '.join(f'{s}x' for s in chosen)}, {len(params['seeds'])} seed(s) a fold"
+    return (f"{row.title} at {' + '.join(f'{s}x' for s in chosen)}, {len(params['seeds'])} seed(s) a fold; "
+            f"{len(params['methods'])} methods compared")
 
 
 def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:

@@ -18,14 +18,18 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = ""
     """One row a method, the colour baseline and the always-majority rule below: what each number is worth.
 
     Columns: name, <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled
-    out-of-fold predictions) for ACC, F1 and AUC, runs, collapsed (how many runs).
+    out-of-fold predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the
+    median run's time by its epochs; 0 for what is not trained by epochs).
     """
-    rows = [{"name": run_name(r), **summarise(r.predictions, positive), "runs": len(r.records),
-             COLLAPSED: r.collapsed} for r in runs]
+    rows = [{"name": name, **summarise(r.predictions, positive), "runs": len(r.records),
+             COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
+             "epoch_seconds": float(r.records.seconds.median()) / r.config.epochs}
+            for name, r in zip(_mark_epochs(runs), runs)]
     for name, predictions in (("six colour numbers", colour_predictions(bags, folds)),
                               ("always the majority", majority_predictions(folds))):
         rows.append({"name": name, **summarise(predictions, positive),
-                     "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0})
+                     "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
+                     "epoch_seconds": 0.0})
     return pd.DataFrame(rows)
 
 
@@ -37,12 +41,20 @@ def run_name(runs: Runs) -> str:
     return f"{config.method.upper()}{scales}{options}"
 
 
+def _mark_epochs(runs: list[Runs]) -> list[str]:
+    """Names of runs, with their epochs where these are not the first's."""
+    usual = runs[0].config.epochs
+    return [run_name(r) + (f", {r.config.epochs} epochs" if r.config.epochs != usual else "") for r in runs]
+
+
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """A result table to read: mean ± deviation [95 % interval]; a collapsed row says so instead of pretending."""
     shown = pd.DataFrame({"": table.name})
     for metric in METRICS:
         shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
                          table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
+    shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
+    shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table.epoch_seconds]
     shown["note"] = ["" if not c else f"{c} of {n} runs collapsed" for c, n in zip(table[COLLAPSED], table.runs)]
     return shown.set_index("")
 
@@ -126,3 +138,42 @@ def run_ledger(home: str | Path) -> pd.DataFrame:
     table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
                                    seconds=("seconds", "median")).reset_index()
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
+
+
+def ranking(table: pd.DataFrame) -> str:
+    """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
+    ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
+    best, colour = ordered.iloc[0], table[table.name == "six colour numbers"].iloc[0]
+    lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
+    if (table.name == "DMSMIL").any():
+        mine = table[table.name == "DMSMIL"].iloc[0]
+        above = table[(table.AUC_mean > mine.AUC_mean) & (table[COLLAPSED] == 0)]
+        lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
+                     + (f"{len(above)} of {len(table) - 1} rows are above it: {', '.join(above.name)}." if len(above)
+                        else "no row is above it."))
+    cheap = table.name.isin(["six colour numbers", "always the majority"])
+    weak = table[(table.AUC_mean <= colour.AUC_mean) & ~cheap]
+    lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
+    fallen = table[table[COLLAPSED] > 0]
+    if len(fallen):
+        lines.append("Collapsed, and so no result: " + ", ".join(fallen.name) + ".")
+    lines.append("Intervals that overlap widely are no ranking.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+ADAPTED = {
+    "multiattn": "MultiAttnMIL reads the tiles of all scales as one bag. It is the multi-attention MIL of Wibawa "
+                 "(2022), not Konstantinov and Utkin's, which has a convolutional extractor on raw pixels.",
+    "hagmil": "HAG-MIL on one scale is one level of the model: its hierarchy is in `hagmil_hier`.",
+    "hifuse": "HiFuse comes from image classification: 20x tiles go to its local branch and 10x tiles to its window "
+              "attention, on the grid of the slide's tiles. Its score is a gated activation norm, ours.",
+    "amgcfn": "AMGCFN comes from hyperspectral imaging: 10x tiles are the nodes of its graph, 20x tiles its image.",
+    "dsmil": "DSMIL joins each 20x tile with its 10x parent (its pyramidal concatenation).",
+    "transmil": "TransMIL depends on tile order: raster order.",
+}
+
+
+def adaptations(runs: list[Runs]) -> str:
+    """Markdown: what was adapted of the methods that were run."""
+    names = dict.fromkeys(r.config.method for r in runs)
+    return "\n".join(f"- {ADAPTED[name]}" for name in names if name in ADAPTED) or "Nothing was adapted here."

@@ -279,7 +279,8 @@ def main(argv: list[str] | None = None) -> int:
                          help="set one parameter, as papermill does")
         if verb == "run":
             sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name")
-    verbs.add_parser("methods", help="list the methods")
+    sub = verbs.add_parser("methods", help="list the methods")
+    sub.add_argument("--check", metavar="NAME", help="does this method keep the promises of the model contract?")
     sub = verbs.add_parser("bench", help="time the fast paths against the plain ones, interleaved")
     sub.add_argument("parts", nargs="*", help="slides, encoder, step (default: all)")
     sub.add_argument("--quick", action="store_true", help="small sizes, a minute in all")
@@ -289,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
             params = read_params(args.params, dict(args.p))
             return run(params, args.only) if args.verb == "run" else min(check(params), 1)
         if args.verb == "methods":
-            return list_methods()
+            return check_method(args.check) if args.check else list_methods()
         from dmsmil import bench
 
         return bench.main(args.parts, args.quick)
@@ -299,6 +300,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dmsmil: stopped; what is done is kept, start the same command again to continue", file=sys.stderr)
         return 130
+
+
+def check_method(name: str) -> int:
+    """Print which promises of the model contract a method keeps; 0 when it keeps them all."""
+    from dmsmil.models.contract import check_contract
+
+    table = check_contract(name)
+    for promise, row in table.iterrows():
+        print(("kept     " if row.kept else "BROKEN   ") + promise + (f": {row['why not']}" if not row.kept else ""))
+    return int(not table.kept.all())
 
 
 def list_methods() -> int:

@@ -28,7 +28,7 @@ from dmsmil.cohort import fold_count
 from dmsmil.files import InputError, atomic, failure_row, fingerprint, read_json, write_csv, write_failures, write_json
 from dmsmil.metrics import predictions_table, score
 from dmsmil.models import MIL, count_parameters, create, method
-from dmsmil.parallel import pick_device, progress, run_units, worker_count
+from dmsmil.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
 
 SELECT = ("last", "val_loss", "val_auc")
 CHECKPOINT_SECONDS = 60.0  # a lost machine costs at most this much of a run
@@ -84,6 +84,25 @@ def configure(bags: Bags, folds: pd.DataFrame, method_name: str, scale: int = 0,
         raise InputError(f"select is '{config.select}': choose one of {', '.join(SELECT)}")
     create(method_name, bags.x.shape[-1], len(bags.classes), config.scales, **config.options)  # speaks up early
     return config
+
+
+def configure_all(bags: Bags, folds: pd.DataFrame, methods: list, **settings) -> list[RunConfig]:
+    """A RunConfig for each of `methods` at each scale it can run at: what a comparison trains.
+
+    An entry is a name, or {name: {key: value, ...}} with options of the method and settings of its own (epochs, lr,
+    weight_decay, batch_size, select, and scale to run at one scale only). Single-scale methods run at every scale,
+    multi-scale ones at all together, pooling both ways. settings: as for `configure`.
+    """
+    configs = []
+    for entry in methods:
+        name, own = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        own = dict(own or {})
+        mine = {**settings, **{key: own.pop(key) for key in (*settings, "scale") if key in own}}
+        takes = method(name).takes
+        scales = [mine.pop("scale")] if "scale" in mine else \
+            [*(bags.scales if takes != "many" else ()), *([0] if takes != "one" else ())]
+        configs += [configure(bags, folds, name, scale, own, **mine) for scale in scales]
+    return configs
 
 
 @cache
@@ -337,13 +356,15 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
 
 def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunConfig | list[RunConfig],
              seeds: list[int] | tuple[int, ...] = (0,), workers: int = 0, device: str = "auto",
-             report: Callable[[str], None] = print, stage: str = "train") -> list[Runs]:
+             report: Callable[[str], None] = print, stage: str = "train", scheduler: str = "") -> list[Runs]:
     """The runs of each configuration over all folds and seeds: read where they exist, trained where they do not.
 
     One single-thread process a run, as many as cores (one on a GPU); `report` gets one line a trained run. A run
-    that fails is a row of failures.csv and a line; the others go on. Raises InputError when a configuration has no
-    run at all.
+    that fails is a row of failures.csv and a line; the others go on. scheduler: as for `run_units`; the workers of a
+    running cluster read the bags from the study's folder, on a disk they share, and `auto` is the device each has.
+    Raises InputError when a configuration has no run at all.
     """
+    check_shared(study, scheduler)
     study, configs = Path(study), [configs] if isinstance(configs, RunConfig) else list(configs)
     wanted = {}
     for config in configs:
@@ -354,11 +375,11 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
     missing = {name: args for name, args in wanted.items() if not is_finished(args[3], args[0])}
     rows = []
     if missing:
-        if pick_device(device).type == "cuda":
+        if not is_remote(scheduler) and pick_device(device).type == "cuda":
             workers = workers or 1
-        if worker_count(workers, len(missing)) > 1:
+        if scheduler or worker_count(workers, len(missing)) > 1:
             bags = bags.share()
-        done = run_units(_unit, missing, workers, _hold, (bags, folds))
+        done = run_units(_unit, missing, workers, _hold, (bags, folds), scheduler)
         for name, line, error in progress(done, len(missing), "runs"):
             if error is not None:
                 rows.append(failure_row(name, stage, error))

@@ -22,6 +22,7 @@ from dmsmil.training import (
     collapsed,
     colour_predictions,
     configure,
+    configure_all,
     fit,
     get_runs,
     is_finished,
@@ -282,6 +283,19 @@ def test_cuda_and_cpu_agree(study, tmp_path):
     bags, folds = study
     tables = [read_predictions(fit(bags, folds, quick(bags, folds), 0, 0, tmp_path / d, d)) for d in ("cpu", "cuda")]
     np.testing.assert_allclose(tables[0].prob_a, tables[1].prob_a, atol=1e-3)
+
+
+def test_a_comparison_runs_each_method_at_each_scale_it_can(study):
+    bags, folds = study
+    entries = ["abmil", "dmsmil", "meanpool", {"clam_sb": {"k_sample": 2, "epochs": 7, "scale": 20}}]
+    configs = configure_all(bags, folds, entries, epochs=3, lr=1e-3)
+    assert [(c.method, c.scales) for c in configs] == [
+        ("abmil", (10,)), ("abmil", (20,)), ("dmsmil", (10, 20)), ("meanpool", (10,)), ("meanpool", (20,)),
+        ("meanpool", (10, 20)), ("clam_sb", (20,))]
+    assert configs[-1].epochs == 7 and configs[-1].options == {"k_sample": 2} and configs[0].epochs == 3
+    assert configs[2].name == quick(bags, folds).name, "the run of 03_train, not another"
+    with pytest.raises(InputError, match="did you mean 'k_sample'"):
+        configure_all(bags, folds, [{"clam_sb": {"ksample": 2}}], epochs=3)
 
 
 def test_runconfig_is_plain_data():
