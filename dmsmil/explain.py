@@ -9,7 +9,8 @@ import torch
 
 from dmsmil.bags import Bags
 from dmsmil.models import transport
-from dmsmil.training import Runs, load_model
+from dmsmil.runs import Runs
+from dmsmil.training import load_model
 
 
 @dataclass(frozen=True)

@@ -14,31 +14,34 @@ from sklearn.preprocessing import normalize
 
 from dmsmil.bags import Bags
 from dmsmil.files import InputError, failure_row, one_line, write_failures
-from dmsmil.parallel import pick_device, progress, run_units, usable_cores, worker_count
+from dmsmil.parallel import check_shared, is_remote, pick_device, progress, run_units, usable_cores, worker_count
 from dmsmil.slides import Slide, open_slide, tile_size_level0
 from dmsmil.store import Store
 from dmsmil.tiles import Tiles, read_tiles, select_tiles
 
 
 def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
-                mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print) -> pd.DataFrame:
+                mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
+                scheduler: str = "") -> pd.DataFrame:
     """Choose the tiles of every slide of a cohort and keep them in the store.
 
+    workers, scheduler: as for `run_units`.
     Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
     Raises InputError when no slide could be tiled.
     """
     units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp,
                             _tile_config(store, row, k, min_density, seed, mpp)) for row in cohort.itertuples()}
-    return _over_slides(store, cohort, units, _tile_slide, "tiles", workers, report)
+    return _over_slides(store, cohort, units, _tile_slide, "tiles", workers, report, scheduler)
 
 
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                   mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
-                  report: Callable[[str], None] = print) -> pd.DataFrame:
+                  report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
-    reading keeps up with encoding. Returns one row a slide, as `tile_cohort`.
+    reading keeps up with encoding. With a scheduler, `auto` is the kind of device that this process has, for the
+    features' precision depends on it. Returns one row a slide, as `tile_cohort`.
     """
     from dmsmil.encoders import create_encoder  # it imports timm, seconds that the other notebooks need not spend
 
@@ -52,9 +55,10 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
                                {**config, "encoder": encoder.identity})
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
-    threads = max(1, usable_cores() // worker_count(workers, len(units)))
-    hold = (store.encoder, weights, device, px, threads)
-    return _over_slides(store, cohort, units, _encode_slide, "features", workers, report, _hold_encoder, hold)
+    threads = 1 if is_remote(scheduler) else max(1, usable_cores() // worker_count(workers, len(units)))
+    hold = (store.encoder, weights, str(place), px, threads)
+    return _over_slides(store, cohort, units, _encode_slide, "features", workers, report, scheduler, _hold_encoder,
+                        hold)
 
 
 def _tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float) -> dict:
@@ -64,12 +68,14 @@ def _tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: 
             "mpp": float(row.mpp or mpp), "bytes": size}
 
 
-def _over_slides(store, cohort, units, function, stage, workers, report, initializer=None, initargs=()) -> pd.DataFrame:
+def _over_slides(store, cohort, units, function, stage, workers, report, scheduler, initializer=None,
+                 initargs=()) -> pd.DataFrame:
+    check_shared(store.home, scheduler)
     has = store.has_tiles if stage == "tiles" else store.has_features
     todo = {name: args for name, args in units.items() if not has(name, args[-1])}
     failures, done = [], {}
     for number, (name, result, error) in enumerate(
-            progress(run_units(function, todo, workers, initializer, initargs), len(todo), stage), 1):
+            progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1):
         if error is not None:
             failures.append(failure_row(name, stage, error))
             report(f"[{number}/{len(todo)}] {name} failed: {one_line(error)}")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from pathlib import Path
 
 import cv2
 from tqdm import tqdm
@@ -25,26 +30,56 @@ def worker_count(workers: int, units: int) -> int:
     return max(1, min(workers or usable_cores(), units))
 
 
+def is_remote(scheduler: str) -> bool:
+    """True for the address of a running Dask cluster; InputError for what is no `scheduler`."""
+    if scheduler not in ("", "local") and not re.fullmatch(r"tcp://\S+:\d+", scheduler):
+        raise InputError(f"scheduler is '{scheduler}': leave it empty, or use local or tcp://host:port")
+    return scheduler.startswith("tcp://")
+
+
+def check_shared(folder, scheduler: str) -> None:
+    """InputError when workers elsewhere would take `folder` for another one."""
+    if is_remote(scheduler) and not Path(folder).is_absolute():
+        raise InputError(f"the folder '{folder}' must be given as an absolute path, on a disk that the workers of "
+                         f"{scheduler} share")
+
+
 def run_units(function: Callable, units: dict[str, tuple], workers: int = 0, initializer: Callable | None = None,
-              initargs: tuple = ()) -> Iterator[tuple[str, object, BaseException | None]]:
+              initargs: tuple = (), scheduler: str = "") -> Iterator[tuple[str, object, BaseException | None]]:
     """Yield (name, result, error) for each unit `function(*units[name])`, in the order they finish.
 
     `function` must be importable (workers are separate processes); it returns small things: paths, never pixels.
-    With one worker everything happens here. A worker that is killed (out of memory, a crash in a decoder) costs only
-    its own unit: the others in flight are done again, one to a process. A full disk stops all (DiskFull is raised);
-    any other error is yielded beside the unit's name.
+    scheduler: "" = here, "local" = a Dask cluster of this machine's processes, "tcp://host:port" = a running Dask
+    cluster, which has the workers it has. Without a scheduler and with one worker everything happens here.
+    A worker that is killed (out of memory, a crash in a decoder) costs only its own unit: the others in flight are
+    done again. A full disk stops all (DiskFull is raised); any other error is yielded beside the unit's name.
+    Raises InputError when the scheduler cannot be used.
     """
-    if worker_count(workers, len(units)) == 1:
+    count = worker_count(workers, len(units))
+    is_remote(scheduler)
+    if not scheduler and count == 1:
         if initializer:
             initializer(*initargs)
         for name, args in units.items():
             yield name, *_attempt(lambda: function(*args))
         return
-    suspects = yield from _pool(function, units, worker_count(workers, len(units)), initializer, initargs)
-    for name in suspects:  # a worker died while these were in flight: find out which of them kills it
-        if (yield from _pool(function, {name: units[name]}, 1, initializer, initargs)):
-            yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
-                                         "try again with workers: 1")
+    if not units:
+        return
+    with _rounds(scheduler, count, initializer, initargs) as do:
+        suspects = yield from do(function, units)
+        for name in suspects:  # a worker died while these were in flight: find out which of them kills it
+            if (yield from do(function, {name: units[name]})):
+                yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
+                                             "try again with workers: 1")
+
+
+def _rounds(scheduler: str, workers: int, initializer: Callable | None, initargs: tuple):
+    """A context with `do(function, units)`: yields as `run_units`, returns the names that a death left undone."""
+    if scheduler:
+        from dmsmil.cluster import dask_rounds  # it imports Dask, which only those who ask for it need
+
+        return dask_rounds(scheduler, workers, _start, (initializer, initargs))
+    return nullcontext(lambda function, units: _pool(function, units, min(workers, len(units)), initializer, initargs))
 
 
 def _pool(function, units, workers, initializer, initargs) -> Iterator:
@@ -53,7 +88,8 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
     if sys.platform == "linux":
         context.set_forkserver_preload([function.__module__])  # imported once, not once a worker
     todo = list(units)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(initializer, initargs)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_here,
+                             initargs=(initializer, initargs)) as pool:
         flying = {}
         try:
             while todo or flying:
@@ -81,6 +117,19 @@ def _start(initializer: Callable | None, initargs: tuple) -> None:
     cv2.setNumThreads(1)
     if initializer:
         initializer(*initargs)
+
+
+def _start_here(initializer: Callable | None, initargs: tuple) -> None:
+    """`_start`, for a worker of this machine's own pool."""
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    _start(initializer, initargs)
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone: a study killed hard leaves nobody behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _attempt(call: Callable) -> tuple[object, BaseException | None]:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dmsmil.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
 from dmsmil.files import InputError, fingerprint, read_failures, read_json, write_csv
 from dmsmil.metrics import METRICS, majority_predictions, summarise
-from dmsmil.training import Runs, colour_predictions
+from dmsmil.runs import Runs
+from dmsmil.training import colour_predictions
 
 COLLAPSED = "collapsed"
 
@@ -138,6 +140,23 @@ def run_ledger(home: str | Path) -> pd.DataFrame:
     table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
                                    seconds=("seconds", "median")).reset_index()
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
+
+
+def paired_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
+    """The first of `runs` against each other one: `comparison.compare`, with the names of the result table."""
+    first, *others = _mark_epochs(runs)
+    tables = {name: r.predictions for name, r in zip([first, *others], runs)}
+    return compare(tables.pop(first), tables, positive, slides)
+
+
+def paired_sentences(tests: pd.DataFrame, name: str) -> str:
+    """Markdown: for each method, whether `name` (the first of the runs) is better, worse, or not shown to be either."""
+    return "\n".join(f"- {sentence(row, name)}" for _, row in tests.iterrows())
+
+
+def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
+    """Average ranks by AUC over folds, with the Nemenyi critical difference."""
+    return friedman_nemenyi(metric_table(dict(zip(_mark_epochs(runs), (r.predictions for r in runs))), "AUC", positive))
 
 
 def ranking(table: pd.DataFrame) -> str:

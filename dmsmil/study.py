@@ -26,6 +26,7 @@ from pathlib import Path
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from dmsmil.demo import make_demo
 from dmsmil.files import InputError, read_failures, write_json, write_text
@@ -50,11 +51,12 @@ def study_folder(study: str, outputs: str = "outputs") -> Path:
     return folder
 
 
-def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0) -> Path:
+def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0,
+                 scheduler: str = "") -> Path:
     """The CSV of a study's cohort: the one named, or the embedded demo cohort, made if need be."""
     if cohort != "demo":
         return resolve(cohort)
-    make_demo(home / "cohort", patients, seed, side, workers)
+    make_demo(home / "cohort", patients, seed, side, workers, scheduler)
     return home / "cohort" / "cohort.csv"
 
 
@@ -156,13 +158,13 @@ def _type_problem(parameter: Parameter, value) -> str:
 # ------------------------------------------------------------------------------------------------ run
 
 
-def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] = print) -> int:
+def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] | None = None) -> int:
     """Execute the notebooks of a study in order, into outputs/<study>/notebooks/. Returns the exit status.
 
     What is done already is read, not done again; start the same study again to continue after any interruption.
     Status 0: all well; 1: units failed (see failures.csv) and allow_failures is off; 2: a notebook stopped.
     """
-    started = time.perf_counter()
+    started, say = time.perf_counter(), say or Bar()
     home = study_folder(params["study"], params["outputs"])
     write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
     write_json(environment(), home / "environment.json")
@@ -194,6 +196,25 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path)
 
 
+class Bar:
+    """Says lines above a progress bar in a terminal, which follows their `[done/all]`; plain lines elsewhere."""
+
+    def __init__(self):
+        self.bar = tqdm(total=1, bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]", leave=False,
+                        disable=not sys.stderr.isatty())
+
+    def __call__(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        if count := re.match(r"\s+\[(\d+)/(\d+)\]", line):
+            done, total = map(int, count.groups())
+            if done == 1 or total != self.bar.total:
+                self.bar.reset(total)
+            self.bar.update(done - self.bar.n)
+        elif name := re.match(r"(\d\d_\w+)  \(", line):
+            self.bar.set_description_str(name.group(1))
+
+
 class _Lines:
     """A text stream that hands on what the cells print, line by line."""
 
@@ -221,7 +242,7 @@ def _execute(notebook: Path, home: Path, params: dict, say: Callable[[str], None
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(notebook, working, own, cwd=ROOT, progress_bar=False, kernel_name="python3",
-                                   stdout_file=_Lines(say), extra_arguments=["--log-level=ERROR"])
+                                   stdout_file=_Lines(say), extra_arguments=["--log-level=CRITICAL"])
     except PapermillExecutionError as error:
         os.replace(working, failed)
         text = " ".join(str(error.evalue).split())

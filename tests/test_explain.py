@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dmsmil.explain import look_inside
-from dmsmil.training import get_runs
+from dmsmil.runs import get_runs
 from tests.test_training import folds_of, make_bags, quick
 
 

@@ -16,7 +16,7 @@ from dmsmil.report import (
     saved_settings,
     verdict,
 )
-from dmsmil.training import get_runs
+from dmsmil.runs import get_runs
 from tests.test_training import folds_of, make_bags, quick
 
 

@@ -15,7 +15,8 @@ import torch
 from dmsmil import training
 from dmsmil.bags import Bags
 from dmsmil.cohort import make_folds
-from dmsmil.files import InputError, read_failures
+from dmsmil.files import InputError
+from dmsmil.runs import get_runs, read_predictions
 from dmsmil.training import (
     RunConfig,
     code_version,
@@ -24,12 +25,8 @@ from dmsmil.training import (
     configure,
     configure_all,
     fit,
-    get_runs,
-    is_finished,
     load_model,
     predict,
-    read_predictions,
-    run_folder,
 )
 
 
@@ -82,28 +79,6 @@ def test_a_run_repeats_to_the_byte_and_differs_by_seed(study, tmp_path):
         fit(bags, folds, config, 0, seed, tmp_path / name)
         files[name] = (tmp_path / name / "predictions.csv").read_bytes()
     assert files["a"] == files["b"] != files["c"]
-
-
-def test_workers_do_not_change_a_result(study, tmp_path):
-    bags, folds = study
-    config = quick(bags, folds)
-    for workers in (1, 2):
-        get_runs(tmp_path / str(workers), bags, folds, config, workers=workers, report=lambda line: None)
-    for fold in range(2):
-        one, two = (run_folder(tmp_path / w, config, fold, 0) / "predictions.csv" for w in "12")
-        assert one.read_bytes() == two.read_bytes()
-
-
-def test_the_store_is_the_memo(study, tmp_path):
-    bags, folds = study
-    config, lines = quick(bags, folds), []
-    get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)
-    assert len(lines) == 2
-    get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)
-    assert len(lines) == 2, "nothing is trained twice"
-    (run_folder(tmp_path, config, 1, 0) / "predictions.csv").unlink()
-    get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)
-    assert len(lines) == 3 and "fold 1" in lines[2], "only what is missing is trained"
 
 
 @pytest.mark.parametrize("change", [
@@ -208,39 +183,6 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path
     for name in ("predictions.csv", "history.csv", "model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "killed/checkpoint.pt").exists()
-
-
-def test_a_half_written_run_is_not_taken_for_a_whole_one(study, tmp_path):
-    bags, folds = study
-    config = quick(bags, folds)
-    folder = fit(bags, folds, config, 0, 0, run_folder(tmp_path, config, 0, 0))
-    assert is_finished(folder, config) and not is_finished(folder, quick(bags, folds, epochs=9))
-    (folder / "config.json").write_text('{"finished": tr')
-    assert not is_finished(folder, config)
-
-
-def test_a_run_that_fails_is_a_row_and_the_others_go_on(study, tmp_path, monkeypatch):
-    bags, folds = study
-    real, lines = training.fit, []
-
-    def fragile(bags, folds, config, fold, *rest):
-        if fold == 1:
-            raise InputError("this fold is broken")
-        return real(bags, folds, config, fold, *rest)
-
-    monkeypatch.setattr(training, "fit", fragile)
-    runs = get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lines.append)[0]
-    assert set(runs.predictions.fold) == {0} and list(read_failures(tmp_path).reason) == ["this fold is broken"]
-    monkeypatch.setattr(training, "fit", real)
-    get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lines.append)
-    assert read_failures(tmp_path).empty, "mended, it is no longer listed"
-
-
-def test_infinite_features_stop_with_a_reason(study, tmp_path):
-    bags, folds = study
-    bags.x[0] = float("inf")
-    with pytest.raises(InputError, match="no longer finite|see failures.csv"):
-        get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lambda line: None)
 
 
 @pytest.mark.parametrize("settings, message", [
