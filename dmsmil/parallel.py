@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
+import psutil
 from tqdm import tqdm
 
 from dmsmil.files import DiskFull, InputError
@@ -89,7 +90,7 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
         context.set_forkserver_preload([function.__module__])  # imported once, not once a worker
     todo = list(units)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_here,
-                             initargs=(initializer, initargs)) as pool:
+                             initargs=(os.getpid(), initializer, initargs)) as pool:
         flying = {}
         try:
             while todo or flying:
@@ -119,15 +120,15 @@ def _start(initializer: Callable | None, initargs: tuple) -> None:
         initializer(*initargs)
 
 
-def _start_here(initializer: Callable | None, initargs: tuple) -> None:
-    """`_start`, for a worker of this machine's own pool."""
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+def _start_here(owner: int, initializer: Callable | None, initargs: tuple) -> None:
+    """`_start`, for a worker of the pool of process `owner` on this machine."""
+    threading.Thread(target=_leave_with, args=(psutil.Process(owner),), daemon=True).start()
     _start(initializer, initargs)
 
 
-def _leave_with_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone: a study killed hard leaves nobody behind."""
-    while os.getppid() == parent:
+def _leave_with(owner: psutil.Process) -> None:
+    """End this worker when the process it works for is gone: a study killed hard leaves nobody behind."""
+    while owner.is_running():
         time.sleep(1)
     os._exit(1)
 

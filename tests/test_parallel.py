@@ -10,6 +10,7 @@ import time
 import types
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dmsmil.demo import make_demo
@@ -88,6 +89,22 @@ def test_a_full_disk_stops_all(workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_initializer_reaches_every_worker(workers):
     assert {result for _, result, _ in run_units(held, {"a": (), "b": ()}, workers, hold, ("x",))} == {"x"}
+
+
+def test_workers_of_a_killed_study_leave_with_it():
+    code = ("import time\nfrom dmsmil.parallel import run_units\n"
+            "print('go', flush=True)\nlist(run_units(time.sleep, {'a': (60,), 'b': (60,)}, 2))")
+    study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    study.stdout.readline()
+    limit = time.monotonic() + 30
+    while len(workers := psutil.Process(study.pid).children(recursive=True)) < 4 and time.monotonic() < limit:
+        time.sleep(0.2)  # a server, its tracker, two workers
+    assert len(workers) == 4
+    time.sleep(2)
+    study.kill()
+    study.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
 
 
 def test_worker_count_is_bounded():
