@@ -23,8 +23,9 @@ CONNECT_SECONDS = 10.0
 
 @contextmanager
 def dask_rounds(scheduler: str, workers: int, initializer: Callable, initargs: tuple) -> Iterator[Callable]:
-    """Yield `do(function, units)`, a generator of (name, result, error) as units end, which returns the names of the
-    units whose workers died (more often than the scheduler's `allowed-failures`) and raises DiskFull when a unit does.
+    """Yield `do(function, units)`, a generator of (name, result, error) as units end; it returns the names of the units
+    whose workers died (more often than the scheduler's `allowed-failures`), and of those not begun: none. It raises
+    DiskFull when a unit does.
 
     scheduler: "local" (with `workers` processes of one thread, closed at the end) or the address of a running cluster.
     `initializer(*initargs)` runs in every worker before its first unit, also in one that joins later; initargs travel
@@ -76,7 +77,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
 
 
 def _round(client: Client, token: str, function: Callable, units: dict[str, tuple]) -> Iterator:
-    """All units once; what a worker's death left undone is returned."""
+    """All units once; returns (what a worker's death left undone, nothing: Dask begins them all)."""
     # pickled here: Dask would look for its own keys inside the arguments
     futures = client.map(_run, [pickle.dumps((token, function, args)) for args in units.values()],
                          key=function.__name__.strip("_"), pure=False)
@@ -98,7 +99,7 @@ def _round(client: Client, token: str, function: Callable, units: dict[str, tupl
     finally:
         with suppress(Exception):
             client.cancel(futures, force=True)  # nothing to cancel when all are done
-    return killed
+    return killed, []
 
 
 def _knows_us() -> None:

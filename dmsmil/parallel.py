@@ -67,15 +67,17 @@ def run_units(function: Callable, units: dict[str, tuple], workers: int = 0, ini
     if not units:
         return
     with _rounds(scheduler, count, initializer, initargs) as do:
-        suspects = yield from do(function, units)
-        for name in suspects:  # a worker died while these were in flight: find out which of them kills it
-            if (yield from do(function, {name: units[name]})):
-                yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
-                                             "try again with workers: 1")
+        left = list(units)
+        while left:
+            suspects, left = yield from do(function, {name: units[name] for name in left})
+            for name in suspects:  # a worker died while these were in flight: find out which of them kills it
+                if (yield from do(function, {name: units[name]}))[0]:
+                    yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
+                                                 "try again with workers: 1")
 
 
 def _rounds(scheduler: str, workers: int, initializer: Callable | None, initargs: tuple):
-    """A context with `do(function, units)`: yields as `run_units`, returns the names that a death left undone."""
+    """A context with `do(function, units)`, as `run_units`; it returns (left undone by a death, not begun by then)."""
     if scheduler:
         from dmsmil.cluster import dask_rounds  # it imports Dask, which only those who ask for it need
 
@@ -84,7 +86,7 @@ def _rounds(scheduler: str, workers: int, initializer: Callable | None, initargs
 
 
 def _pool(function, units, workers, initializer, initargs) -> Iterator:
-    """One process pool over `units`; returns the names left undone because a worker died."""
+    """One process pool over `units`; returns the names in flight when a worker died, and those not begun by then."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload([function.__module__])  # imported once, not once a worker
@@ -106,11 +108,11 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
                     del flying[future]
                     yield name, result, error
         except BrokenProcessPool:
-            return [*flying.values(), *todo]
+            return list(flying.values()), todo
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return []
+    return [], []
 
 
 def _start(initializer: Callable | None, initargs: tuple) -> None:

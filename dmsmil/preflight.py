@@ -15,7 +15,7 @@ from dmsmil.encoders import check_encoder
 from dmsmil.files import InputError, one_line
 from dmsmil.metrics import positive_class
 from dmsmil.models import create, method
-from dmsmil.parallel import pick_device
+from dmsmil.parallel import is_remote, pick_device
 from dmsmil.slides import open_slide
 
 Finding = tuple[bool, str]  # (all well, one line)
@@ -43,6 +43,7 @@ def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
     except InputError as error:
         yield False, f"encoder  {one_line(error)}"
     yield _attempt("method", lambda: _method(params, dim, classes))
+    yield _attempt("units", lambda: "in a Dask cluster" if is_remote(params["scheduler"]) else "on this machine")
     yield _attempt("device", lambda: str(pick_device(params["device"])))
     yield from _room(params, slides, dim, resolve)
 
