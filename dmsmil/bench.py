@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from dmsmil.files import InputError
-from dmsmil.models import create
+from dmsmil.models import METHODS, create
 from dmsmil.slides import open_slide
 from dmsmil.tiles import select_tiles
 
-PARTS = ("slides", "encoder", "step")
+PARTS = ("slides", "encoder", "step", "methods")
 
 
 def interleave(plain: Callable, fast: Callable, rounds: int) -> tuple[list[float], list[float]]:
@@ -105,6 +105,44 @@ def step(quick: bool):
         if batch > 1:
             yield row(f"DMSMIL step, batch {batch}, plain one by one", [batch * p for p in alone[:7]], fast, "ms/slide",
                       1000 / batch)
+
+
+def methods(quick: bool):
+    """Every method beside DMSMIL: forward, and forward with loss and backward, of 1 and 16 slides, one thread."""
+    torch.manual_seed(0)
+    k, width = (50, 256) if quick else (200, 2048)
+    x, labels = torch.randn(2, 16, k, width).transpose(0, 1), torch.arange(16) % 2
+    coords = torch.stack([torch.arange(k) % 20, torch.arange(k) // 20], -1).expand(16, 2, k, 2) * 1024
+
+    def call(model, batch: int, backward: bool) -> Callable:
+        scales = len(model.scales)
+        bags = x[:batch, :scales], torch.ones(batch, scales, k, dtype=torch.bool), coords[:batch, :scales]
+        geometry = model.geometry(*bags[1:])  # once a slide and kept, as training does
+
+        def once():
+            with torch.set_grad_enabled(backward):
+                output = model(*bags, geometry=geometry)
+                if backward:
+                    model.zero_grad(set_to_none=True)
+                    model.loss(output, labels[:batch])[0].backward()
+        return once
+
+    yield (f"{'method, K = ' + str(k) + ', ' + str(width) + '-d: ms/slide (ratio to DMSMIL)':<62}"
+           f"{'forward, 1':>16}{'+ backward, 1':>18}{'forward, 16':>18}{'+ backward, 16':>18}")
+    dmsmil = create("dmsmil", width)
+    for name, entry in METHODS.items():
+        model, cells = create(name, width, scales=(10,) if entry.takes == "one" else (10, 20)), []
+        for batch in (1, 16):
+            for backward in (False, True):
+                ours, theirs = call(dmsmil, batch, backward), call(model, batch, backward)
+                ours()
+                started = time.process_time()
+                theirs()
+                rounds = 1 if time.process_time() - started > 2 else 5
+                base, other = interleave(ours, theirs, rounds)
+                ratio = statistics.median(b / a for a, b in zip(base, other))
+                cells.append(f"{1000 / batch * statistics.median(other):>10.1f} ({ratio:.2f})")
+        yield f"{entry.title:<62}" + "".join(f"{cell:>18}" for cell in cells)
 
 
 def main(parts: list[str], quick: bool) -> int:

@@ -164,7 +164,7 @@ def _encode_stream(rows: Iterator[dict[int, np.ndarray]], scales: tuple[int, ...
 
 
 def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
-                spread: bool = False, px: int = 700) -> list[dict]:
+                px: int = 500) -> list[dict]:
     """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp; with a store also coords
     and side by scale, and density. `limit` slides, the classes in turn; slides that cannot be opened are passed over.
     """

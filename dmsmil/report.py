@@ -14,6 +14,7 @@ from dmsmil.runs import Runs
 from dmsmil.training import colour_predictions
 
 COLLAPSED = "collapsed"
+CHEAP = ("six colour numbers", "always the majority")  # the rules that a method must beat
 
 
 def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = "") -> pd.DataFrame:
@@ -27,8 +28,7 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = ""
              COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
              "epoch_seconds": float(r.records.seconds.median()) / r.config.epochs}
             for name, r in zip(_mark_epochs(runs), runs)]
-    for name, predictions in (("six colour numbers", colour_predictions(bags, folds)),
-                              ("always the majority", majority_predictions(folds))):
+    for name, predictions in zip(CHEAP, (colour_predictions(bags, folds), majority_predictions(folds))):
         rows.append({"name": name, **summarise(predictions, positive),
                      "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
                      "epoch_seconds": 0.0})
@@ -68,9 +68,9 @@ def verdict(table: pd.DataFrame) -> str:
     if first[COLLAPSED]:
         lines.append(f"**{first['name']} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
                      "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
-    for name in ("six colour numbers", "always the majority"):
+    for name in CHEAP:
         other = table[table.name == name].iloc[0]
-        metric = "AUC" if name.startswith("six") else "ACC"
+        metric = "AUC" if name == CHEAP[0] else "ACC"
         mine, theirs = first[f"{metric}_mean"], other[f"{metric}_mean"]
         word = "above" if mine > theirs else "not above"
         lines.append(f"{first['name']} is {word} *{name}*: {metric} {mine:.3f} against {theirs:.3f}.")
@@ -106,13 +106,13 @@ def save_run_tables(home: str | Path, runs: Runs, table: pd.DataFrame) -> str:
 
 
 def saved_results(home: str | Path) -> pd.DataFrame:
-    """The result tables of all methods trained so far as one, each baseline once, below."""
-    tables = saved_tables(home, "03_*_results")
+    """The result tables of all methods trained so far as one: DMSMIL first, each baseline once, last."""
+    tables = saved_tables(home, "04_compare") | saved_tables(home, "03_*_results")
     if not tables:
         raise InputError("the study has no result table yet: run 03_train first")
-    order = sorted(tables, key=lambda name: (not name.startswith("03_dmsmil"), name))
-    table = pd.concat([tables[name] for name in order]).drop_duplicates("name", keep="last")
-    return table.reset_index(drop=True)
+    table = pd.concat(tables.values()).drop_duplicates("name")
+    place = table.name.map(lambda name: 2 if name in CHEAP else name != "DMSMIL")
+    return table.iloc[place.argsort(kind="stable")].reset_index(drop=True)
 
 
 def saved_settings(home: str | Path) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
 def ranking(table: pd.DataFrame) -> str:
     """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
     ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
-    best, colour = ordered.iloc[0], table[table.name == "six colour numbers"].iloc[0]
+    best, colour = ordered.iloc[0], table[table.name == CHEAP[0]].iloc[0]
     lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
@@ -170,8 +170,7 @@ def ranking(table: pd.DataFrame) -> str:
         lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
                      + (f"{len(above)} of {len(table) - 1} rows are above it: {', '.join(above.name)}." if len(above)
                         else "no row is above it."))
-    cheap = table.name.isin(["six colour numbers", "always the majority"])
-    weak = table[(table.AUC_mean <= colour.AUC_mean) & ~cheap]
+    weak = table[(table.AUC_mean <= colour.AUC_mean) & ~table.name.isin(CHEAP)]
     lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
     fallen = table[table[COLLAPSED] > 0]
     if len(fallen):
