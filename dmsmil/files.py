@@ -38,14 +38,19 @@ def atomic(path):
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        # h5py reports a full disk as a plain OSError that only names errno 28 in its text
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno = 28" in str(error):
+    except Exception as error:
+        if _is_full(error):
             raise DiskFull(f"no space left on the disk while writing {path.name}: "
                            "free some space and start the same command again, it continues") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error means a full disk: h5py and safetensors say so only in their text."""
+    told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return told or any(sign in str(error) for sign in ("errno = 28", "os error 28", "No space left on device"))
 
 
 def write_text(text: str, path) -> Path:

@@ -48,6 +48,8 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
             full.write("a" * 100_000)
     with pytest.raises(DiskFull), atomic(tmp_path / "y.h5"):
         raise OSError("Can't write (file write failed: time = x, errno = 28, error message = 'No space left')")
+    with pytest.raises(DiskFull), atomic(tmp_path / "m.safetensors"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(OSError) as other, atomic(tmp_path / "z"):
         raise OSError(errno.EACCES, "no")
     assert not isinstance(other.value, DiskFull)
