@@ -14,6 +14,7 @@ from dmsmil.runs import Runs
 from dmsmil.training import colour_predictions
 
 COLLAPSED = "collapsed"
+SECONDS = "epoch_seconds"
 CHEAP = ("six colour numbers", "always the majority")  # the rules that a method must beat
 
 
@@ -26,12 +27,12 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = ""
     """
     rows = [{"name": name, **summarise(r.predictions, positive), "runs": len(r.records),
              COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
-             "epoch_seconds": float(r.records.seconds.median()) / r.config.epochs}
+             SECONDS: float(r.records.seconds.median()) / r.config.epochs}
             for name, r in zip(_mark_epochs(runs), runs)]
     for name, predictions in zip(CHEAP, (colour_predictions(bags, folds), majority_predictions(folds))):
         rows.append({"name": name, **summarise(predictions, positive),
                      "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
-                     "epoch_seconds": 0.0})
+                     SECONDS: 0.0})
     return pd.DataFrame(rows)
 
 
@@ -56,7 +57,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
                          table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
-    shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table.epoch_seconds]
+    if SECONDS in table:
+        shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
     shown["note"] = ["" if not c else f"{c} of {n} runs collapsed" for c, n in zip(table[COLLAPSED], table.runs)]
     return shown.set_index("")
 
@@ -81,8 +83,11 @@ def verdict(table: pd.DataFrame) -> str:
 
 
 def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame:
-    """Write tables/<name>.csv of a study and return the table."""
-    write_csv(table, Path(home) / "tables" / f"{name}.csv", digits=6)
+    """Write tables/<name>.csv of a study and return the table.
+
+    What depends on the clock stays out of the file: the same study gives the same bytes, interrupted or not.
+    """
+    write_csv(table.drop(columns=SECONDS, errors="ignore"), Path(home) / "tables" / f"{name}.csv", digits=6)
     return table
 
 
