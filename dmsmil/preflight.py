@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from dmsmil.cohort import load_cohort, make_folds
 from dmsmil.encoders import check_encoder
@@ -115,7 +115,7 @@ def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:
         folder = folder.parent
     needed, free = features * 1.2 + demo + 2e8, shutil.disk_usage(folder).free
     yield free > needed, f"disk     about {_size(needed)} needed, {_size(free)} free"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     fits = features < memory / 2
     yield True, (f"memory   {_size(features)} of features, {_size(memory)} in the machine: "
                  + ("held in memory" if fits else "memory-mapped from the disk, slower"))

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 import papermill
+import psutil
 import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -263,12 +264,8 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-            "cores": os.cpu_count(), "memory_gib": round(_memory_bytes() / 2**30, 1),
+            "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none", "packages": found}
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 # ------------------------------------------------------------------------------------------------ check
