@@ -160,15 +160,3 @@ def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) ->
                            "observed": ordered.label.eq(name).iloc[p].mean(), "slides": len(p)} for p in parts])
     gap = (table.observed - table.predicted).abs()
     return table, float((gap * table.slides).sum() / table.slides.sum())
-
-
-def majority_predictions(folds: pd.DataFrame) -> pd.DataFrame:
-    """The always-majority rule: each fold's tested slides get the commonest class of its training patients."""
-    classes = sorted(folds.label.unique())
-    parts = []
-    for column in [c for c in folds.columns if c.startswith("fold_")]:
-        test, rest = folds[folds[column] == "test"], folds[folds[column] != "test"]
-        prior = rest.label.value_counts(normalize=True).reindex(classes, fill_value=0.0).to_numpy()
-        table = predictions_table(test.slide_id, test.patient_id, test.label, np.tile(prior, (len(test), 1)), classes)
-        parts.append(table.assign(fold=int(column[5:]), seed=0))
-    return pd.concat(parts, ignore_index=True)

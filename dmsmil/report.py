@@ -7,19 +7,19 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dmsmil.baselines import CHEAP, COLOUR, SITE, baseline_predictions
 from dmsmil.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
 from dmsmil.files import InputError, fingerprint, read_failures, read_json, write_csv
-from dmsmil.metrics import METRICS, majority_predictions, summarise
+from dmsmil.metrics import METRICS, summarise
 from dmsmil.runs import Runs
-from dmsmil.training import colour_predictions
 
 COLLAPSED = "collapsed"
 SECONDS = "epoch_seconds"
-CHEAP = ("six colour numbers", "always the majority")  # the rules that a method must beat
 
 
-def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = "") -> pd.DataFrame:
-    """One row a method, the colour baseline and the always-majority rule below: what each number is worth.
+def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame,
+                 positive: str = "") -> pd.DataFrame:
+    """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
     Columns: name, <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled
     out-of-fold predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the
@@ -29,7 +29,7 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, positive: str = ""
              COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
              SECONDS: float(r.records.seconds.median()) / r.config.epochs}
             for name, r in zip(_mark_epochs(runs), runs)]
-    for name, predictions in zip(CHEAP, (colour_predictions(bags, folds), majority_predictions(folds))):
+    for name, predictions in baseline_predictions(bags, folds, cohort).items():
         rows.append({"name": name, **summarise(predictions, positive),
                      "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
                      SECONDS: 0.0})
@@ -70,9 +70,9 @@ def verdict(table: pd.DataFrame) -> str:
     if first[COLLAPSED]:
         lines.append(f"**{first['name']} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
                      "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
-    for name in CHEAP:
+    for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
-        metric = "AUC" if name == CHEAP[0] else "ACC"
+        metric = "AUC" if name in (COLOUR, SITE) else "ACC"
         mine, theirs = first[f"{metric}_mean"], other[f"{metric}_mean"]
         word = "above" if mine > theirs else "not above"
         lines.append(f"{first['name']} is {word} *{name}*: {metric} {mine:.3f} against {theirs:.3f}.")
@@ -167,7 +167,7 @@ def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
 def ranking(table: pd.DataFrame) -> str:
     """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
     ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
-    best, colour = ordered.iloc[0], table[table.name == CHEAP[0]].iloc[0]
+    best, colour = ordered.iloc[0], table[table.name == COLOUR].iloc[0]
     lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]

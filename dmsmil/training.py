@@ -18,12 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from dmsmil.bags import Bags
-from dmsmil.cohort import fold_count
 from dmsmil.files import InputError, atomic, fingerprint, read_json, write_csv, write_json
 from dmsmil.metrics import predictions_table, score
 from dmsmil.models import MIL, count_parameters, create, method
@@ -319,20 +315,3 @@ def load_model(folder: Path, in_dim: int, n_classes: int) -> MIL:
     model = create(record["method"], in_dim, n_classes, tuple(record["scales"]), **record["options"])
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return model.eval()
-
-
-def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
-    """The six-number colour baseline: logistic regression on mean and deviation of R, G, B over a slide's tiles.
-
-    The same folds, no tuning. A method that does not beat this has learned the stain, not the tissue.
-    """
-    names, parts = np.asarray(bags.classes)[bags.labels], []
-    for fold in range(fold_count(folds)):
-        part = folds.set_index("slide_id")[f"fold_{fold}"].reindex(bags.slide_ids).to_numpy()
-        test, rest = part == "test", (part == "train") | (part == "val")
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(np.asarray(bags.colour)[rest], names[rest])
-        table = predictions_table(np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test],
-                                  model.predict_proba(np.asarray(bags.colour)[test]), list(model.classes_))
-        parts.append(table.assign(fold=fold, seed=0))
-    return pd.concat(parts, ignore_index=True)

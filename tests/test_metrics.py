@@ -5,14 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from dmsmil.cohort import make_folds
 from dmsmil.files import InputError
 from dmsmil.metrics import (
     bootstrap,
     calibration,
     confusion,
     draw_metrics,
-    majority_predictions,
     patient_draws,
     positive_class,
     predictions_table,
@@ -145,9 +143,3 @@ def test_calibration_of_a_calibrated_and_of_a_boastful_model():
     bold = predictions_table(range(p.size), range(p.size), label, np.stack([1 - bold_p, bold_p], 1), CLASSES)
     assert calibration(good)[1] < 0.02 and calibration(bold, bins=2)[1] == pytest.approx(0.25, abs=0.02)
     assert calibration(good)[0].slides.sum() == p.size
-
-
-def test_majority_rule_learns_from_training_patients_alone():
-    frame = pd.DataFrame([dict(slide_id=f"s{i}", patient_id=f"p{i}", label="a" if i % 3 else "b") for i in range(30)])
-    t = majority_predictions(make_folds(frame, 5))
-    assert set(t.pred) == {"a"} and len(t) == 30 and score(t)["AUC"] == pytest.approx(0.5, abs=0.1)

@@ -17,6 +17,7 @@ from dmsmil.report import (
     verdict,
 )
 from dmsmil.runs import get_runs
+from tests.test_baselines import cohort_of
 from tests.test_training import folds_of, make_bags, quick
 
 
@@ -55,7 +56,7 @@ def test_the_result_table_names_options_and_scales(tmp_path):
     folds = folds_of(bags)
     configs = [quick(bags, folds), quick(bags, folds, "damil", scale=10), quick(bags, folds, lam=0.1)]
     runs = get_runs(tmp_path, bags, folds, configs, workers=1, report=lambda line: None)
-    made = result_table(runs, bags, folds)
+    made = result_table(runs, bags, folds, cohort_of(bags))
     assert list(made.name) == ["DMSMIL", "DAMIL 10x", "DMSMIL, lam=0.1", "six colour numbers", "always the majority"]
     assert made.AUC_mean.iloc[-1] == 0.5 and (made.runs == 2).all()
     ledger = run_ledger(tmp_path)

@@ -21,7 +21,6 @@ from dmsmil.training import (
     RunConfig,
     code_version,
     collapsed,
-    colour_predictions,
     configure,
     configure_all,
     fit,
@@ -211,13 +210,6 @@ def test_transport_alone_collapses_a_relu_and_is_marked(tmp_path):
     config = quick(bags, folds, options={"activation": "relu"}, lam=0.001, epochs=60, lr=1e-2)
     runs = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]
     assert runs.collapsed >= 1 and any("COLLAPSED" in line for line in lines)
-
-
-def test_colour_baseline_finds_colour_and_only_colour():
-    bags = make_bags(40)
-    assert training.score(colour_predictions(bags, folds_of(bags)))["AUC"] < 0.8
-    bags.colour[:, 0] += 4 * bags.labels
-    assert training.score(colour_predictions(bags, folds_of(bags)))["AUC"] > 0.95
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -1,0 +1,80 @@
+"""The insides of a trained model on one slide."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from dmsmil.figures.base import SCALE_COLOURS, bare, draw_tiles, finish, show_slide
+
+
+def transport_plan(slide: dict, plan: np.ndarray, out, lines: int = 40) -> Figure:
+    """The OT plan of one slide, drawn between its two scales: each 10x tile tied to the 20x tile it is matched with.
+
+    slide: thumbnail, dimensions, coords {10, 20}, side {10, 20}; plan (K10, K20), rows sum to 1 / K10. The heaviest
+    `lines` ties are drawn; a tie is dark when it joins a tile with its own child.
+    """
+    figure, ax = plt.subplots(figsize=(7.4, 3.9))
+    width, height = slide["dimensions"]
+    gap = 0.12 * width
+    scales = sorted(slide["coords"])
+    centres = {}
+    for column, scale in enumerate(scales):
+        shift = column * (width + gap)
+        ax.imshow(slide["thumbnail"], extent=(shift, shift + width, height, 0), alpha=0.75)
+        moved = slide["coords"][scale] + [shift, 0]
+        draw_tiles(ax, moved, slide["side"][scale], facecolor="none", edgecolor=SCALE_COLOURS.get(scale, "black"),
+               linewidth=0.8)
+        centres[scale] = moved + slide["side"][scale] / 2
+        ax.text(shift + width / 2, -0.02 * height, f"{scale}x", ha="center", va="bottom", fontweight="bold")
+    rows, columns = np.nonzero(plan > 0)
+    order = np.argsort(-plan[rows, columns], kind="stable")
+    order = order[np.linspace(0, len(order) - 1, min(lines, len(order))).astype(int)]
+    rows, columns = rows[order], columns[order]
+    ends = np.stack([centres[scales[0]][rows], centres[scales[-1]][columns]], 1)
+    own = rows == columns
+    for which, colour, line in ((~own, "#666666", 0.9), (own, "#111111", 1.8)):
+        ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=0.8))
+    ax.set(xlim=(0, 2 * width + gap), ylim=(height, -0.1 * height), aspect="equal")
+    bare(ax)
+    share, chance = float(np.trace(plan) / plan.sum()), 1 / len(plan)
+    ax.set_title(f"OT plan: {share:.0%} of the mass goes from a tile to its own child (dark); chance {chance:.0%}",
+                 fontsize=9)
+    coords = {f"coords_{s}": slide["coords"][s] for s in scales}
+    return finish(figure, out, {"plan": plan.astype(np.float32), **coords})
+
+
+def sampling_points(slide: dict, query: np.ndarray, points: np.ndarray, weights: np.ndarray, out) -> Figure:
+    """Where queries look: reference points (rings) and their deformed sampling points on the slide.
+
+    query (Q, 2) and points (Q, N, 2) in level-0 pixels; weights (Q, N), drawn as the size of a point.
+    """
+    figure, ax = plt.subplots(figsize=(5.6, 5.2))
+    show_slide(ax, slide["thumbnail"], slide["dimensions"])
+    palette = sns.color_palette("bright", len(query))
+    for colour, start, ends, weight in zip(palette, query, points, weights):
+        ax.add_collection(LineCollection([(start, end) for end in ends], colors=[colour], linewidths=0.7, alpha=0.7))
+        ax.scatter(*ends.T, s=10 + 90 * weight / weight.max(), color=[colour], edgecolor="white", linewidth=0.5,
+                   zorder=3)
+        ax.scatter(*start, s=90, facecolor="none", edgecolor="black", linewidth=1.6, zorder=4)
+    ax.set_title("Reference tiles (rings) and their sampling points", fontsize=9)
+    return finish(figure, out, {"query": query, "points": points, "weights": weights})
+
+
+def tile_scores(slide: dict, scores: dict[int, np.ndarray], out) -> Figure:
+    """Tile scores in place, a panel a scale beside the plain slide; min-max normalised within the slide."""
+    figure, axes = plt.subplots(1, 1 + len(scores), figsize=(3.2 * (1 + len(scores)), 3.3))
+    show_slide(axes[0], slide["thumbnail"], slide["dimensions"])
+    axes[0].set_title(slide["slide_id"], fontsize=9)
+    for ax, scale in zip(axes[1:], sorted(scores)):
+        show_slide(ax, slide["thumbnail"], slide["dimensions"])
+        value = scores[scale]
+        value = (value - value.min()) / max(np.ptp(value), 1e-12)
+        boxes = draw_tiles(ax, slide["coords"][scale], slide["side"][scale], value, cmap="inferno", alpha=0.65)
+        boxes.set_clim(0, 1)
+        ax.set_title(f"score at {scale}x", fontsize=9)
+    figure.colorbar(boxes, ax=axes.tolist(), shrink=0.7, label="normalised score")
+    return finish(figure, out, {f"scores_{s}": v for s, v in scores.items()})

@@ -1,0 +1,187 @@
+"""Training, test results, and the comparison of methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dmsmil.figures.base import bare, finish
+from dmsmil.metrics import calibration, class_names, confusion, positive_class, roc_points, score_by_fold
+
+
+def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = None) -> Figure:
+    """L_ce, L_ot and the feature spread by epoch: one thin line a run, the mean thick."""
+    terms = [name for name in ("L_ce", "L_ot", "spread") if name in history] or ["loss"]
+    labels = {"L_ce": "L_ce (cross-entropy)", "L_ot": "L_ot (optimal transport)", "spread": "feature spread"}
+    figure, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 2.7), squeeze=False)
+    for ax, term in zip(axes[0], terms):
+        for _, part in history.groupby(["fold", "seed"]):
+            ax.plot(part.epoch, part[term], color="#bbbbbb", linewidth=0.8)
+        mean = history.groupby("epoch")[term].mean()
+        ax.plot(mean.index, mean, color="#0072B2", linewidth=2)
+        ax.set(title=labels.get(term, term), xlabel="epoch")
+        ax.set_ylim(bottom=0)
+        if term == "L_ce" and prior_entropy is not None:
+            ax.axhline(prior_entropy, color="#D55E00", linestyle=":", linewidth=1.2)
+            ax.text(mean.index[-1], prior_entropy, "knowing only the class shares ", ha="right", va="bottom",
+                    fontsize=7, color="#D55E00")
+    return finish(figure, out, history)
+
+
+def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
+    """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)."""
+    name = positive_class(class_names(predictions), positive)
+    points = roc_points(predictions, positive)
+    pooled = roc_points(predictions.assign(fold=-1, seed=-1), positive)
+    by_fold = score_by_fold(predictions, positive)
+    figure, ax = plt.subplots(figsize=(4.6, 3.4))
+    for row, (_, part) in zip(by_fold.itertuples(), points.groupby(["fold", "seed"])):
+        ax.plot(part.fpr, part.tpr, linewidth=0.9, alpha=0.8,
+                label=f"fold {row.fold}, AUC {row.AUC:.2f}" if len(by_fold) <= 10 else None)
+    ax.plot(pooled.fpr, pooled.tpr, color="black", linewidth=2, label="all folds pooled")
+    ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+    ax.set(title=f"ROC, positive = {name}", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return finish(figure, out, pd.concat([points, pooled]))
+
+
+def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
+    """Pooled confusion matrix: counts, coloured by the share of the true class."""
+    matrix = confusion(predictions)
+    share = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
+    figure, ax = plt.subplots(figsize=(1.2 * len(matrix) + 1.6, 1.1 * len(matrix) + 1))
+    notes = matrix.astype(str) + "\n" + (share * 100).round().astype(int).astype(str) + " %"
+    sns.heatmap(share, annot=notes, fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True, ax=ax)
+    ax.set(title="Confusion, all folds", xlabel="predicted", ylabel="truth")
+    return finish(figure, out, matrix.reset_index())
+
+
+def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
+    """Said against observed probability in bins of equal count, with the expected calibration error."""
+    table, error = calibration(predictions, positive)
+    figure, ax = plt.subplots(figsize=(3.4, 3.2))
+    ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+    ax.plot(table.predicted, table.observed, marker="o")
+    for row in table.itertuples():
+        ax.annotate(str(row.slides), (row.predicted, row.observed), textcoords="offset points", xytext=(5, -9),
+                    fontsize=7, color="#666666")
+    name = positive_class(class_names(predictions), positive)
+    ax.set(title=f"Calibration, ECE {error:.3f}", xlabel=f"said: P({name})",
+           ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return finish(figure, out, table)
+
+
+def result_intervals(table: pd.DataFrame, out) -> Figure:
+    """Each row's metrics with their 95 % intervals. Columns: name, and <metric>_mean, _low, _high."""
+    metrics = ("ACC", "F1", "AUC")
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 0.42 * len(table) + 1.1), sharey=True)
+    y = np.arange(len(table))[::-1]
+    for ax, metric in zip(axes, metrics):
+        ax.hlines(y, table[f"{metric}_low"], table[f"{metric}_high"], color="#0072B2", linewidth=2)
+        ax.plot(table[f"{metric}_mean"], y, "o", color="#0072B2", markersize=5)
+        ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name)
+    return finish(figure, out, table)
+
+
+def toy_comparison(runs: dict[str, list], out: str | Path | None = None) -> Figure:
+    """AUC by fold of methods on toy cohorts, runs {cohort: [Runs, ...]}; saved only if `out` is given."""
+    data = pd.concat([score_by_fold(r.predictions).assign(cohort=name, method=r.config.method)
+                      for name, several in runs.items() for r in several if len(r.config.scales) > 1])
+    figure, ax = plt.subplots(figsize=(4.6, 2.8))
+    sns.stripplot(data, x="cohort", y="AUC", hue="method", dodge=True, ax=ax, size=6)
+    ax.axhline(0.5, color="#999999", linestyle=":", linewidth=1)
+    ax.set(title="AUC of each fold", xlabel="tiles that carry the signal", ylim=(0, 1.03))
+    ax.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5))
+    if out is not None:
+        return finish(figure, out, data)
+    plt.close(figure)
+    return figure
+
+
+def _cliques(ranks: np.ndarray, cd: float) -> list[tuple[int, int]]:
+    """First and last of each largest group of ascending ranks that spans less than cd, groups of one left out."""
+    ends = [int(np.searchsorted(ranks, rank + cd)) - 1 for rank in ranks]
+    return [(i, end) for i, end in enumerate(ends) if end > i and (i == 0 or end > ends[i - 1])]
+
+
+def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
+    """Critical-difference diagram: methods on the axis of average ranks (1 = best, left), bars join what is not told
+    apart.
+
+    ranks: method -> average rank; cd: Nemenyi's critical difference (dmsmil.comparison.friedman_nemenyi).
+    Data: name, rank, cd, and the numbers of the bars that a method lies under.
+    """
+    ranks = ranks.sort_values(kind="stable")
+    values, names, k = ranks.to_numpy(float), [str(n) for n in ranks.index], len(ranks)
+    groups, low, high = _cliques(values, cd), 1, max(k, 2)
+    left = -(-k // 2)
+    first = 0.5 + 0.24 * len(groups)  # below the axis: bars, then names
+    depth = first + 0.42 * (left - 1)
+    figure, ax = plt.subplots(figsize=(6.8, 0.62 * (depth + 1.9)))
+    ax.hlines(0, low, high, color="#222222", linewidth=1.2)
+    for rank in range(low, high + 1):
+        ax.vlines(rank, -0.14, 0, color="#222222", linewidth=1.2)
+        ax.text(rank, -0.22, str(rank), ha="center", va="bottom", fontsize=8)
+    ax.text((low + high) / 2, -0.56, "average rank over folds (1 = best)", ha="center", va="bottom", fontsize=8,
+            color="#444444")
+    reach = min(cd, high - low)  # a CD longer than the axis is drawn open-ended
+    ax.hlines(-1.15, low, low + reach, color="#222222", linewidth=1.2)
+    ax.vlines([low] if reach < cd else [low, low + cd], -1.23, -1.07, color="#222222", linewidth=1.2)
+    ax.text(low + reach / 2, -1.26, f"CD = {cd:.2f}" + (", longer than the axis" if reach < cd else ""), ha="center",
+            va="bottom", fontsize=8)
+    margin = 0.04 * (high - low)
+    for i, (rank, name) in enumerate(zip(values, names)):
+        side = i < left
+        y = first + 0.42 * (i if side else k - 1 - i)
+        x = low - margin if side else high + margin
+        ax.plot([rank, rank, x], [0, y, y], color="#888888", linewidth=0.8, solid_joinstyle="miter")
+        ax.plot(rank, 0, "o", color="#0072B2", markersize=4, zorder=3)
+        label = f"{name}  {rank:.2f}" if side else f"{rank:.2f}  {name}"
+        ax.text(x, y, f" {label} ", ha="right" if side else "left", va="center", fontsize=8.5)
+    for i, (start, end) in enumerate(groups):
+        pad = 0.012 * (high - low)
+        ax.hlines(0.28 + 0.24 * i, values[start] - pad, values[end] + pad, color="#D55E00", linewidth=3.2, zorder=2)
+    ax.set(xlim=(low - 0.42 * (high - low), high + 0.42 * (high - low)), ylim=(depth + 0.3, -1.65))
+    bare(ax)
+    under = [" ".join(str(g + 1) for g, (start, end) in enumerate(groups) if start <= i <= end) for i in range(k)]
+    return finish(figure, out, pd.DataFrame({"name": names, "rank": values, "cd": cd, "bars": under}))
+
+
+def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> Figure:
+    """Forest plot of dmsmil.comparison.compare: reference minus method, 95 % interval, p after Holm's correction.
+
+    Filled and coloured: told apart at .05 after correction (blue for the reference, orange against it).
+    """
+    panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,
+                                sharey=True)
+    y = np.arange(len(table))[::-1]
+    for ax, (metric, title) in zip(axes, panels.items()):
+        part = [table[f"{metric}_{c}"].to_numpy(float) for c in ("difference", "low", "high", "p_holm")]
+        ax.axvline(0, color="#444444", linewidth=1)
+        for row, difference, low, high, p in zip(y, *part):
+            colour = "#777777" if not p < 0.05 else "#0072B2" if difference > 0 else "#D55E00"
+            ax.plot([low, high], [row, row], color=colour, linewidth=1.8, solid_capstyle="butt")
+            ax.plot(difference, row, "o", markersize=5.5, color=colour,
+                    markerfacecolor=colour if p < 0.05 else "white")
+            said = "not tested" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+            ax.text(1.02, row, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
+                    color=colour if p < 0.05 else "#555555")
+        ax.text(1.02, len(table) - 0.35, "p (Holm)", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
+                color="#555555")
+        ax.set(title=title, yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.1),
+               xlabel=f"{reference} minus method")
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    shown = table[[f"{metric}_{c}" for metric in panels for c in ("difference", "low", "high")]].to_numpy(float)
+    low, high = np.nanmin(np.append(shown, -0.02)), np.nanmax(np.append(shown, 0.02))
+    axes[0].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    return finish(figure, out, table)
