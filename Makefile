@@ -1,12 +1,13 @@
 # make demo   the whole study on the embedded cohort, into outputs/demo/
 # make test   everything CI runs
 # make lab    JupyterLab on the notebooks
+# make book   the book of the demo study once more, into outputs/demo/book/
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: demo test lab bench clean
+.PHONY: demo test lab book bench clean
 
 demo: $(READY)
 	$(BIN)/dmsmil run params/demo.yaml
@@ -16,6 +17,9 @@ test: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+book: $(READY)
+	$(BIN)/dmsmil book params/demo.yaml
 
 bench: $(READY)
 	$(BIN)/dmsmil bench

@@ -152,6 +152,11 @@ def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0
                 identity=fingerprint(["toy", slides, k, channels, share, signal, seed, list(scales)]))
 
 
+def fits_in_memory(size: float) -> bool:
+    """Whether features of `size` bytes are held in memory; else they are memory-mapped from the disk."""
+    return size < MEMORY_SHARE * psutil.virtual_memory().available
+
+
 def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
               in_memory: bool | str = "auto", foreign: bool = False) -> Bags:
     """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.
@@ -189,7 +194,7 @@ def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, foreign: bool, 
     shape = (len(names), len(store.scales), k, dims[names[0]])
     identity = fingerprint([k, list(store.scales), [(name, made_by[name]) for name in names]])
     if in_memory == "auto":
-        in_memory = 4 * np.prod(shape, dtype=float) < MEMORY_SHARE * psutil.virtual_memory().available
+        in_memory = fits_in_memory(4 * np.prod(shape, dtype=float))
     path = None if in_memory else _cache_path(store, identity)
     try:
         if in_memory:

@@ -9,30 +9,19 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dmsmil.cost import method_costs
 from dmsmil.files import InputError
+from dmsmil.meter import interleave
 from dmsmil.models import METHODS, create
 from dmsmil.slides import open_slide
 from dmsmil.tiles import select_tiles
 
 PARTS = ("slides", "encoder", "step", "methods")
-
-
-def interleave(plain: Callable, fast: Callable, rounds: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of each of `rounds` calls of both, in turn: plain, fast, plain, fast, ..."""
-    seconds = ([], [])
-    for _ in range(rounds):
-        for call, kept in zip((plain, fast), seconds):
-            started = time.process_time()
-            call()
-            kept.append(time.process_time() - started)
-    return seconds
 
 
 def row(name: str, plain: list[float], fast: list[float], unit: str = "s", times: float = 1.0) -> str:
@@ -59,7 +48,7 @@ def slides(quick: bool):
             def plain():
                 found["plain"] = naive_select(path, k, tile_px, 0, 0.05, {"20x": 20, "40x": 40}[kind])
 
-            times = interleave(plain, fast, 1 if not quick else 2)
+            times = interleave([plain, fast], 1 if not quick else 2)
             for scale in (10, 20):
                 assert np.array_equal(found["fast"].coords[scale], found["plain"]["coords"][scale])
                 assert np.array_equal(found["fast"].pixels[scale], found["plain"]["pixels"][scale])
@@ -77,7 +66,7 @@ def encoder(quick: bool):
         ours, plain = create_encoder(name, device="cpu", threads=1), naive_encoder(name)
         a, b = ours.encode(tiles), encode_naive(plain, tiles)
         cosine = float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
-        times = interleave(lambda: encode_naive(plain, tiles), lambda: ours.encode(tiles), 5)
+        times = interleave([lambda: encode_naive(plain, tiles), lambda: ours.encode(tiles)], 5)
         yield row(f"{name}, {ours.backend}, cosine {cosine:.7f}", *times, "ms/tile", 1000 / count)
 
 
@@ -98,8 +87,8 @@ def step(quick: bool):
         fast_adam = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         first = step_naive(naive, plain_adam, bags, said), step_fast(model, fast_adam, bags, said)
         assert abs(first[0] - first[1]) < 1e-4 * abs(first[0]), first
-        plain, fast = interleave(lambda: step_naive(naive, plain_adam, bags, said),
-                                 lambda: step_fast(model, fast_adam, bags, said), 15 if batch == 1 else 7)
+        plain, fast = interleave([lambda: step_naive(naive, plain_adam, bags, said),
+                                  lambda: step_fast(model, fast_adam, bags, said)], 15 if batch == 1 else 7)
         yield row(f"DMSMIL step, batch {batch}", plain, fast, "ms/slide", 1000 / batch)
         alone = alone or plain
         if batch > 1:
@@ -108,41 +97,16 @@ def step(quick: bool):
 
 
 def methods(quick: bool):
-    """Every method beside DMSMIL: forward, and forward with loss and backward, of 1 and 16 slides, one thread."""
-    torch.manual_seed(0)
-    k, width = (50, 256) if quick else (200, 2048)
-    x, labels = torch.randn(2, 16, k, width).transpose(0, 1), torch.arange(16) % 2
-    coords = torch.stack([torch.arange(k) % 20, torch.arange(k) // 20], -1).expand(16, 2, k, 2) * 1024
-
-    def call(model, batch: int, backward: bool) -> Callable:
-        scales = len(model.scales)
-        bags = x[:batch, :scales], torch.ones(batch, scales, k, dtype=torch.bool), coords[:batch, :scales]
-        geometry = model.geometry(*bags[1:])  # once a slide and kept, as training does
-
-        def once():
-            with torch.set_grad_enabled(backward):
-                output = model(*bags, geometry=geometry)
-                if backward:
-                    model.zero_grad(set_to_none=True)
-                    model.loss(output, labels[:batch])[0].backward()
-        return once
-
-    yield (f"{'method, K = ' + str(k) + ', ' + str(width) + '-d: ms/slide (ratio to DMSMIL)':<62}"
-           f"{'forward, 1':>16}{'+ backward, 1':>18}{'forward, 16':>18}{'+ backward, 16':>18}")
-    dmsmil = create("dmsmil", width)
-    for name, entry in METHODS.items():
-        model, cells = create(name, width, scales=(10,) if entry.takes == "one" else (10, 20)), []
-        for batch in (1, 16):
-            for backward in (False, True):
-                ours, theirs = call(dmsmil, batch, backward), call(model, batch, backward)
-                ours()
-                started = time.process_time()
-                theirs()
-                rounds = 1 if time.process_time() - started > 2 else 5
-                base, other = interleave(ours, theirs, rounds)
-                ratio = statistics.median(b / a for a, b in zip(base, other))
-                cells.append(f"{1000 / batch * statistics.median(other):>10.1f} ({ratio:.2f})")
-        yield f"{entry.title:<62}" + "".join(f"{cell:>18}" for cell in cells)
+    """Every method as `dmsmil.cost` measures it, with 1 and 16 slides a step, and its ratio to DMSMIL."""
+    k, width, rounds = (50, 256, 2) if quick else (200, 2048, 3)
+    for batch in (1, 16):
+        table = method_costs(list(METHODS), k, width, slides=1, rounds=rounds, device="cpu", batch=batch)
+        yield (f"{f'K = {k}, {width}-d, batch {batch}: ms/slide (ratio to DMSMIL)':<62}"
+               f"{'inference':>18}{'training step':>18}")
+        both = [table.inference_median_ms, 1000 * table.epoch_median_s]
+        ours = [times[table.method == "dmsmil"].iloc[0] for times in both]
+        for i, name in enumerate(table.name):
+            yield f"{name:<62}" + "".join(f"{f'{t[i]:.2f} ({t[i] / o:.2f})':>18}" for t, o in zip(both, ours))
 
 
 def main(parts: list[str], quick: bool) -> int:

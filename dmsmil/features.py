@@ -165,7 +165,8 @@ def _encode_stream(rows: Iterator[dict[int, np.ndarray]], scales: tuple[int, ...
 
 def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
                 px: int = 500) -> list[dict]:
-    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp; with a store also coords
+    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp (as the
+    cohort says, 0 if it does not) and slide_mpp (as it is read with, um a level-0 px); with a store also coords
     and side by scale, and density. `limit` slides, the classes in turn; slides that cannot be opened are passed over.
     """
     rows = cohort if slide_ids is None else cohort.set_index("slide_id").loc[slide_ids].reset_index()
@@ -177,7 +178,8 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
         try:
             with open_slide(row.path, row.mpp) as slide:
                 view = {"slide_id": row.slide_id, "label": row.label, "thumbnail": slide.thumbnail(px),
-                        "dimensions": slide.dimensions, "path": row.path, "mpp": row.mpp}
+                        "dimensions": slide.dimensions, "path": row.path, "mpp": row.mpp,
+                        "slide_mpp": slide.mpp}
             if store is not None:
                 tiles = store.read_tiles(row.slide_id)
                 view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,

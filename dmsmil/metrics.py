@@ -104,6 +104,18 @@ def patient_draws(predictions: pd.DataFrame, draws: int, rng: np.random.Generato
     return counts[:, patients.index.get_indexer(predictions.patient_id)]
 
 
+def mean_interval(values, patients, draws: int = 1000, seed: int = 0,
+                  level: float = 0.95) -> tuple[float, float, float]:
+    """Mean over patients of a value a slide (a patient's slides averaged first), and its interval when patients are
+    drawn again: (mean, low, high). NaN values are left out; all NaN where none is left."""
+    means = pd.Series(np.asarray(values, float)).groupby(np.asarray(patients)).mean().dropna().to_numpy()
+    if not len(means):
+        return float("nan"), float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).choice(means, (draws, len(means))).mean(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(means.mean()), float(low), float(high)
+
+
 def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str = "") -> pd.DataFrame:
     """ACC, F1 and AUC of weighted rows: weights (draws, rows) -> one row a draw.
 

@@ -10,19 +10,23 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from dmsmil.ablation import choose_variants
+from dmsmil.bags import fits_in_memory
 from dmsmil.cohort import load_cohort, make_folds
 from dmsmil.encoders import check_encoder
 from dmsmil.files import InputError, one_line
 from dmsmil.metrics import positive_class
 from dmsmil.models import create, method
+from dmsmil.paper import COHORTS, printed_results
 from dmsmil.parallel import is_remote, pick_device
 from dmsmil.slides import open_slide
+from dmsmil.sweep import check_lams
 
 Finding = tuple[bool, str]  # (all well, one line)
 
 
 def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
-    """Yield (all well, line) for each thing looked at: cohort, slides, folds, encoder, method, device, disk, memory."""
+    """Yield (all well, line) for each thing looked at, from the cohort and its slides to the disk and the memory."""
     if params["cohort"] == "demo":
         classes, slides = None, round(params["demo_patients"] * 1.3)
         yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)"
@@ -43,6 +47,8 @@ def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
     except InputError as error:
         yield False, f"encoder  {one_line(error)}"
     yield _attempt("method", lambda: _method(params, dim, classes))
+    yield _attempt("ablation", lambda: _ablation(params))
+    yield _attempt("paper", lambda: _paper(params["paper"]))
     yield _attempt("units", lambda: "in a Dask cluster" if is_remote(params["scheduler"]) else "on this machine")
     yield _attempt("device", lambda: str(pick_device(params["device"])))
     yield from _room(params, slides, dim, resolve)
@@ -106,6 +112,17 @@ def _method(params: dict, dim: int, classes: list[str] | None) -> str:
             f"{len(params['methods'])} methods compared")
 
 
+def _ablation(params: dict) -> str:
+    variants, lams = choose_variants(params["variants"]), check_lams(params["lams"])
+    check_lams(params["collapse_lams"])
+    return f"{len(variants)} readings of what the paper leaves open; λ in {', '.join(f'{lam:g}' for lam in lams)}"
+
+
+def _paper(paper: str) -> str:
+    printed_results(paper)
+    return f"its printed values for {COHORTS[paper]} stand beside ours" if paper else "none of its cohorts"
+
+
 def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:
     """Disk for the features, memory for the bags."""
     features = slides * params["k"] * len(params["scales"]) * dim * 4
@@ -115,10 +132,8 @@ def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:
         folder = folder.parent
     needed, free = features * 1.2 + demo + 2e8, shutil.disk_usage(folder).free
     yield free > needed, f"disk     about {_size(needed)} needed, {_size(free)} free"
-    memory = psutil.virtual_memory().total
-    fits = features < memory / 2
-    yield True, (f"memory   {_size(features)} of features, {_size(memory)} in the machine: "
-                 + ("held in memory" if fits else "memory-mapped from the disk, slower"))
+    yield True, (f"memory   {_size(features)} of features, {_size(psutil.virtual_memory().available)} free: "
+                 + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower"))
 
 
 def _size(count: float) -> str:

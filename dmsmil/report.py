@@ -2,60 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
+from pandas.api.types import is_numeric_dtype
 
 from dmsmil.baselines import CHEAP, COLOUR, SITE, baseline_predictions
 from dmsmil.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
 from dmsmil.files import InputError, fingerprint, read_failures, read_json, write_csv
 from dmsmil.metrics import METRICS, summarise
+from dmsmil.models import METHODS, method
 from dmsmil.runs import Runs
+from dmsmil.training import RunConfig
 
 COLLAPSED = "collapsed"
 SECONDS = "epoch_seconds"
+SETTINGS = ("lr", "weight_decay", "batch_size", "select")  # of RunConfig, besides epochs
 
 
 def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame,
                  positive: str = "") -> pd.DataFrame:
     """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
-    Columns: name, <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled
-    out-of-fold predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the
-    median run's time by its epochs; 0 for what is not trained by epochs).
+    Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
+    <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled out-of-fold
+    predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the median run's
+    time by its epochs; 0 for what is not trained by epochs).
     """
-    rows = [{"name": name, **summarise(r.predictions, positive), "runs": len(r.records),
+    rows = [{"name": name, "method": r.config.method, "scales": scales_name(r.config.scales),
+             **summarise(r.predictions, positive), "runs": len(r.records),
              COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
              SECONDS: float(r.records.seconds.median()) / r.config.epochs}
-            for name, r in zip(_mark_epochs(runs), runs)]
+            for name, r in zip(run_names(runs), runs)]
     for name, predictions in baseline_predictions(bags, folds, cohort).items():
-        rows.append({"name": name, **summarise(predictions, positive),
+        rows.append({"name": name, "method": "", "scales": "", **summarise(predictions, positive),
                      "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
                      SECONDS: 0.0})
     return pd.DataFrame(rows)
 
 
+def scales_name(scales: Sequence[int]) -> str:
+    """Scales as tables write them: 10x, or 10x+20x."""
+    return "+".join(f"{s}x" for s in scales)
+
+
 def run_name(runs: Runs) -> str:
     """How a run is called in tables: the method, its scale where it has only one, and options that are not default."""
     config = runs.config
-    scales = f" {config.scales[0]}x" if len(config.scales) == 1 else ""
+    scales = f" {scales_name(config.scales)}" if len(config.scales) == 1 else ""
     options = "".join(f", {k}={v}" for k, v in sorted(config.options.items()))
-    return f"{config.method.upper()}{scales}{options}"
+    return f"{method(config.method).title}{scales}{options}"
 
 
-def _mark_epochs(runs: list[Runs]) -> list[str]:
-    """Names of runs, with their epochs where these are not the first's."""
-    usual = runs[0].config.epochs
-    return [run_name(r) + (f", {r.config.epochs} epochs" if r.config.epochs != usual else "") for r in runs]
+def run_names(runs: list[Runs]) -> list[str]:
+    """Names of the runs of one table: `run_name`, with the settings in which a run is not like the first."""
+    usual, names = runs[0].config, []
+    for r in runs:
+        own = [f", {key}={getattr(r.config, key)}" for key in SETTINGS if getattr(r.config, key) != getattr(usual, key)]
+        epochs = f", {r.config.epochs} epochs" if r.config.epochs != usual.epochs else ""
+        names.append(run_name(r) + "".join(own) + epochs)
+    return names
 
 
-def pretty(table: pd.DataFrame) -> pd.DataFrame:
-    """A result table to read: mean ± deviation [95 % interval]; a collapsed row says so instead of pretending."""
+def is_pooling(name: str) -> bool:
+    """Whether a method (registry key) is plain pooling, which is no published method but what one must beat."""
+    return name in METHODS and METHODS[name].reference.startswith("baseline")
+
+
+def part(table: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
+    """The rows of a result table that the paper compares with each other: of one scale, or of most scales at once (0).
+
+    Published methods first, then pooling at these scales, then the rules that know nothing of tissue.
+    """
+    wanted = scales_name([scale]) if scale else max(table.scales, key=lambda s: s.count("x"))
+    chosen = table[(table.scales == wanted) | table.name.isin(CHEAP)]
+    place = chosen.method.map(is_pooling).astype(int) + 2 * chosen.name.isin(CHEAP)
+    return chosen.iloc[place.to_numpy().argsort(kind="stable")].reset_index(drop=True)
+
+
+def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """What the paper prints (a table of dmsmil.paper) for each row: of a method that sees several scales, the first."""
+    if not printed:
+        return [{}] * len(table)
+    several = table.method.where(table.scales.str.contains("+", regex=False), "")
+    return [printed.get(name, {}) for name in several.where(~several.duplicated(), "")]
+
+
+def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None) -> pd.DataFrame:
+    """A result table to read: mean ± deviation [95 % interval]; a collapsed row says so instead of pretending.
+
+    printed: what the paper prints (`paper.printed_results`); then each metric has a column of it, a dash where the
+    paper has nothing.
+    """
     shown = pd.DataFrame({"": table.name})
+    theirs = beside(table, printed or {})
     for metric in METRICS:
         shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
                          table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
+        if printed:
+            shown[f"{metric} in the paper"] = [row.get(metric, "—") for row in theirs]
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
     if SECONDS in table:
         shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
@@ -97,8 +144,10 @@ def failures_table(home: str | Path) -> pd.DataFrame:
 
 
 def saved_tables(home: str | Path, pattern: str = "*") -> dict[str, pd.DataFrame]:
-    """The tables a study has written, by name."""
-    return {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))}
+    """The tables a study has written, by name; an empty cell of text is empty text."""
+    found = {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))}
+    return {name: table.fillna({c: "" for c in table if not is_numeric_dtype(table[c])})
+            for name, table in found.items()}
 
 
 def save_run_tables(home: str | Path, runs: Runs, table: pd.DataFrame) -> str:
@@ -134,24 +183,40 @@ def saved_environment(home: str | Path) -> pd.DataFrame:
     return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name=""))
 
 
+def saved_times(home: str | Path) -> pd.DataFrame:
+    """How long each notebook of a study took: columns notebook and seconds (no row where nothing was timed)."""
+    path = Path(home) / "times.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame({"notebook": [], "seconds": []})
+
+
 def run_ledger(home: str | Path) -> pd.DataFrame:
-    """All finished runs of a study by configuration: runs, collapsed, parameters, median seconds a run."""
+    """All finished runs of a study by configuration (options that are not default): runs, collapsed, median seconds."""
     records = [read_json(path) for path in sorted((Path(home) / "runs").glob("*/*/config.json"))]
-    rows = pd.DataFrame([{"method": r["config"]["method"], "scales": "+".join(f"{s}x" for s in r["config"]["scales"]),
-                          "epochs": r["config"]["epochs"], "parameters": r["parameters"], "seconds": r["seconds"],
-                          "device": r["device"], COLLAPSED: r[COLLAPSED], "key": fingerprint(r["config"])}
-                         for r in records])
-    keys = ["method", "scales", "epochs", "parameters", "device", "key"]
+    rows = pd.DataFrame([{"method": r["config"]["method"], "scales": scales_name(r["config"]["scales"]),
+                          "options": _own(r["config"]), "epochs": r["config"]["epochs"], "parameters": r["parameters"],
+                          "seconds": r["seconds"], "device": r["device"], COLLAPSED: r[COLLAPSED],
+                          "key": fingerprint(r["config"])} for r in records])
+    keys = ["method", "scales", "options", "epochs", "parameters", "device", "key"]
     table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
                                    seconds=("seconds", "median")).reset_index()
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
 
 
+def _own(config: dict) -> str:
+    """The options and settings of a recorded configuration that are not default."""
+    usual = {**METHODS[config["method"]].options(), **{k: getattr(RunConfig, k) for k in SETTINGS}}
+    given = {**config["options"], **{k: config[k] for k in SETTINGS}}
+    usual = {k: list(v) if isinstance(v, tuple) else v for k, v in usual.items()}  # as JSON has it
+    return ", ".join(f"{k}={v}" for k, v in sorted(given.items()) if usual.get(k) != v)
+
+
 def paired_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
-    """The first of `runs` against each other one: `comparison.compare`, with the names of the result table."""
-    first, *others = _mark_epochs(runs)
+    """The first of `runs`, in column reference, against each other: `comparison.compare`, names as in result tables."""
+    first, *others = run_names(runs)
     tables = {name: r.predictions for name, r in zip([first, *others], runs)}
-    return compare(tables.pop(first), tables, positive, slides)
+    found = compare(tables.pop(first), tables, positive, slides)
+    found.insert(0, "reference", first)
+    return found
 
 
 def paired_sentences(tests: pd.DataFrame, name: str) -> str:
@@ -161,7 +226,7 @@ def paired_sentences(tests: pd.DataFrame, name: str) -> str:
 
 def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
     """Average ranks by AUC over folds, with the Nemenyi critical difference."""
-    return friedman_nemenyi(metric_table(dict(zip(_mark_epochs(runs), (r.predictions for r in runs))), "AUC", positive))
+    return friedman_nemenyi(metric_table(dict(zip(run_names(runs), (r.predictions for r in runs))), "AUC", positive))
 
 
 def ranking(table: pd.DataFrame) -> str:

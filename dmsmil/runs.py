@@ -59,19 +59,22 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
 
 def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunConfig | list[RunConfig],
              seeds: list[int] | tuple[int, ...] = (0,), workers: int = 0, device: str = "auto",
-             report: Callable[[str], None] = print, stage: str = "train", scheduler: str = "") -> list[Runs]:
+             report: Callable[[str], None] = print, stage: str = "train", scheduler: str = "",
+             only_folds: tuple[int, ...] | None = None) -> list[Runs]:
     """The runs of each configuration over all folds and seeds: read where they exist, trained where they do not.
 
     One single-thread process a run, as many as cores (one on a GPU); `report` gets one line a trained run. A run
     that fails is a row of failures.csv and a line; the others go on. scheduler: as for `run_units`; the workers of a
     running cluster read the bags from the study's folder, on a disk they share, and `auto` is the device each has.
-    Raises InputError when a configuration has no run at all.
+    only_folds: these folds alone, in whatever order they are named; what comes back holds no other, trained or not.
+    Raises InputError when a configuration has no run at all, or for a fold that the study does not have.
     """
     check_shared(study, scheduler)
     study, configs = Path(study), [configs] if isinstance(configs, RunConfig) else list(configs)
+    chosen = _chosen(folds, only_folds)
     wanted = {}
     for config in configs:
-        for fold in range(fold_count(folds)):
+        for fold in chosen:
             for seed in seeds:
                 folder = run_folder(study, config, fold, seed)
                 wanted[f"{config.name}/{folder.name}"] = (config, fold, seed, folder, device)
@@ -90,7 +93,16 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
             report(f"[{number}/{len(missing)}] {line}")
     if missing or rows:
         write_failures(study, stage, rows)
-    return [_read_runs(study, config, folds, seeds) for config in configs]
+    return [_read_runs(study, config, chosen, seeds) for config in configs]
+
+
+def _chosen(folds: pd.DataFrame, only: tuple[int, ...] | None) -> list[int]:
+    """The folds asked for, ascending, each once: None asks for all."""
+    there = range(fold_count(folds))
+    strange = [] if only is None else [fold for fold in only if fold not in there]
+    if strange or only is not None and not only:
+        raise InputError(f"only_folds is {list(only)}: name one or more of the folds 0 to {len(there) - 1}")
+    return sorted(set(there if only is None else only))
 
 
 _held: tuple[Bags, pd.DataFrame] | None = None
@@ -117,9 +129,9 @@ def read_predictions(folder: Path) -> pd.DataFrame:
                        keep_default_na=False)
 
 
-def _read_runs(study: Path, config: RunConfig, folds: pd.DataFrame, seeds) -> Runs:
+def _read_runs(study: Path, config: RunConfig, folds: list[int], seeds) -> Runs:
     predictions, history, records, folders = [], [], [], {}
-    for fold in range(fold_count(folds)):
+    for fold in folds:
         for seed in seeds:
             folder = run_folder(study, config, fold, seed)
             if is_finished(folder, config):

@@ -2,6 +2,7 @@
 
     dmsmil check params/mine.yaml     what is wrong, in seconds, before hours are spent
     dmsmil run params/mine.yaml       the whole study, into outputs/<study>/; start it again to continue
+    dmsmil book params/mine.yaml      its book once more, from the notebooks as they were executed
     dmsmil methods                    the methods there are
     dmsmil bench                      how fast the fast paths are, against the plain ones
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import psutil
 import yaml
@@ -30,10 +32,11 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dmsmil.demo import make_demo
-from dmsmil.files import InputError, read_failures, write_json, write_text
+from dmsmil.files import InputError, one_line, read_failures, write_csv, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: notebooks/, params/, outputs/
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+REPORT = "09_report"
 PACKAGES = ("numpy", "scipy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "openvino", "POT", "h5py",
             "openslide-python", "openslide-bin", "tifffile", "imagecodecs", "papermill", "matplotlib", "seaborn")
 
@@ -45,11 +48,16 @@ def resolve(path: str | Path) -> Path:
 
 def study_folder(study: str, outputs: str = "outputs") -> Path:
     """The folder of a study: <outputs>/<study>, made if need be."""
-    if not re.fullmatch(r"[\w.-]+", study):
-        raise InputError(f"study is '{study}': a name of letters, digits, '-', '_' and '.' is needed")
-    folder = resolve(outputs) / study
+    folder = _place(study, outputs)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _place(study: str, outputs: str) -> Path:
+    """Where the folder of a study is, or would be."""
+    if not re.fullmatch(r"[\w.-]+", study):
+        raise InputError(f"study is '{study}': a name of letters, digits, '-', '_' and '.' is needed")
+    return resolve(outputs) / study
 
 
 def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0,
@@ -163,7 +171,8 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
     """Execute the notebooks of a study in order, into outputs/<study>/notebooks/. Returns the exit status.
 
     What is done already is read, not done again; start the same study again to continue after any interruption.
-    Status 0: all well; 1: units failed (see failures.csv) and allow_failures is off; 2: a notebook stopped.
+    After the last notebook, the report, the book is built. Status 0: all well; 1: units failed (see failures.csv) and
+    allow_failures is off; 2: a notebook stopped, or the book could not be built (all results are there).
     """
     started, say = time.perf_counter(), say or Bar()
     home = study_folder(params["study"], params["outputs"])
@@ -179,16 +188,54 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
             say(f"{notebook.stem} stopped: {problem}")
             say(f"the notebook as far as it came: {_shown(home)}/notebooks/{notebook.stem}.failed.ipynb")
             return 2
-        say(f"{notebook.stem}  done in {time.perf_counter() - clock:.0f} s")
+        seconds = time.perf_counter() - clock
+        _keep_time(home, notebook.stem, seconds)
+        say(f"{notebook.stem}  done in {seconds:.0f} s")
+    problem = ""
+    if book := chosen[-1].stem == REPORT:
+        problem = _build_book(home, say)
     failures = read_failures(home)
     say(f"study '{params['study']}' done in {time.perf_counter() - started:.0f} s. Where to look:")
     say(f"  {_shown(home)}/notebooks/09_report.ipynb   the result on one page, and the other notebooks beside it")
     say(f"  {_shown(home)}/tables/ and figures/        every number and figure, with the data behind each")
+    if book and not problem:
+        say(f"  {_shown(home)}/book/index.html            all notebooks as pages to read in a browser")
+    elif problem:
+        say(f"the book could not be built: {problem}")
+        say("all results are kept; `dmsmil book` with the same params file tries again")
     if len(failures):
         say(f"{len(failures)} units failed: see {_shown(home)}/failures.csv")
         for row in failures.head(5).itertuples():
             say(f"  {row.unit} ({row.stage}): {row.reason}")
-        return 0 if params["allow_failures"] else 1
+    status = 1 if len(failures) and not params["allow_failures"] else 0
+    return 2 if problem else status
+
+
+def _keep_time(home: Path, notebook: str, seconds: float) -> None:
+    """Write how long a notebook took into times.csv (notebook, seconds); of one that ran before, the latest."""
+    path = home / "times.csv"
+    times = dict(pd.read_csv(path).itertuples(index=False)) if path.exists() else {}
+    times[notebook] = round(seconds, 1)
+    write_csv(pd.DataFrame(sorted(times.items()), columns=["notebook", "seconds"]), path)
+
+
+def _build_book(home: Path, say: Callable[[str], None]) -> str:
+    """Build the book of a study; returns what went wrong in one line, or nothing."""
+    from dmsmil.book import build
+
+    try:
+        build(home, say)
+    except Exception as error:  # whatever it is, a study of hours is not lost over its book
+        return one_line(error)
+    return ""
+
+
+def make_book(params: dict, say: Callable[[str], None] = print) -> int:
+    """Build the book of a study that has run. Returns 0; raises InputError when there is nothing to build it from."""
+    from dmsmil.book import build
+
+    index = build(_place(params["study"], params["outputs"]), say)
+    say(f"{_shown(index)}   to read in any browser")
     return 0
 
 
@@ -289,8 +336,9 @@ def check(params: dict, say: Callable[[str], None] = print) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The `dmsmil` command."""
     parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,methods,bench}")
-    for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong")):
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,book,methods,bench}")
+    for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
+                       ("book", "build the book of a study that has run")):
         sub = verbs.add_parser(verb, help=text)
         sub.add_argument("params", help="a YAML file of parameters, such as params/demo.yaml")
         sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
@@ -304,9 +352,11 @@ def main(argv: list[str] | None = None) -> int:
     sub.add_argument("--quick", action="store_true", help="small sizes, a minute in all")
     args = parser.parse_args(argv)
     try:
-        if args.verb in ("run", "check"):
+        if args.verb in ("run", "check", "book"):
             params = read_params(args.params, dict(args.p))
-            return run(params, args.only) if args.verb == "run" else min(check(params), 1)
+            if args.verb == "run":
+                return run(params, args.only)
+            return min(check(params), 1) if args.verb == "check" else make_book(params)
         if args.verb == "methods":
             return check_method(args.check) if args.check else list_methods()
         from dmsmil import bench

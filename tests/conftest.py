@@ -36,6 +36,15 @@ def smoke(tmp_path_factory, request):
     return shared / "smoke", said.read_text()
 
 
+@pytest.fixture
+def study():
+    """(bags, folds) of a toy cohort that a few epochs can learn."""
+    from tests.test_training import folds_of, make_bags
+
+    bags = make_bags()
+    return bags, folds_of(bags)
+
+
 def assert_one_line(caught, name):
     """An InputError as promised: one line that names the thing and no place on this machine."""
     text = str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dmsmil import bags as bags_module
-from dmsmil.bags import load_bags
+from dmsmil.bags import fits_in_memory, load_bags
 from dmsmil.files import InputError
 from dmsmil.store import Store
 from dmsmil.tiles import Tiles
@@ -94,6 +94,7 @@ def test_auto_maps_what_does_not_fit(store, written, cohort, monkeypatch):
     assert load_bags(store, cohort, K).file is None
     monkeypatch.setattr(bags_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     assert load_bags(store, cohort, K).file is not None
+    assert fits_in_memory(499) and not fits_in_memory(500)
 
 
 def test_rows_are_linked_by_parent(store, cohort):

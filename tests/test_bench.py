@@ -1,25 +1,9 @@
 """The bench: paired in turn, ratios of pairs, and refusing to compare what does not agree."""
 
-import time
-
 import pytest
 
 from dmsmil import bench
 from dmsmil.files import InputError
-
-
-def busy(seconds):
-    until = time.process_time() + seconds
-    while time.process_time() < until:
-        pass
-
-
-def test_calls_are_interleaved_and_timed_in_cpu_seconds():
-    order = []
-    plain, fast = bench.interleave(lambda: (order.append("plain"), busy(0.02)),
-                                   lambda: (order.append("fast"), time.sleep(0.02)), 3)
-    assert order == ["plain", "fast"] * 3 and len(plain) == len(fast) == 3
-    assert min(plain) >= 0.02 and max(fast) < 0.02, "sleep is no work"
 
 
 def test_a_row_tells_the_median_of_paired_ratios_and_their_spread():
@@ -44,3 +28,19 @@ def test_the_fast_step_is_compared_only_where_it_agrees(monkeypatch, capsys):
             bench.main(["step"], True)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_methods_part_shows_what_cost_measures(monkeypatch):
+    import pandas as pd
+
+    asked = []
+
+    def measured(methods, k, dim, slides, rounds, device, batch):
+        asked.append((len(methods), k, dim, slides, device, batch))
+        return pd.DataFrame({"name": ["DMSMIL", "DSMIL"], "method": ["dmsmil", "dsmil"],
+                             "inference_median_ms": [2.0, 1.0], "epoch_median_s": [0.004, 0.012]})
+
+    monkeypatch.setattr(bench, "method_costs", measured)
+    lines = list(bench.methods(True))
+    assert asked == [(len(bench.METHODS), 50, 256, 1, "cpu", batch) for batch in (1, 16)]
+    assert len(lines) == 6 and "1.00 (0.50)" in lines[2] and "12.00 (3.00)" in lines[2]

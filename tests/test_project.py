@@ -85,9 +85,11 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 
 def test_arrows_go_one_way():
     """A room imports only from rooms before it."""
-    rooms = ["files", "cluster", "parallel", "cohort", "histology", "demo", "slides", "tiles", "weights", "encoders",
-             "store", "bags", "features", "models", "metrics", "baselines", "training", "runs", "comparison", "explain",
-             "report", "figures", "preflight", "bench", "study"]
+    rooms = ["files", "cluster", "parallel", "meter", "cohort", "histology", "demo", "mosaics", "slides", "tiles",
+             "weights", "encoders", "store", "bags", "features", "models", "metrics", "baselines", "training", "runs",
+             "comparison", "explain", "nuclei", "paper", "report", "verdicts", "ablation", "sweep", "witness",
+             "faithfulness", "morphology", "growth", "claims", "export", "viewer", "figures", "cost", "preflight",
+             "bench", "readme", "book", "study"]
     found = {p.stem for p in (ROOT / "dmsmil").glob("*.py")} - {"__init__"} | {"models", "figures"}
     assert found == set(rooms)
     for room in rooms:

@@ -9,13 +9,7 @@ from dmsmil.files import InputError, read_failures
 from dmsmil.runs import get_runs, is_finished, run_folder
 from dmsmil.store import Store
 from dmsmil.training import fit
-from tests.test_training import folds_of, make_bags, quick
-
-
-@pytest.fixture
-def study():
-    bags = make_bags()
-    return bags, folds_of(bags)
+from tests.test_training import folds_of, quick
 
 
 def test_workers_do_not_change_a_result(study, tmp_path):
@@ -84,3 +78,25 @@ def test_infinite_features_stop_with_a_reason(study, tmp_path):
     bags.x[0] = float("inf")
     with pytest.raises(InputError, match="no longer finite|see failures.csv"):
         get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lambda line: None)
+
+
+def test_only_some_folds_are_trained_and_come_back_in_order(study, tmp_path):
+    bags, folds = study[0], folds_of(study[0], 3)
+    config, lines = quick(bags, folds, epochs=1), []
+
+    def ask(**which):
+        return get_runs(tmp_path, bags, folds, config, [0, 1], 1, report=lines.append, **which)[0]
+
+    assert list(ask(only_folds=(2,)).folders) == [(2, 0), (2, 1)] and len(lines) == 2
+    backwards = ask(only_folds=(2, 0, 2))
+    assert list(backwards.folders) == [(0, 0), (0, 1), (2, 0), (2, 1)] and len(lines) == 4, "fold 2 was there"
+    assert set(ask(only_folds=(0,)).predictions.fold) == {0} and len(lines) == 4, "what else is there stays out"
+    assert set(ask().predictions.fold) == {0, 1, 2} and len(lines) == 6, "without a word: all folds"
+
+
+@pytest.mark.parametrize("strange", [(3,), (-1,), (0, 7), ()])
+def test_a_fold_that_is_not_there_is_named(study, tmp_path, strange):
+    bags, folds = study
+    with pytest.raises(InputError, match="only_folds is .*folds 0 to 1"):
+        get_runs(tmp_path, bags, folds, quick(bags, folds), only_folds=strange)
+    assert not list(tmp_path.iterdir())

@@ -1,14 +1,18 @@
 """Parameters: what a params file may say, and what is said back when it is wrong."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
-from dmsmil.files import InputError
-from dmsmil.study import ROOT, known_parameters, main, notebook_parameters, notebooks, read_params, study_folder
+from dmsmil import book, study
+from dmsmil.files import InputError, write_text
+from dmsmil.study import ROOT, known_parameters, main, notebook_parameters, notebooks, read_params, run, study_folder
 
 
 @pytest.fixture
@@ -135,3 +139,75 @@ def test_parameters_cells_hold_literals_only():
     for notebook in notebooks():
         cells = json.loads(notebook.read_text())["cells"]
         assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Runs a study whose notebooks are executed in no time: quick(only, failures) -> (status, lines said, home)."""
+    def execute(notebook, home, params, say):
+        (home / "notebooks").mkdir(exist_ok=True)
+        shutil.copy(notebook, home / "notebooks")
+        return ""
+
+    def runner(only=None, failures=0):
+        home, said = tmp_path / "mine", []
+        if failures:
+            write_text("unit,stage,reason,traceback\n" + failures * "s1,tiles,broken,t\n", home / "failures.csv")
+        params = {name: p.default for name, p in known_parameters().items()} | {"study": "mine",
+                                                                                "outputs": str(tmp_path)}
+        return run(params, only, said.append), said, home
+
+    monkeypatch.setattr(study, "_execute", execute)
+    monkeypatch.setattr(book, "build", lambda home, say: home / "book/index.html")
+    return runner
+
+
+def test_how_long_each_notebook_took_is_kept_and_the_latest_counts(quick):
+    _, _, home = quick(["00", "03"])
+    table = pd.read_csv(home / "times.csv")
+    assert list(table) == ["notebook", "seconds"] and list(table.notebook) == ["00_cohort", "03_train"]
+    write_text("notebook,seconds\n00_cohort,77.7\n03_train,99.9\n", home / "times.csv")
+    quick(["00", "01"])
+    times = dict(pd.read_csv(home / "times.csv").itertuples(index=False))
+    assert list(times) == ["00_cohort", "01_tiles", "03_train"]
+    assert times["03_train"] == 99.9 and times["00_cohort"] < 77
+    assert all(re.fullmatch(r"\w+,\d+\.\d", line) for line in (home / "times.csv").read_text().splitlines()[1:])
+
+
+def test_the_book_is_built_after_the_report_and_only_then(quick, monkeypatch):
+    built = []
+    monkeypatch.setattr(book, "build", lambda home, say: built.append(sorted(p.stem for p in home.rglob("*.ipynb"))))
+    status, said, _ = quick(["00", "03"])
+    assert status == 0 and not built and not any("book/" in line for line in said)
+    status, said, _ = quick(["00", "09"])
+    assert status == 0 and built == [["00_cohort", "03_train", "09_report"]]
+    assert any("mine/book/index.html" in line for line in said)
+
+
+@pytest.mark.parametrize("error, message", [(InputError("a page would lose a table"), "a page would lose a table"),
+                                            (RuntimeError("no\nroom"), "RuntimeError: no room")])
+def test_a_book_that_fails_is_said_and_the_results_stay(quick, monkeypatch, error, message):
+    def build(home, say):
+        raise error
+
+    monkeypatch.setattr(book, "build", build)
+    status, said, home = quick(["09"], failures=2)
+    assert status == 2 and f"the book could not be built: {message}" in said
+    assert any("2 units failed" in line for line in said), "the other news are not lost"
+    assert not any("index.html" in line for line in said) and (home / "notebooks/09_report.ipynb").exists()
+    monkeypatch.setattr(book, "build", lambda home, say: None)
+    assert quick(["09"], failures=2)[0] == 1
+
+
+def test_a_book_of_nothing_is_one_line_and_makes_no_folder(capsys, tmp_path):
+    assert main(["book", "params/demo.yaml", "-p", "outputs", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "study 'demo' has no executed notebooks" in said and not list(tmp_path.iterdir())
+    assert main(["book", "params/demo.yaml", "-p", "study", "../etc"]) == 2
+    assert "a name of letters" in capsys.readouterr().err
+
+
+def test_the_book_can_be_built_again_by_itself(quick, capsys, tmp_path):
+    quick(["09"])
+    assert main(["book", "params/demo.yaml", "-p", "study", "mine", "-p", "outputs", str(tmp_path)]) == 0
+    assert "mine/book/index.html" in capsys.readouterr().out

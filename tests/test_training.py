@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dmsmil import training
-from dmsmil.bags import Bags
+from dmsmil.bags import toy_bags
 from dmsmil.cohort import make_folds
 from dmsmil.files import InputError
 from dmsmil.runs import get_runs, read_predictions
@@ -29,33 +29,15 @@ from dmsmil.training import (
 )
 
 
-def make_bags(n=24, k=10, channels=16, signal=2.0, seed=0, full=False):
-    """Slides whose class is a shift of some of their tiles; every third slide has fewer tiles."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2
-    x = rng.normal(size=(n, 2, k, channels)).astype(np.float32)
-    x[:, :, : k // 2, 0] += signal * (2 * labels[:, None, None] - 1)
-    mask = np.ones((n, 2, k), bool)
-    if not full:
-        mask[::3, :, k - 3:] = False
-    x[~mask] = 0
-    coords = np.stack(np.meshgrid(np.arange(k) % 5, np.arange(2)), -1).transpose(0, 1, 2) * 512
-    coords = torch.from_numpy(np.tile(coords, (n, 1, 1, 1)).astype(np.int64))
-    return Bags(torch.from_numpy(x), torch.from_numpy(mask), coords, torch.from_numpy(labels), ["a", "b"],
-                [f"s{i:02d}" for i in range(n)], [f"p{i:02d}" for i in range(n)],
-                colour=torch.from_numpy(rng.normal(size=(n, 6)).astype(np.float32)), identity=f"made-{seed}-{signal}")
+def make_bags(slides=24, k=10, signal=4.0, **more):
+    """The toy bags of most tests: small, with a class that a few epochs find."""
+    return toy_bags(slides, k, signal=signal, **more)
 
 
 def folds_of(bags, folds=2):
     frame = pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids,
                           "label": [bags.classes[i] for i in bags.labels]})
     return make_folds(frame, folds)
-
-
-@pytest.fixture
-def study():
-    bags = make_bags()
-    return bags, folds_of(bags)
 
 
 def quick(bags, folds, method="dmsmil", **settings):
@@ -205,7 +187,7 @@ def test_collapse_is_called_by_its_name():
 
 def test_transport_alone_collapses_a_relu_and_is_marked(tmp_path):
     """PAPER, ambiguity 12: with a ReLU after the projection L_ot drives every unit to zero."""
-    bags = make_bags(16, signal=0.0, full=True)
+    bags = make_bags(16, signal=0.0)
     folds, lines = folds_of(bags), []
     config = quick(bags, folds, options={"activation": "relu"}, lam=0.001, epochs=60, lr=1e-2)
     runs = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]

@@ -4,12 +4,25 @@
 arrays), so that a figure can be checked against numbers.
 """
 
+from dmsmil.figures.ablation import collapse_curves, lam_curves, variant_differences
+from dmsmil.figures.book import cover
+from dmsmil.figures.cost import cost_panels, growth_curves
 from dmsmil.figures.inside import sampling_points, tile_scores, transport_plan
+from dmsmil.figures.interpret import (
+    attention_flow,
+    extreme_tiles,
+    map_quality,
+    nuclei_against_score,
+    removal_curves,
+    score_distributions,
+)
 from dmsmil.figures.results import (
     calibration_curve,
+    claims_board,
     confusion_matrix,
     critical_difference,
     learning_curves,
+    method_comparison,
     paired_differences,
     result_intervals,
     roc,
@@ -24,24 +37,40 @@ from dmsmil.figures.slides import (
     slide_thumbnails,
     tile_counts,
 )
+from dmsmil.figures.witness import witness_rates
 
 __all__ = [
+    "attention_flow",
     "calibration_curve",
     "chosen_tiles",
+    "claims_board",
     "cohort_overview",
+    "collapse_curves",
     "confusion_matrix",
+    "cost_panels",
+    "cover",
     "critical_difference",
+    "extreme_tiles",
     "feature_map",
+    "growth_curves",
+    "lam_curves",
     "learning_curves",
     "linked_pairs",
+    "map_quality",
+    "method_comparison",
+    "nuclei_against_score",
     "paired_differences",
+    "removal_curves",
     "result_intervals",
     "roc",
     "sampling_points",
     "scale_similarity",
+    "score_distributions",
     "slide_thumbnails",
     "tile_counts",
     "tile_scores",
     "toy_comparison",
     "transport_plan",
+    "variant_differences",
+    "witness_rates",
 ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dmsmil.figures.base import SCALE_COLOURS, bare, draw_tiles, finish, show_slide
@@ -73,8 +76,11 @@ def tile_scores(slide: dict, scores: dict[int, np.ndarray], out) -> Figure:
         show_slide(ax, slide["thumbnail"], slide["dimensions"])
         value = scores[scale]
         value = (value - value.min()) / max(np.ptp(value), 1e-12)
-        boxes = draw_tiles(ax, slide["coords"][scale], slide["side"][scale], value, cmap="inferno", alpha=0.65)
-        boxes.set_clim(0, 1)
+        colour = colormaps["inferno"](value)
+        colour[:, 3] = 0.2 + 0.6 * value  # what scores low stays visible
+        draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor=colour,
+                   edgecolor="#666666", linewidth=0.3)
         ax.set_title(f"score at {scale}x", fontsize=9)
-    figure.colorbar(boxes, ax=axes.tolist(), shrink=0.7, label="normalised score")
+    shown = ScalarMappable(Normalize(0, 1), "inferno")
+    figure.colorbar(shown, ax=axes.tolist(), shrink=0.7, label="normalised score")
     return finish(figure, out, {f"scores_{s}": v for s, v in scores.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,8 +12,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dmsmil.baselines import CHEAP, COLOUR, MAJORITY, SITE
+from dmsmil.claims import HELD, NOT_HELD, NOT_RUN, NOT_SHOWN
 from dmsmil.figures.base import bare, finish
-from dmsmil.metrics import calibration, class_names, confusion, positive_class, roc_points, score_by_fold
+from dmsmil.metrics import METRICS, calibration, class_names, confusion, positive_class, roc_points, score_by_fold
+from dmsmil.report import is_pooling
 
 
 def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = None) -> Figure:
@@ -79,14 +83,101 @@ def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Fig
 
 def result_intervals(table: pd.DataFrame, out) -> Figure:
     """Each row's metrics with their 95 % intervals. Columns: name, and <metric>_mean, _low, _high."""
-    metrics = ("ACC", "F1", "AUC")
     figure, axes = plt.subplots(1, 3, figsize=(8.4, 0.42 * len(table) + 1.1), sharey=True)
     y = np.arange(len(table))[::-1]
-    for ax, metric in zip(axes, metrics):
+    for ax, metric in zip(axes, METRICS):
         ax.hlines(y, table[f"{metric}_low"], table[f"{metric}_high"], color="#0072B2", linewidth=2)
         ax.plot(table[f"{metric}_mean"], y, "o", color="#0072B2", markersize=5)
         ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name)
     return finish(figure, out, table)
+
+
+LINES = {"mean pooling": ("#009E73", "-"), COLOUR: ("#CC79A7", "--"), SITE: ("#E69F00", "-."),
+         MAJORITY: ("#444444", ":")}  # what a method must beat
+
+
+def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str, ...] = ("dmsmil", "damil")) -> Figure:
+    """The published comparison as a picture (Fig. 4 and 5 by {"10x": ..., "20x": ...}): a row of panels each part.
+
+    parts: title -> rows of a result table, as `report.part` gives them. Methods stand by ACC, best on top: mean over
+    folds and seeds, with the 95 % interval; `highlight` (registry keys) is orange, pooling grey, a collapse hollow.
+    Mean pooling and the rules that know nothing of tissue are lines across all methods.
+    Data: the rows drawn, with columns part and label.
+    """
+    drawn = pd.concat([_labelled(rows).assign(part=title) for title, rows in parts.items()], ignore_index=True)
+    line = drawn.name.isin(CHEAP) | (drawn.method == "meanpool")
+    heights = [0.24 * ((drawn.part == title) & ~line).sum() + 0.25 for title in parts]
+    figure, axes = plt.subplots(len(parts), 3, figsize=(8.8, sum(heights) + 0.1 * len(parts) + 1.1), sharex="col",
+                                sharey="row", squeeze=False, height_ratios=heights)
+    for panels, title in zip(axes, parts):
+        rows = drawn[(drawn.part == title) & ~line].sort_values("ACC_mean", kind="stable").reset_index(drop=True)
+        worth = drawn[(drawn.part == title) & line]
+        for ax, metric in zip(panels, METRICS):
+            for row in worth.itertuples():
+                colour, style = LINES[row.label]
+                ax.axvline(getattr(row, f"{metric}_mean"), color=colour, linestyle=style, linewidth=1.3, zorder=1,
+                           label=row.label)
+            for y, row in rows.iterrows():
+                colour = "#D55E00" if row.method in highlight else "#777777" if is_pooling(row.method) else "#0072B2"
+                face = "white" if row.collapsed else colour
+                ax.hlines(y, row[f"{metric}_low"], row[f"{metric}_high"], color=colour, linewidth=2, zorder=2,
+                          alpha=0.45 if row.collapsed else 0.9)
+                ax.plot(row[f"{metric}_mean"], y, "o", color=colour, markerfacecolor=face, markersize=5.5, zorder=3)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+        panels[0].set(yticks=range(len(rows)), yticklabels=rows.label, ylim=(-0.6, len(rows) - 0.4))
+        for tick, name in zip(panels[0].get_yticklabels(), rows.method):
+            tick.set(fontweight="bold" if name in highlight else "normal",
+                     color="#D55E00" if name in highlight else "#222222")
+        panels[0].set_ylabel(title, fontsize=10, fontweight="bold")
+    for top, bottom, metric in zip(axes[0], axes[-1], METRICS):
+        top.set_title(metric)
+        bottom.set_xlim(right=min(bottom.get_xlim()[1], 1.02))
+    handles = {label: line for ax in axes[:, 0] for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=_footnote(drawn[~line]),
+                  title_fontsize=8)
+    return finish(figure, out, drawn)
+
+
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a column label: the name without scale and options, * where there are options."""
+    short = [name.partition(",")[0].removesuffix(f" {scales}") + "*" * ("," in name)
+             for name, scales in zip(rows.name, rows.scales)]
+    again = pd.Series(short).duplicated(keep=False)
+    label = [name if twice else text for name, text, twice in zip(rows.name, short, again)]
+    return rows.assign(label=["mean pooling" if m == "meanpool" else text for m, text in zip(rows.method, label)])
+
+
+def _footnote(rows: pd.DataFrame) -> str:
+    said = {"points: mean over folds and seeds; bars: 95 % interval, patients drawn again": True,
+            "* options or settings of its own, see the table": rows.label.str.endswith("*").any(),
+            "hollow: collapsed, no result": (rows.collapsed > 0).any()}
+    return "\n".join(text for text, true in said.items() if true)
+
+
+def claims_board(claims: pd.DataFrame, out) -> Figure:
+    """The checklist of `dmsmil.claims.claims` as a picture: mark and verdict, claim, and the number that decides."""
+    marks = {HELD: ("✓", "#0072B2"), NOT_SHOWN: ("~", "#777777"), NOT_HELD: ("✗", "#D55E00"), NOT_RUN: ("–", "#aaaaaa")}
+    cells = [(row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
+             for _, row in claims.iterrows()]
+    depths = [max(len(claim), len(number), 2) + 0.7 for _, claim, number in cells]
+    figure, ax = plt.subplots(figsize=(9.4, 0.155 * (sum(depths) + 2)))
+    y = 0.0
+    for x, head in ((0.055, "verdict"), (0.15, "the paper's claim"), (0.55, "here")):
+        ax.text(x, y - 0.5, head, fontsize=8, fontweight="bold", va="bottom", color="#444444")
+    for (row, claim, number), depth in zip(cells, depths):
+        mark, colour = marks.get(row.verdict, ("–", "#aaaaaa"))
+        ax.axhspan(y, y + depth, facecolor=colour, alpha=0.09, edgecolor="none")
+        ax.plot([0, 0], [y, y + depth], color=colour, linewidth=5, solid_capstyle="butt")
+        middle = y + depth / 2
+        ax.text(0.03, middle, mark, fontsize=13, fontweight="bold", color=colour, ha="center", va="center")
+        ax.text(0.055, middle, row.verdict, fontsize=8.5, fontweight="bold", color=colour, va="center")
+        ax.text(0.15, middle, "\n".join(claim), fontsize=8, va="center", linespacing=1.25)
+        ax.text(0.55, middle, "\n".join(number), fontsize=7.5, va="center", color="#333333", linespacing=1.25)
+        y += depth + 0.12
+    ax.set(xlim=(0, 1), ylim=(y, -1.6))
+    bare(ax)
+    return finish(figure, out, claims)
 
 
 def toy_comparison(runs: dict[str, list], out: str | Path | None = None) -> Figure:

@@ -1,0 +1,157 @@
+"""What the paper says of its score maps (Fig. 6 and 7), as numbers: the score against nuclei, and between classes.
+
+All intervals draw patients: the tiles of a patient are one piece of evidence, however many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from dmsmil.files import InputError, failure_row, fingerprint, write_csv, write_failures
+from dmsmil.metrics import mean_interval
+from dmsmil.nuclei import tile_nuclei
+from dmsmil.parallel import progress, run_units
+from dmsmil.slides import open_slide
+from dmsmil.store import Store
+
+WHAT = {"area_um2": "nuclear area", "density_mm2": "nuclear density", "lymphocyte_share": "lymphocyte-like share"}
+LEAST = 8  # tiles with a value that a slide must have for a rank correlation
+
+
+def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers: int = 0, scheduler: str = "",
+                  report: Callable[[str], None] = print) -> pd.DataFrame:
+    """Nuclei in every tile of the finest scale of the slides of a cohort, kept in the study's folder nuclei/.
+
+    Columns: slide_id, scale, place, nuclei, area_um2, density_mm2, lymphocyte_share (`nuclei.tile_nuclei`). A slide is
+    segmented once; a slide that cannot be is a row of failures.csv. Raises InputError when no slide could be.
+    """
+    units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp) for row in cohort.itertuples()}
+    parts, rows = [], []
+    missing = {name: args for name, args in units.items() if _read(store, name) is None}
+    done = run_units(_segment_slide, missing, workers, scheduler=scheduler)
+    for number, (name, _, error) in enumerate(progress(done, len(missing), "slides"), 1):
+        if error is not None:
+            rows.append(failure_row(name, "nuclei", error))
+        report(f"[{number}/{len(missing)}] {name}  " + ("nuclei segmented" if error is None else rows[-1]["reason"]))
+    if missing:
+        write_failures(store.home, "nuclei", rows)
+    parts = [table for name in units if (table := _read(store, name)) is not None]
+    if not parts:
+        raise InputError("nuclei could be segmented in no slide: see failures.csv")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _path(store: Store, slide_id: str):
+    return store.home / "nuclei" / f"{store.scales[-1]}x_{store.tile_px}px" / f"{slide_id}.csv"
+
+
+def _made_by(store: Store, slide_id: str) -> str:
+    """What decides a slide's table: where its tiles lie, and the constants and code of the segmentation."""
+    from inspect import getsource
+
+    from dmsmil import nuclei
+
+    tiles = store.read_tiles(slide_id)
+    return fingerprint([tiles.coords[store.scales[-1]].tolist(), store.tile_px, getsource(nuclei)])
+
+
+def _read(store: Store, slide_id: str) -> pd.DataFrame | None:
+    """The table of a slide, if it is there and of these tiles."""
+    try:
+        table = pd.read_csv(_path(store, slide_id), dtype={"slide_id": str, "made_by": str})
+        whole = (table.made_by == _made_by(store, slide_id)).all() and len(table)
+    except (OSError, ValueError, AttributeError, InputError):
+        return None
+    return table.drop(columns="made_by") if whole else None
+
+
+def _segment_slide(store: Store, slide_id: str, path: str, mpp: float) -> None:
+    scale, coords = store.scales[-1], store.read_tiles(slide_id).coords[store.scales[-1]]
+    with open_slide(path, mpp) as slide:
+        found = tile_nuclei(slide, coords, scale, store.tile_px)
+    table = pd.DataFrame({"slide_id": slide_id, "scale": scale, "place": np.arange(len(coords)),
+                          **{c: found[c].to_numpy() for c in ("nuclei", *WHAT)}, "made_by": _made_by(store, slide_id)})
+    write_csv(table, _path(store, slide_id), digits=6)
+
+
+def scored_nuclei(scores: pd.DataFrame, nuclei: pd.DataFrame) -> pd.DataFrame:
+    """The tiles of `explain.tile_scores` that have a row in `cohort_nuclei`, with its columns."""
+    return scores.merge(nuclei, on=["slide_id", "scale", "place"], how="inner", validate="one_to_one")
+
+
+def associations(table: pd.DataFrame) -> pd.DataFrame:
+    """Does the score follow the nuclei? Spearman's rank correlation inside each slide, its mean over patients.
+
+    table: `scored_nuclei`. One row a measurement and class, and one for 'all': what, label, rho, low, high (95 %,
+    patients drawn again), slides. Inside a slide, so that neither stain nor class can make the correlation.
+    """
+    rows = []
+    for what in WHAT:
+        by_slide = []
+        for (slide_id, patient, label), part in table.groupby(["slide_id", "patient_id", "label"]):
+            known = part[part[what].notna()]
+            if len(known) >= LEAST and known[what].nunique() > 1 and known.score.nunique() > 1:
+                by_slide.append((patient, label, spearmanr(known[what], known.score).statistic))
+        found = pd.DataFrame(by_slide, columns=["patient", "label", "rho"])
+        for label in [*sorted(table.label.unique()), "all"]:
+            part = found if label == "all" else found[found.label == label]
+            rho, low, high = mean_interval(part.rho, part.patient)
+            rows.append({"what": what, "label": label, "rho": rho, "low": low, "high": high, "slides": len(part)})
+    return pd.DataFrame(rows)
+
+
+def class_scores(scores: pd.DataFrame, positive: str) -> pd.DataFrame:
+    """Do the tiles of one class score higher? The mean normalised score of a slide, `positive` less the others.
+
+    One row a scale: scale, positive, others (means over patients), difference, low, high (95 %, patients drawn again
+    within their class).
+    """
+    means = scores.groupby(["scale", "patient_id", "label"], as_index=False).normalised.mean()
+    rows = []
+    for scale, part in means.groupby("scale"):
+        sides = [part.normalised[part.label == positive].to_numpy(), part.normalised[part.label != positive].to_numpy()]
+        rng = np.random.default_rng(0)
+        drawn = [rng.choice(side, (2000, len(side))).mean(1) for side in sides]
+        low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+        rows.append({"scale": scale, "positive": sides[0].mean(), "others": sides[1].mean(),
+                     "difference": sides[0].mean() - sides[1].mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive: str, quality: pd.Series | None,
+                 higher: bool) -> pd.DataFrame:
+    """The paper's claims about its maps: claim, where, verdict ('held', 'not shown', 'not held'), number.
+
+    found: `associations`; between: `class_scores`; name: the method; quality: its row of `faithfulness.measure`;
+    higher: whether the paper has the positive class score higher. 'held' needs an interval that excludes 0 on the
+    claimed side, 'not held' one that excludes it on the other.
+    """
+    rows = []
+    for row in between.to_dict("records"):
+        sign = 1 if higher else -1
+        rows.append((f"{positive} slides score {'higher' if higher else 'lower'} at {row['scale']}x", "Fig. 6 and 7",
+                     _verdict(sign * row["difference"], *sorted((sign * row["low"], sign * row["high"]))),
+                     f"mean normalised score {row['positive']:.3f} against {row['others']:.3f}: "
+                     f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"))
+    for what, sign, claim in (("area_um2", 1, "High-scoring tiles have larger nuclei"),
+                              ("lymphocyte_share", -1, "Low-scoring tiles hold the lymphocytes")):
+        row = found[(found.what == what) & (found.label == "all")].iloc[0]
+        rows.append((claim, "Fig. 6 and 7", _verdict(sign * row.rho, *sorted((sign * row.low, sign * row.high))),
+                     f"rank correlation of score and {WHAT[what]} inside a slide {row.rho:+.2f} "
+                     f"[{row.low:+.2f}, {row.high:+.2f}]"))
+    if quality is not None:
+        word = {"faithful": "held", "misleading": "not held"}.get(quality["map"], "not shown")
+        rows.append((f"The score of {name} shows what decides", "Fig. 6 and 7", word,
+                     f"map {quality['map']}; area between the removal curves {quality['replaced']:+.3f} "
+                     f"[{quality['replaced_low']:+.3f}, {quality['replaced_high']:+.3f}]"))
+    return pd.DataFrame(rows, columns=["claim", "where", "verdict", "number"])
+
+
+def _verdict(value: float, low: float, high: float) -> str:
+    if np.isnan(value) or low <= 0 <= high:
+        return "not shown"
+    return "held" if low > 0 else "not held"
