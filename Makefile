@@ -1,13 +1,14 @@
 # make demo   the whole study on the embedded cohort, into outputs/demo/
 # make test   everything CI runs
 # make lab    JupyterLab on the notebooks
+# make readme numbers of README from the demo study's files
 # make book   the book of the demo study once more, into outputs/demo/book/
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: demo test lab book bench clean
+.PHONY: demo test lab readme book bench clean
 
 demo: $(READY)
 	$(BIN)/dmsmil run params/demo.yaml
@@ -17,6 +18,9 @@ test: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+readme: $(READY)
+	$(BIN)/python -m dmsmil.readme outputs/demo
 
 book: $(READY)
 	$(BIN)/dmsmil book params/demo.yaml

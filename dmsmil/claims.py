@@ -19,7 +19,7 @@ import pandas as pd
 
 from dmsmil.ablation import PARTS, is_exact
 from dmsmil.comparison import ALPHA, sentence
-from dmsmil.growth import NEAR
+from dmsmil.growth import judge
 from dmsmil.metrics import METRICS
 from dmsmil.report import COLLAPSED, is_pooling, part, saved_tables, verdict
 from dmsmil.sweep import lam_name
@@ -39,9 +39,9 @@ class _Absent(Exception):
 def claims(home: str | Path) -> pd.DataFrame:
     """The checklist of a study: claim, in the paper, tested in (notebook), verdict, and the number that decides."""
     tables, rows = saved_tables(home), []
-    for claim, where, notebook, judge in _questions():
+    for claim, where, notebook, answer in _questions():
         try:
-            judged = judge(tables)
+            judged = answer(tables)
         except _Absent as absent:
             judged = NOT_RUN, f"{notebook}: {absent}"
         rows.append((claim, where, notebook, *judged))
@@ -227,15 +227,14 @@ def _least(tables: Tables, column: str, text: str) -> Judged:
 
 
 def _growth(tables: Tables) -> Judged:
-    """The powers of K that time follows; held: within NEAR of 1 and of 2, as 08_cost says it."""
+    """The powers of K that time follows, judged as 08_cost does."""
     slope = _table(tables, "08_growth").groupby("part").slope_time.last().dropna()
     if not {"deformable", "full"} <= set(slope.index):
         raise _Absent("deformable and full attention were not both run")
     number = "time grows with the number of tiles to the power " + ", ".join(
         f"{slope[what]:.2f} ({what})" for what in ("deformable", "full", "ot") if what in slope)
-    if abs(slope["deformable"] - 1) <= NEAR and abs(slope["full"] - 2) <= NEAR:
-        return HELD, number
-    return NOT_SHOWN if slope["full"] > slope["deformable"] + NEAR else NOT_HELD, number
+    words = {"holds": HELD, "direction": NOT_SHOWN, "not": NOT_HELD}
+    return words[judge(slope["deformable"], slope["full"])], number
 
 
 # ------------------------------------------------------------------------------------------------ 07

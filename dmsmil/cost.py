@@ -30,7 +30,6 @@ from dmsmil.meter import (
 from dmsmil.models import count_parameters, create
 from dmsmil.parallel import pick_device
 from dmsmil.report import is_pooling, run_name, scales_name
-from dmsmil.runs import Runs
 from dmsmil.training import RunConfig, configure_all
 
 PAPER_DIM = 2048  # ResNet-101's features: parameter counts can be compared with the paper's only at this width
@@ -116,7 +115,7 @@ def method_costs(methods: list, k: int, dim: int, slides: int, rounds: int, scal
             flops = count_flops(trainee.infer) / batch
             memory, arrays = peak_memory(lambda: (trainee.step(), trainee.step()), trainee.held(), place)
             trainees.append(trainee)
-            name = run_name(Runs(config, *[pd.DataFrame()] * 3, {}))  # no run is needed for it
+            name = run_name(config)
             rows.append({"name": name, "method": config.method, "scales": scales_name(config.scales),
                          "parameters": count_parameters(trainee.model), "flops": round(flops), "memory_mb": memory,
                          "arrays_mb": arrays})

@@ -41,7 +41,7 @@ ALIKE = 0.92    # cosine of two features; HINTS such features make two fields wo
 HINTS = 5
 CLOSE = 0.8     # cosine of two features that the closer look believes in
 WITHIN = 4.0    # px to which an affine map must bring a feature to its fellow, and how many it must bring there;
-INLIERS = 9     # two fields that share nothing reach 8, once in 100,000 pairs 9
+INLIERS = 9     # measured on LUAD: of 365,000 pairs that share no tissue the best has 8
 STRETCH = 3.0   # zoom of one field against another, at most; SHEAR the ratio of its largest to its smallest stretch
 SHEAR = 2.0
 

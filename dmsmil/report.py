@@ -48,9 +48,8 @@ def scales_name(scales: Sequence[int]) -> str:
     return "+".join(f"{s}x" for s in scales)
 
 
-def run_name(runs: Runs) -> str:
+def run_name(config: RunConfig) -> str:
     """How a run is called in tables: the method, its scale where it has only one, and options that are not default."""
-    config = runs.config
     scales = f" {scales_name(config.scales)}" if len(config.scales) == 1 else ""
     options = "".join(f", {k}={v}" for k, v in sorted(config.options.items()))
     return f"{method(config.method).title}{scales}{options}"
@@ -62,7 +61,7 @@ def run_names(runs: list[Runs]) -> list[str]:
     for r in runs:
         own = [f", {key}={getattr(r.config, key)}" for key in SETTINGS if getattr(r.config, key) != getattr(usual, key)]
         epochs = f", {r.config.epochs} epochs" if r.config.epochs != usual.epochs else ""
-        names.append(run_name(r) + "".join(own) + epochs)
+        names.append(run_name(r.config) + "".join(own) + epochs)
     return names
 
 

@@ -165,8 +165,9 @@ def collapse_sentences(table: pd.DataFrame) -> str:
                          f"{least.spread_relative:.2g} of its start.")
         stuck = stood[stood.ce_relative > STUCK]
         if len(stuck):
-            lines[-1] += (f" At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above {STUCK:.0%} of "
-                          f"the entropy of the class shares, with the spread down to {stuck.spread_relative.min():.2g}.")
+            lines[-1] += (f" At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
+                          f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
+                          f"{stuck.spread_relative.min():.2g} of its start.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
-from ipywidgets import Dropdown, FloatSlider, HBox, VBox
+from ipywidgets import HTML, Dropdown, FloatSlider, HBox, VBox, link
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dmsmil.export import heatmap
+
+COLOURS = colormaps["inferno"]  # as in figures.tile_scores
+SHORTEST = 200  # pixels of the overlay's shorter side, at least: rounded to less, its aspect ratio is not the slide's
 
 
 def watched() -> bool:
@@ -20,12 +24,18 @@ def watched() -> bool:
 
 
 def overlay(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int], scale: int) -> Image.Image:
-    """RGBA picture of one scale's normalised scores over the whole slide, clear where there is no tile."""
-    image, _ = heatmap(scores, side, dimensions)
+    """RGBA picture of one scale's normalised scores over the whole slide, clear where there is no tile.
+
+    scores, side, dimensions: as `export.heatmap` takes them. A low score covers less than a high one, so that the
+    tissue under it stays visible. The picture has the slide's aspect ratio, for a viewer stretches it over the slide.
+    """
+    image, step = heatmap(scores, side, dimensions)
     value = image[sorted(scores.scale.unique()).index(scale)]
-    colour = colormaps["inferno"](np.nan_to_num(value))
-    colour[..., 3] = np.isfinite(value)
-    return Image.fromarray((colour * 255).round().astype(np.uint8), "RGBA")
+    colour = COLOURS(np.nan_to_num(value), bytes=True)
+    colour[..., 3] = np.where(np.isfinite(value), 255 * (0.2 + 0.6 * np.nan_to_num(value)), 0)
+    zoom = max(1 / step, SHORTEST / min(dimensions))
+    whole = (0, 0, dimensions[0] / step, dimensions[1] / step)  # the heatmap's last row and column may jut out
+    return Image.fromarray(colour).resize([round(n * zoom) for n in dimensions], Image.Resampling.NEAREST, whole)
 
 
 def zoomable(view: dict, scores: pd.DataFrame, figure: Figure) -> VBox | Figure:
@@ -45,12 +55,16 @@ def zoomable(view: dict, scores: pd.DataFrame, figure: Figure) -> VBox | Figure:
         return figure
     scales = sorted(int(s) for s in scores.scale.unique())
     scale = Dropdown(options=[(f"score at {s}x", s) for s in scales], description="overlay")
-    opacity = FloatSlider(0.5, min=0, max=1, step=0.05, description="opacity")
+    opacity = FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity")
+    colours = ", ".join(to_hex(COLOURS(i / 8)) for i in range(9))
+    legend = HTML("<span style='white-space: nowrap; margin-left: 1em'>low <span style='display: inline-block; "
+                  "width: 7em; height: 0.8em; margin: 0 0.3em; vertical-align: baseline; "
+                  f"background: linear-gradient(to right, {colours})'></span> high</span>")
 
     def show(_=None):
-        viewer.set_overlay(overlay(scores, view["side"], view["dimensions"], scale.value), opacity.value, None)
+        viewer.set_overlay(overlay(scores, view["side"], view["dimensions"], scale.value), transparent=None)
 
     scale.observe(show, "value")
-    opacity.observe(show, "value")
+    link((opacity, "value"), (viewer, "overlay_alpha"))
     show()
-    return VBox([HBox([scale, opacity]), viewer])
+    return VBox([HBox([scale, opacity, legend]), viewer])

@@ -222,16 +222,16 @@ def tile_weights(runs: Runs, one: Diluted) -> tuple[float, float]:
 def witness_table(witness: Witness, positive: str = "") -> pd.DataFrame:
     """One row a rate and method, empty where nothing was run.
 
-    Columns: rate, name, method, scales, <metric>_mean, _std, _low, _high (as in a result table) for ACC, F1 and AUC,
-    runs, collapsed, slides, tiles, witnesses (signal tiles a bag), signal_area (share of the first scale's area in the
-    signal region, other tiles too), and `tile_weights`: largest_weight, and witness_weight, for a mean the rate.
+    Columns: rate, name, method, scales, the metrics, runs and collapsed of a result table, slides, tiles, witnesses
+    (signal tiles a bag), signal_area (share of the first scale's area in the signal region, other tiles too), and
+    `tile_weights`: largest_weight, and witness_weight, for a mean the rate.
     """
     rows = []
     for one, several in zip(witness.bags, witness.runs):
         tiles = one.shares.shape[2]
         for runs in several:
             largest, on_signal = tile_weights(runs, one)
-            rows.append({"rate": one.rate, "name": run_name(runs), "method": runs.config.method,
+            rows.append({"rate": one.rate, "name": run_name(runs.config), "method": runs.config.method,
                          "scales": scales_name(runs.config.scales), **summarise(runs.predictions, positive),
                          "runs": len(runs.records), COLLAPSED: runs.collapsed, "slides": len(one.bags), "tiles": tiles,
                          "witnesses": round(one.rate * tiles), "signal_area": float(one.shares[:, 0].mean()),
@@ -244,9 +244,9 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
     if witness.reason:
         return witness.reason
     tiles, left = int(table.tiles[0]), len(witness.bags[0].bags.missing)
-    lines = [f"{table.slides[0]} slides, {tiles} tiles each at every rate; left out, for they have too few tiles of one "
-             f"kind: {left}. At every scale a signal tile lies in the signal region with {SIGNAL:.0%} of its area or "
-             f"more, another with {OTHER:.0%} or less.", _above_chance(table)]
+    lines = [f"{table.slides[0]} slides, {tiles} tiles each at every rate; too few tiles of one kind, and so left out: "
+             f"{left}. At every scale a signal tile lies in the signal region with {SIGNAL:.0%} of its area or more, "
+             f"another with {OTHER:.0%} or less.", _above_chance(table)]
     if table.rate.any():
         lines += _against_abmil(witness, table[table.rate > 0], positive) + _weights(table[table.rate > 0])
     if fallen := [f"{row['name']} at {row.rate:.0%}" for _, row in table[table[COLLAPSED] > 0].iterrows()]:
@@ -258,8 +258,8 @@ def _above_chance(table: pd.DataFrame) -> str:
     """Which methods see a signal at each rate; without a signal tile none should."""
     said, control = [], ""
     for rate, rows in table.groupby("rate"):
-        seen = rows[rows.AUC_low > 0.5]
-        who = "none" if seen.empty else "all" if len(seen) == len(rows) else ", ".join(seen.name)
+        seen = rows.name[rows.AUC_low > 0.5]
+        who = "none" if seen.empty else "all" if len(seen) == len(rows) else ", ".join(seen)
         said.append(f"{who} with {rows.witnesses.iloc[0]} of {rows.tiles.iloc[0]}")
         if rate == 0 and len(seen):
             control = (" Without any none should be: the other tiles tell something too "
@@ -272,7 +272,8 @@ def _against_abmil(witness: Witness, table: pd.DataFrame, positive: str) -> list
     seen = table.rate[table.AUC_low > 0.5]
     rate = min(seen if len(seen) else table.rate)
     runs = next(runs for one, runs in zip(witness.bags, witness.runs) if one.rate == rate)
-    mine, rivals = run_name(runs[0]), {run_name(r): r.predictions for r in runs if r.config.method == "abmil"}
+    mine = run_name(runs[0].config)
+    rivals = {run_name(r.config): r.predictions for r in runs if r.config.method == "abmil"}
     auc = table.pivot(index="rate", columns="name", values="AUC_mean").sort_index(ascending=False)
     rates = ", ".join(f"{rate:.0%}" for rate in auc.index)
     lines = [f"AUC of {mine} minus {name} where {rates} of the tiles carry the signal: "

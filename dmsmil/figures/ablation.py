@@ -13,7 +13,7 @@ from dmsmil.comparison import ALPHA
 from dmsmil.figures.base import finish
 from dmsmil.sweep import ALONE, SHRUNK, STUCK
 
-FLOOR = 1e-5  # a log axis has no 0: what is below is drawn here
+FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [("#0072B2", "o"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#009E73", "^"), ("#E69F00", "v"), ("#555555", "P")]
 
 
