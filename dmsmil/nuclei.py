@@ -6,7 +6,7 @@ and magnification go through the same code; `validate` says how well each does.
 
 What it is good for: how many nuclei a tile has, and how large they are beside other tiles of the same slide. What it is
 not: comparing nuclear area between slides. Vesicular nuclei, pale with a dark rim, fall to pieces, so that the largest
-nuclei of a carcinoma may be measured as small ones; on the held-out fields the median area does not even rank them.
+nuclei of a carcinoma may be measured as small ones; on the held-out fields the median area hardly ranks them.
 """
 
 from __future__ import annotations

@@ -243,10 +243,9 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
     """Markdown: what was compared, whether DMSMIL falls below ABMIL as the rate falls, and what weight tiles get."""
     if witness.reason:
         return witness.reason
-    tiles, left = int(table.tiles[0]), len(witness.bags[0].bags.missing)
-    lines = [f"{table.slides[0]} slides, {tiles} tiles each at every rate; too few tiles of one kind, and so left out: "
-             f"{left}. At every scale a signal tile lies in the signal region with {SIGNAL:.0%} of its area or more, "
-             f"another with {OTHER:.0%} or less.", _above_chance(table)]
+    lines = [f"{table.slides[0]} slides, {table.tiles[0]} tiles each at every rate; too few tiles of one kind, and so "
+             f"left out: {len(witness.bags[0].bags.missing)}. At every scale a signal tile lies in the signal region "
+             f"with {SIGNAL:.0%} of its area or more, another with {OTHER:.0%} or less.", _above_chance(table)]
     if table.rate.any():
         lines += _against_abmil(witness, table[table.rate > 0], positive) + _weights(table[table.rate > 0])
     if fallen := [f"{row['name']} at {row.rate:.0%}" for _, row in table[table[COLLAPSED] > 0].iterrows()]:
@@ -262,8 +261,7 @@ def _above_chance(table: pd.DataFrame) -> str:
         who = "none" if seen.empty else "all" if len(seen) == len(rows) else ", ".join(seen)
         said.append(f"{who} with {rows.witnesses.iloc[0]} of {rows.tiles.iloc[0]}")
         if rate == 0 and len(seen):
-            control = (" Without any none should be: the other tiles tell something too "
-                       f"({rows.signal_area.iloc[0]:.1%} of their area is signal), or it is chance.")
+            control = f" Without any none should be: {rows.signal_area.iloc[0]:.1%} of their area is signal, or chance."
     return f"AUC above 0.5, by the 95 % interval: {'; '.join(said)} signal tiles.{control}"
 
 

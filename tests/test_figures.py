@@ -9,7 +9,9 @@ from PIL import Image
 from dmsmil import figures
 from dmsmil.cohort import make_folds
 from dmsmil.comparison import compare, friedman_nemenyi
+from dmsmil.faithfulness import MEASURES
 from dmsmil.metrics import calibration
+from dmsmil.morphology import associations
 from tests.test_cohort import cohort
 from tests.test_metrics import table
 
@@ -112,3 +114,131 @@ def test_paired_differences_hold_the_numbers_and_outlive_missing_tests(tmp_path)
     untested = compared.assign(**{c: np.nan for c in compared if c.endswith(("_p", "_p_holm", "_low", "_high"))})
     texts = [x.get_text() for a in figures.paired_differences(untested, tmp_path / "u").axes for x in a.texts]
     assert texts.count("not tested") == 9
+
+
+# ------------------------------------------------------------------------------------------------ interpretation
+
+
+def tile_table(value=None, slides=8, count=20):
+    """A table of `tile_scores` and nuclei; value: the normalised score of every tile, or random ones."""
+    rng = np.random.default_rng(0)
+    return pd.concat([pd.DataFrame({
+        "slide_id": f"s{i}", "patient_id": f"p{i}", "label": "ab"[i % 2], "scale": scale, "place": np.arange(count),
+        "normalised": rng.uniform(size=count) if value is None else value, "area_um2": rng.uniform(20, 90, count),
+        "density_mm2": rng.uniform(0, 6000, count), "lymphocyte_share": rng.uniform(0, 1, count)})
+        for i in range(slides) for scale in (10, 20)], ignore_index=True)
+
+
+def maps_table(truth=True, **changed):
+    """A summary of `faithfulness.measure` of three methods."""
+    columns = [*MEASURES, *(f"truth_{r}{s}x" for s in (10, 20) for r in ("", "random_") if truth)]
+    values = np.random.default_rng(0).uniform(-0.2, 0.9, (3, len(columns)))
+    table = pd.DataFrame({"name": ["DMSMIL", "ABMIL 10x", "mean"], "method": ["dmsmil", "abmil", "meanpool"]})
+    for column, value in zip(columns, values.T):
+        table[[column, f"{column}_low", f"{column}_high"]] = np.stack([value, value - 0.1, value + 0.1], 1)
+    return table.assign(**changed)
+
+
+def test_extreme_tiles_hold_which_they_are_and_may_be_few(tmp_path):
+    tile = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    rows = {10: [(3, 1.0), (1, 0.8), (2, 0.7)], 20: [(5, 1.0)]}
+    tiles = {scale: {which: [{"tile": tile, "place": place, "normalised": value} for place, value in row]
+                     for which in ("highest", "lowest")} for scale, row in rows.items()}
+    figure = figures.extreme_tiles(tiles, tmp_path / "e")
+    data = drawn(figure, tmp_path / "e")
+    assert list(data.place) == [3, 1, 2] * 2 + [5] * 2 and list(data.scale) == [10] * 6 + [20] * 2
+    assert [a.get_title(loc="left") for a in figure.axes if a.images] == [f"{v:.2f}" for v in data.normalised]
+    shown = [a.images[0].get_array() for a in figure.axes if a.images]
+    assert all(np.array_equal(image, tile) for image in shown)
+
+
+def test_score_distributions_draw_the_slides_means(tmp_path):
+    table = tile_table()
+    figure = figures.score_distributions(table, tmp_path / "d")
+    data = drawn(figure, tmp_path / "d")
+    by_hand = table.groupby(["scale", "label", "slide_id"]).normalised.mean()
+    np.testing.assert_allclose(data.normalised, by_hand, rtol=1e-5)
+    for ax, scale in zip(figure.axes, (10, 20)):
+        dots = np.concatenate([c.get_offsets() for c in ax.collections if len(c.get_offsets()) == 4])[:, 0]
+        np.testing.assert_allclose(np.sort(dots), np.sort(data.normalised[data.scale == scale]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan], ids=["constant", "nan"])
+def test_distributions_of_a_map_that_says_nothing(value, tmp_path):
+    data = drawn(figures.score_distributions(tile_table(value), tmp_path / "d"), tmp_path / "d")
+    assert len(data) == 16 and (data.normalised.isna() if np.isnan(value) else data.normalised == 0.5).all()
+
+
+def test_nuclei_against_a_map_that_says_nothing(tmp_path):
+    table = tile_table(0.5)
+    found = associations(table)
+    data = drawn(figures.nuclei_against_score(table, found, tmp_path / "n"), tmp_path / "n")
+    assert data.rho.isna().all() and len(data) == 9
+
+
+def test_attention_flow_draws_an_arrow_a_tile_and_head(slide, tmp_path):
+    start = slide["coords"][10] + 256.0
+    end = start[:, None] + np.array([[300.0, 0], [0, -200], [0, 0]])
+    for name, mass in (("one", np.arange(6.0) / 15), ("flat", np.full(6, 1 / 6))):
+        figure = figures.attention_flow(slide, start, end, mass, tmp_path / name)
+        data = drawn(figure, tmp_path / name)
+        for key, value in (("start", start), ("end", end), ("mass", mass)):
+            np.testing.assert_array_equal(data[key], value)
+        arrows, dots = ([c for c in figure.axes[0].collections if hasattr(c, "U") is has] for has in (True, False))
+        np.testing.assert_allclose(np.stack([arrows[0].U, arrows[0].V], 1), end[:, 0] - start)
+        np.testing.assert_allclose(dots[0].get_array(), 6 * mass)  # 1 is an equal share
+        assert [a.get_title(loc="left") for a in figure.axes[:3]] == ["head 1", "head 2", "head 3"]
+
+
+@pytest.mark.parametrize("methods", [1, 5])
+def test_removal_curves_are_the_table(methods, tmp_path):
+    share = np.linspace(0, 0.9, 10)
+    table = pd.DataFrame([
+        {"name": f"M{m}", "order": order, "share": x, "removed": 0.9 - x / 2, "replaced": 0.8 - m * x / 9}
+        for m in range(methods) for order in ("highest", "lowest", "random") for x in share])
+    table.loc[table.name == "M0", "removed"] = 0.7  # a constant curve
+    for way in ("removed", "replaced"):
+        figure = figures.removal_curves(table, tmp_path / way, way)
+        pd.testing.assert_frame_equal(drawn(figure, tmp_path / way), table, rtol=1e-5)
+        shown = [a for a in figure.axes if a.get_visible()]
+        assert [a.get_title(loc="left") for a in shown] == [f"M{m}" for m in range(methods)]
+        for ax in shown:
+            part = table[(table.name == ax.get_title(loc="left")) & (table.order == "highest")]
+            np.testing.assert_allclose(ax.lines[0].get_ydata(), part[way])
+    assert drawn(figures.removal_curves(table.assign(replaced=np.nan), tmp_path / "nan"), tmp_path / "nan") \
+        .replaced.isna().all()
+
+
+def test_map_quality_draws_the_summary_with_and_without_truth(tmp_path):
+    for truth in (True, False):
+        table = maps_table(truth)
+        figure = figures.map_quality(table, tmp_path / "q")
+        pd.testing.assert_frame_equal(drawn(figure, tmp_path / "q"), table, rtol=1e-5)
+        assert len(figure.axes) == 2 + truth
+        dots = {line.get_label(): line for line in figure.axes[1].lines}
+        np.testing.assert_allclose(dots["occlusion"].get_xdata(), table.occlusion)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(table.name)
+
+
+def test_map_quality_leaves_out_what_a_constant_map_does_not_have(tmp_path):
+    gone = {f"{c}{end}": [0.1, 0.1, np.nan] for c in ("occlusion", "gradient", "random_weights")
+            for end in ("", "_low", "_high")}
+    figure = figures.map_quality(maps_table(**gone), tmp_path / "q")
+    assert drawn(figure, tmp_path / "q").occlusion.isna().tolist() == [False, False, True]
+    dots = {line.get_label(): line for line in figure.axes[1].lines}
+    assert len(dots["occlusion"].get_xdata()) == 2
+    none = maps_table(**{column: np.nan for column in gone})
+    assert len(drawn(figures.map_quality(none, tmp_path / "n"), tmp_path / "n")) == 3
+
+
+def test_nuclei_against_score_draws_means_in_fifths_and_says_the_correlation(tmp_path):
+    table = tile_table().query("scale == 20")
+    table.loc[table.place < 3, "area_um2"] = np.nan  # tiles without nuclei
+    found = associations(table)
+    figure = figures.nuclei_against_score(table, found, tmp_path / "n")
+    pd.testing.assert_frame_equal(drawn(figure, tmp_path / "n"), found, rtol=1e-5)
+    bins = pd.cut(table.normalised, np.linspace(0, 1, 6), right=False)
+    by_hand = table[table.label == "a"].groupby(bins, observed=True).area_um2.mean()
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), by_hand, rtol=1e-6)
+    said = [x.get_text() for x in figure.axes[1].texts]
+    assert said[-1].startswith(f"all: ρ = {found.rho[5]:+.2f} [") and len(said) == 3
