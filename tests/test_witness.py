@@ -259,7 +259,8 @@ def test_the_experiment_from_truth_to_figure(demo, capsys, tmp_path):
     assert (table.largest_weight <= 1 + 1e-6).all() and (table.witness_weight[table.rate == 0] == 0).all()
 
     said = witness_sentences(found, table)
-    for part in ("left out", "with 0 of", "DMSMIL minus ABMIL 10x", "the lowest rate", "Largest weight"):
+    for part in ("left out", "with 0 of", "DMSMIL minus ABMIL 10x", "DMSMIL minus DMSMIL, deformable=False",
+                 "the lowest rate", "Largest weight"):
         assert part in said, part
     data = drawn(figures.witness_rates(table, tmp_path / "f"), tmp_path / "f")
     assert list(data.name) == list(table.name)
@@ -316,7 +317,7 @@ def made(monkeypatch):
 
 
 @pytest.mark.parametrize("signals, verdict", [
-    ((0, 4, 4), "**Where 10% of the tiles carry the signal, DMSMIL falls below ABMIL 10x and ABMIL 20x.**"),
+    ((0, 4, 4), "**Where 10% of the tiles carry the signal, DMSMIL falls below ABMIL 10x, ABMIL 20x.**"),
     ((0, 0, 4), "DMSMIL falls below ABMIL 20x.**"),
     ((4, 0, 0), "is not shown to fall below ABMIL"), ((1, 1, 1), "is not shown to fall below ABMIL")])
 def test_the_verdict_follows_from_the_numbers(made, signals, verdict):

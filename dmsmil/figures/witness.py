@@ -38,7 +38,7 @@ def witness_rates(table: pd.DataFrame, out) -> Figure:
         axes[2].plot(x[some], (rows.witness_weight / rows.rate)[some], **look)
     for ax, metric in zip(axes, ("AUC", "ACC")):
         ax.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
-        ax.text(-0.48, 0.5, "chance", va="bottom", fontsize=7, color="#777777")
+        ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color="#777777")
         ax.set(title=f"{metric}, 95 % interval", ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
     shown = [rate for rate in rates if rate > 0]
     bound = [blind_bound(counts[rate], table.tiles.iloc[0]) / rate for rate in shown]
