@@ -67,6 +67,40 @@ def pretty_ablation(table: pd.DataFrame, paper: str = "") -> pd.DataFrame:
     return shown
 
 
+def part_gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What each part adds, from every two rows of `ablation_table` that differ in it alone and did not collapse.
+
+    Columns: part, without, with (names of rows), ACC_gain. Rows of one scale are paired with rows of the same scale,
+    but for fusion, whose partner is each single scale.
+    """
+    whole, pairs = table[table.fusion.notna() & (table.collapsed == 0)].astype(dict.fromkeys(PARTS, bool)), []
+    for part in PARTS:
+        rest = [p for p in PARTS if p != part]
+        for _, new in whole[whole[part]].iterrows():
+            alike = whole[~whole[part] & (whole[rest] == new[rest]).all(axis=1)]
+            pairs += [(part, old["name"], new["name"], new.ACC_mean - old.ACC_mean) for _, old in alike.iterrows()
+                      if part == "fusion" or old.scales == new.scales]
+    return pd.DataFrame(pairs, columns=["part", "without", "with", "ACC_gain"])
+
+
+def ablation_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
+    """Markdown: in how many pairs each part raises ACC, and whether DMSMIL differs from the row that lacks it alone.
+
+    tests: `report.paired_tests` of DMSMIL against the other rows.
+    """
+    gains, lines = part_gains(table), []
+    for part, words in zip(PARTS, ("Fusion of the scales", "Transport between them", "Deformable attention")):
+        mine = gains[gains.part == part]
+        said = ", ".join(f"{gain:+.3f}" for gain in mine.ACC_gain) or "none could be compared"
+        lines.append(f"**{words}** raises ACC in {(mine.ACC_gain > 0).sum()} of {len(mine)} pairs of rows that differ "
+                     f"in it alone: {said}.")
+        lines += [sentence(row, row.reference, "ACC") for _, row in tests.iterrows()
+                  if part != "fusion" and ((mine["with"] == row.reference) & (mine.without == row["name"])).any()]
+    lines += [f"{row['name']} collapsed in {row.collapsed} of {row.runs} runs: no result."
+              for _, row in table[table.collapsed > 0].iterrows()]
+    return "\n".join(f"- {line}" for line in lines)
+
+
 # ------------------------------------------------------------------------------------------------ readings
 
 OPEN = {1: "the map that attention reads", 2: "reshape and interpolate", 3: "keys and values of eq. (6)",

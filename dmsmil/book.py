@@ -229,9 +229,7 @@ def _seen_slide(home: Path) -> dict:
         raise InputError(f"03_train has not looked inside {params['method']} yet")
     store = Store(home, params["tile_px"], tuple(params["scales"]), params["encoder"])
     names = pd.read_csv(table, dtype={"slide_id": str}).slide_id
-    views = slide_views(read_cohort(home)[0], store, slide_ids=[names[0]], px=900)
-    if not views:
-        raise InputError(f"slide {names[0]} cannot be opened")
+    views = slide_views(read_cohort(home)[0], store, slide_ids=[names[0]], px=900, mpp=params["mpp"])
     with np.load(scores) as saved:
         found = {scale: saved[f"scores_{scale}"] for scale in store.scales if f"scores_{scale}" in saved}
     if any(len(value) != len(views[0]["coords"][scale]) for scale, value in found.items()):

@@ -190,11 +190,10 @@ def attention_flow(case: Case, side: int) -> tuple[np.ndarray, np.ndarray, np.nd
     start: tile centres, level-0 px; end: for each head, the mean of the tile's sampling points weighted by their
     attention; side: of a tile. None for methods without deformable attention between tiles.
     """
-    if getattr(getattr(case.model, "branches", None), "attend", None) is None:
+    branches = getattr(case.model, "branches", None)
+    if getattr(branches, "attend", None) is None or branches.cells > 1 or branches.square:
         return None
     points = case.model.sampling(*case.bag)
-    if "deformed_px" not in points or points["deformed_px"].shape[2] != case.mask.shape[2]:
-        return None
     there = case.mask[0, 0].numpy()
     weight = points["attention"][0, 0] / points["attention"][0, 0].sum(2, keepdim=True)
     end = (points["deformed_px"][0, 0] * weight.unsqueeze(-1)).sum(2).numpy()[there]

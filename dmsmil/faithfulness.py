@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from dmsmil.bags import Bags
 from dmsmil.explain import EXPLANATIONS, Case, cases, own, own_scores, probabilities
+from dmsmil.files import fingerprint
 from dmsmil.metrics import mean_interval
 from dmsmil.models import create
 from dmsmil.parallel import run_units
@@ -26,6 +27,7 @@ from dmsmil.runs import Runs
 
 STEPS = np.linspace(0, 0.9, 10)  # shares of the places that are gone
 RANDOM = 3  # random orders, averaged
+TWINS = 3  # models with fresh weights, averaged: one draw of them decides too much
 SURVIVES = 0.5  # a rank correlation with the map of random weights above this: the map is not what was learned
 WAYS = ("removed", "replaced")
 MEASURES = (*WAYS, "occlusion", "gradient", "random_weights")
@@ -37,9 +39,10 @@ def removal(case: Case, score: np.ndarray, seed: int = 0) -> pd.DataFrame:
     Columns: order (which go first: 'highest', 'lowest', 'random'), share (of the places that are gone), removed (they
     are taken out of the bag) and replaced (they stay where they are and show the slide's mean tile: for a method that
     lays tiles out on a map, the first also moves every other tile). 'highest' is the deletion curve, and 'lowest', read
-    from the right, the insertion curve. At least one place stays. Ties are broken at random, alike in both directions.
+    from the right, the insertion curve. At least one place stays. Ties are broken at random, alike in both directions,
+    and otherwise in each slide: else a constant map would be tested by one and the same order of places in all.
     """
-    rng, count = np.random.default_rng(seed), len(score)
+    rng, count = np.random.default_rng([seed, int(fingerprint(case.slide_id, 8), 16)]), len(score)
     best_first = np.lexsort((rng.permutation(count), -score))
     orders = [("highest", best_first), ("lowest", best_first[::-1]),
               *(("random", rng.permutation(count)) for _ in range(RANDOM))]
@@ -95,7 +98,7 @@ def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None = None, slid
     truth: (N, S, K) share of each tile of the bags in the signal, or None. slides: at most so many, spread over the
     cohort; 0 for all.
     First table, one row a slide: slide_id, patient_id, label, removed, replaced (areas), occlusion, gradient
-    (agreement), random_weights (agreement with the map of fresh weights), and truth_<scale>x with truth_random_<scale>x
+    (agreement), random_weights (mean agreement with the maps of fresh weights), and truth_<scale>x with truth_random_<scale>x
     (the same AUC of the fresh weights' map). Second: order, share, removed, replaced, means over patients.
     """
     names = sorted(runs.predictions.slide_id.unique())
@@ -103,18 +106,18 @@ def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None = None, slid
         names = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, slides).round().astype(int))]
     rows, curves = [], []
     for case in cases(runs, bags, names):
-        twin, mine = random_twin(case, runs, seed), own(case)
+        twins, mine = [random_twin(case, runs, seed + i) for i in range(TWINS)], own(case)
         curve = removal(case, mine, seed)
         row = {"slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
                **{what: area(curve, what) for what in WAYS},
                **{other: agreement(mine, EXPLANATIONS[other](case)) for other in ("occlusion", "gradient")},
-               "random_weights": agreement(mine, own(twin))}
+               "random_weights": float(np.mean([agreement(mine, own(twin)) for twin in twins]))}
         if truth is not None:
             known = truth[bags.slide_ids.index(case.slide_id)]
             known = known[[bags.scales.index(scale) for scale in runs.config.scales]]
-            for which, asked in (("truth", case), ("truth_random", twin)):
-                for scale, value in zip(runs.config.scales, truth_auc(case, known, own_scores(asked))):
-                    row[f"{which}_{scale}x"] = value
+            for which, asked in (("truth", [case]), ("truth_random", twins)):
+                found = np.mean([truth_auc(case, known, own_scores(one)) for one in asked], axis=0)
+                row |= {f"{which}_{scale}x": float(value) for scale, value in zip(runs.config.scales, found)}
         rows.append(row)
         curves.append(curve.assign(patient_id=case.patient_id))
     by_patient = pd.concat(curves).groupby(["order", "share", "patient_id"], as_index=False).mean()

@@ -164,10 +164,13 @@ def _encode_stream(rows: Iterator[dict[int, np.ndarray]], scales: tuple[int, ...
 
 
 def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
-                px: int = 500) -> list[dict]:
-    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp (as the
-    cohort says, 0 if it does not) and slide_mpp (as it is read with, um a level-0 px); with a store also coords
-    and side by scale, and density. `limit` slides, the classes in turn; slides that cannot be opened are passed over.
+                px: int = 500, bags: Bags | None = None, mpp: float = 0.0) -> list[dict]:
+    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp (what the
+    cohort or else the study says, 0 if neither does) and slide_mpp (as it is read with, um a level-0 px); with a store
+    also coords and side by scale and density of its tiles, with bags those of the tiles in the bag.
+
+    The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. Raises InputError
+    when a slide that is named cannot be opened.
     """
     rows = cohort if slide_ids is None else cohort.set_index("slide_id").loc[slide_ids].reset_index()
     if slide_ids is None:  # the classes in turn, one patient once
@@ -176,15 +179,21 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
     views = []
     for row in rows.itertuples():
         try:
-            with open_slide(row.path, row.mpp) as slide:
+            with open_slide(row.path, row.mpp or mpp) as slide:
                 view = {"slide_id": row.slide_id, "label": row.label, "thumbnail": slide.thumbnail(px),
-                        "dimensions": slide.dimensions, "path": row.path, "mpp": row.mpp,
+                        "dimensions": slide.dimensions, "path": row.path, "mpp": row.mpp or mpp,
                         "slide_mpp": slide.mpp}
-            if store is not None:
-                tiles = store.read_tiles(row.slide_id)
+            if source := store or (bags.store if bags else None):
+                tiles = source.read_tiles(row.slide_id)
                 view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
                          "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
+            if bags is not None:
+                at = bags.slide_ids.index(row.slide_id)
+                view["coords"] = {s: bags.coords[at, i][bags.mask[at, i]].numpy() for i, s in enumerate(bags.scales)}
+                view["density"] = bags.density[at][bags.mask[at, 0]].numpy()
         except InputError:
+            if slide_ids is not None:  # asked for by name
+                raise
             continue
         views.append(view)
         if limit and len(views) == limit:

@@ -12,12 +12,14 @@ from dmsmil.ablation import (
     OPEN,
     VARIANTS,
     ablation_configs,
+    ablation_sentences,
     ablation_table,
     choose_variants,
     is_exact,
     null_configs,
     null_sentence,
     null_table,
+    part_gains,
     parts_of,
     pretty_ablation,
     pretty_variants,
@@ -32,7 +34,7 @@ from dmsmil.metrics import predictions_table, score_by_fold
 from dmsmil.models import method
 from dmsmil.models.branches import CHOICES
 from dmsmil.paper import printed_ablation
-from dmsmil.report import save_table, saved_tables
+from dmsmil.report import paired_tests, save_table, saved_tables
 from dmsmil.runs import Runs, get_runs
 from dmsmil.training import configure
 from tests.test_baselines import cohort_of
@@ -98,6 +100,23 @@ def test_the_papers_values_stand_only_where_it_prints_them(rows):
         ["–", "–", "–"], ["✓", "✓", "–"], ["", "", ""]]
     with pytest.raises(InputError, match="paper is 'luad'"):
         pretty_ablation(table, "luad")
+
+
+def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
+    """ACC made up as .5 + .1 for fusion + .2 for OT - .05 for deformable attention: each pair must say just that."""
+    _, _, _, runs, table = rows
+    worth = {"fusion": 0.1, "ot": 0.2, "deformable": -0.05}
+    made_up = table.assign(ACC_mean=0.5 + sum(table[part].eq(True) * value for part, value in worth.items()))
+    gains = part_gains(made_up)
+    assert gains.groupby("part").size().to_dict() == {"fusion": 4, "ot": 2, "deformable": 4}
+    np.testing.assert_allclose(gains.ACC_gain, gains.part.map(worth))
+    tests = paired_tests([runs[-1], *runs[:-1]], 24)
+    said = ablation_sentences(made_up, tests)
+    assert "**Fusion of the scales** raises ACC in 4 of 4 pairs" in said
+    assert "**Deformable attention** raises ACC in 0 of 4 pairs" in said and "-0.050, -0.050" in said
+    assert said.count("DMSMIL, ot=none") == said.count("DMSMIL, deformable=False") == 1, "tested against these two"
+    fallen = made_up.assign(collapsed=[0] * 7 + [5] + [0] * 2)
+    assert len(part_gains(fallen)) == 10 - 2 and "DMSMIL collapsed in 5 of 2 runs" in ablation_sentences(fallen, tests)
 
 
 # ------------------------------------------------------------------------------------------------ readings

@@ -93,9 +93,9 @@ def test_an_arrow_ends_where_its_heads_points_are_on_average(trained):
     ("abmil", (20,), {}), ("meanpool", (10, 20), {}), ("dmsmil", (10, 20), {"deformable": False}),
     ("dmsmil", (10, 20), {"map": "tile"}), ("damil", (20,), {"grid": "square"})])
 def test_no_flow_where_attention_does_not_go_from_tile_to_tile(method, scales, options):
-    shape = (1, len(scales), 9)
+    shape = (1, len(scales), 196)  # as many tiles as grid="square" has cells
     case = Case("s", "p", 0, 0, create(method, 16, 2, scales, **options).eval(), torch.randn(*shape, 16),
-                torch.ones(shape, dtype=torch.bool), torch.arange(18).reshape(1, 1, 9, 2).expand(*shape, 2))
+                torch.ones(shape, dtype=torch.bool), torch.arange(392).reshape(1, 1, 196, 2).expand(*shape, 2))
     assert attention_flow(case, 256) is None
     case.model(*case.bag)  # but it answers
 

@@ -1,5 +1,7 @@
 """A map is judged by what it does: planted maps come out as what they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,6 +96,15 @@ def test_a_constant_map_gains_nothing_and_agrees_with_nothing():
     gain = np.mean([area(removal(c, own(c), seed), "removed") for seed in range(8)])
     assert abs(gain) < area(removal(c, own(case(Linear(), places=40))), "removed") / 3
     assert np.isnan(agreement(own(c), EXPLANATIONS["occlusion"](c)))
+
+
+def test_ties_fall_otherwise_in_each_slide_and_alike_in_each_call():
+    """One order for all slides would make a place that matters a finding about every constant map."""
+    c = case(Linear())
+    flat = np.ones(10)
+    other = replace(c, slide_id="t")
+    assert removal(c, flat).equals(removal(c, flat)) and not removal(c, flat).equals(removal(other, flat))
+    assert removal(c, own(c)).query("order != 'random'").equals(removal(other, own(c)).query("order != 'random'"))
 
 
 def test_for_a_linear_model_the_explanations_are_known():

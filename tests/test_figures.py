@@ -169,11 +169,12 @@ def test_distributions_of_a_map_that_says_nothing(value, tmp_path):
     assert len(data) == 16 and (data.normalised.isna() if np.isnan(value) else data.normalised == 0.5).all()
 
 
-def test_nuclei_against_a_map_that_says_nothing(tmp_path):
-    table = tile_table(0.5)
+@pytest.mark.parametrize("value", [0.5, np.nan], ids=["constant", "nan"])
+def test_nuclei_against_a_map_that_says_nothing(value, tmp_path):
+    table = tile_table(value)
     found = associations(table)
     data = drawn(figures.nuclei_against_score(table, found, tmp_path / "n"), tmp_path / "n")
-    assert data.rho.isna().all() and len(data) == 9
+    assert data.rho.isna().all() and len(data) == (9 if np.isnan(value) else 15)  # all tiles in the middle fifth
 
 
 def test_attention_flow_draws_an_arrow_a_tile_and_head(slide, tmp_path):
@@ -236,9 +237,13 @@ def test_nuclei_against_score_draws_means_in_fifths_and_says_the_correlation(tmp
     table.loc[table.place < 3, "area_um2"] = np.nan  # tiles without nuclei
     found = associations(table)
     figure = figures.nuclei_against_score(table, found, tmp_path / "n")
-    pd.testing.assert_frame_equal(drawn(figure, tmp_path / "n"), found, rtol=1e-5)
-    bins = pd.cut(table.normalised, np.linspace(0, 1, 6), right=False)
-    by_hand = table[table.label == "a"].groupby(bins, observed=True).area_um2.mean()
+    data = drawn(figure, tmp_path / "n")
+    pd.testing.assert_frame_equal(data[data.fifth.isna()][list(found)], found, rtol=1e-5, check_dtype=False)
+    bins = pd.cut(table.normalised, np.linspace(0, 1, 6), right=False).rename("bin")
+    by_patient = table[table.label == "a"].groupby([bins, "patient_id"], observed=True).area_um2.mean()
+    by_hand = by_patient.groupby("bin", observed=True).mean()
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), by_hand, rtol=1e-6)
+    drawn_means = data[(data.what == "area_um2") & (data.label == "a") & data.fifth.notna()]["mean"]
+    np.testing.assert_allclose(drawn_means, by_hand, rtol=1e-5)
     said = [x.get_text() for x in figure.axes[1].texts]
     assert said[-1].startswith(f"all: ρ = {found.rho[5]:+.2f} [") and len(said) == 3

@@ -146,15 +146,18 @@ def map_quality(summary: pd.DataFrame, out) -> Figure:
 def nuclei_against_score(table: pd.DataFrame, associations: pd.DataFrame, out) -> Figure:
     """Nuclear measurements against the score, by class: means in fifths of the score, and the rank correlation.
 
-    table: `morphology.scored_nuclei`; associations: `morphology.associations`.
+    table: `morphology.scored_nuclei`; associations: `morphology.associations`. A mean is one over patients of their own
+    means, and its band draws patients. Data: the associations, and below them the means (what, label, fifth, mean).
     """
     what = {"area_um2": "median nuclear area, µm²", "density_mm2": "nuclei per mm² of tissue",
             "lymphocyte_share": "lymphocyte-like share"}
     figure, axes = plt.subplots(1, len(what), figsize=(3.1 * len(what), 3))
-    fifth = np.minimum((table.normalised * 5).astype(int), 4) / 5 + 0.1
+    fifth = np.minimum(np.floor(table.normalised * 5), 4) / 5 + 0.1
+    keys = ["patient_id", "label", "fifth"]
+    means = table.assign(fifth=fifth).groupby(keys, as_index=False)[list(what)].mean()
     palette = dict(zip(sorted(table.label.unique()), sns.color_palette("colorblind")))
     for ax, (column, title) in zip(axes, what.items()):
-        sns.lineplot(table.assign(fifth=fifth), x="fifth", y=column, hue="label", palette=palette, ax=ax, marker="o",
+        sns.lineplot(means, x="fifth", y=column, hue="label", palette=palette, ax=ax, marker="o",
                      errorbar=("ci", 95), n_boot=200, seed=0, legend=False)
         lines = [f"{row.label}: ρ = {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
                  for row in associations[associations.what == column].itertuples()]
@@ -162,4 +165,6 @@ def nuclei_against_score(table: pd.DataFrame, associations: pd.DataFrame, out) -
         for i, line in enumerate(lines):
             ax.text(0, 1.03 + 0.075 * (len(lines) - 1 - i), line, transform=ax.transAxes, fontsize=7.5,
                     color=palette.get(line.split(":")[0], "black"))
-    return finish(figure, out, associations)
+    lines = means.melt(keys, list(what), var_name="what", value_name="mean")
+    lines = lines.groupby(["what", "label", "fifth"], as_index=False)["mean"].mean()
+    return finish(figure, out, pd.concat([associations, lines], ignore_index=True))
