@@ -157,8 +157,9 @@ def nuclei_against_score(table: pd.DataFrame, associations: pd.DataFrame, out) -
     means = table.assign(fifth=fifth).groupby(keys, as_index=False)[list(what)].mean()
     palette = dict(zip(sorted(table.label.unique()), sns.color_palette("colorblind")))
     for ax, (column, title) in zip(axes, what.items()):
-        sns.lineplot(means, x="fifth", y=column, hue="label", palette=palette, ax=ax, marker="o",
-                     errorbar=("ci", 95), n_boot=200, seed=0, legend=False)
+        if len(means):
+            sns.lineplot(means, x="fifth", y=column, hue="label", palette=palette, ax=ax, marker="o",
+                         errorbar=("ci", 95), n_boot=200, seed=0, legend=False)
         lines = [f"{row.label}: ρ = {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
                  for row in associations[associations.what == column].itertuples()]
         ax.set(title="", xlabel="normalised score (fifths)", ylabel=title, xlim=(0, 1))
