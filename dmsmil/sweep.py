@@ -157,17 +157,17 @@ def collapse_sentences(table: pd.DataFrame) -> str:
             lines.append(f"**{name}**: collapsed at λ = {_list(fallen.lam)}"
                          + (f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried."))
         elif least.spread_relative < SHRUNK:
-            lines.append(f"**{name}**: at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} of its "
+            lines.append(f"**{name}**: at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its "
                          f"start, yet the classifier still reads the features: L_ce is {least.ce_relative:.2f} of the "
                          "entropy of the class shares.")
         else:
             lines.append(f"**{name}**: no collapse. The spread is least at λ = {least.lam:g}: "
-                         f"{least.spread_relative:.2g} of its start.")
+                         f"{least.spread_relative:.2g} times its start.")
         stuck = stood[stood.ce_relative > STUCK]
         if len(stuck):
             lines[-1] += (f" At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
                           f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
-                          f"{stuck.spread_relative.min():.2g} of its start.")
+                          f"{stuck.spread_relative.min():.2g} times its start.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -122,7 +122,7 @@ def test_small_features_that_still_classify_are_told_from_a_collapse():
     assert first == "- **a**: collapsed at λ = 0.1, not at 1."
     assert third.startswith("- **c**: no collapse.") and "At λ = 0.1 nothing was learned all the same" in third
     assert "nothing was learned" not in first + second
-    assert "at λ = 0.1 the spread falls to 0.004 of its start, yet the classifier still reads" in second
+    assert "at λ = 0.1 the spread falls to 0.004 times its start, yet the classifier still reads" in second
 
 
 def test_figures_hold_the_numbers_and_outlive_a_dead_representation(tmp_path):
