@@ -30,9 +30,9 @@ def baseline_predictions(bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame) 
 def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     """Logistic regression on six colour numbers: mean and deviation of R, G, B over a slide's tiles. No tuning."""
     names, parts = np.asarray(bags.classes)[bags.labels], []
+    here = folds.set_index("slide_id").reindex(bags.slide_ids)
     for fold in range(fold_count(folds)):
-        part = folds.set_index("slide_id")[f"fold_{fold}"].reindex(bags.slide_ids).to_numpy()
-        test, rest = part == "test", (part == "train") | (part == "val")
+        test, rest = (where.to_numpy() for where in _parts(here, fold))
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(np.asarray(bags.colour)[rest], names[rest])
         table = predictions_table(np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test],

@@ -99,7 +99,8 @@ def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None = None, slid
     cohort; 0 for all.
     First table, one row a slide: slide_id, patient_id, label, removed, replaced (areas), occlusion, gradient
     (agreement), random_weights (mean agreement with the maps of fresh weights), and truth_<scale>x with
-    truth_random_<scale>x (the mean AUC of the fresh weights' maps). Second: order, share, removed, replaced, means over patients.
+    truth_random_<scale>x (the mean AUC of the fresh weights' maps). Second: order, share, removed, replaced, means
+    over patients.
     """
     names = sorted(runs.predictions.slide_id.unique())
     if slides and slides < len(names):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share two cores
@@ -43,6 +44,16 @@ def study():
 
     bags = make_bags()
     return bags, folds_of(bags)
+
+
+@pytest.fixture
+def slide():
+    """A slide to draw, as `features.slide_views` gives it: six tiles in two rows."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(3), np.arange(2)), -1).reshape(-1, 2) * 512
+    return {"slide_id": "s", "label": "a", "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
+            "dimensions": (1536, 1024), "coords": {10: grid, 20: grid + 100}, "side": {10: 512, 20: 256},
+            "density": np.linspace(0.1, 1, 6)}
 
 
 def assert_one_line(caught, name):

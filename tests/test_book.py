@@ -21,11 +21,9 @@ from dmsmil import book, figures
 from dmsmil.baselines import CHEAP
 from dmsmil.cohort import make_folds, save_cohort
 from dmsmil.files import InputError, write_csv
+from tests.browser import CHROMIUM, needed
 from tests.conftest import assert_one_line
 from tests.test_cohort import cohort
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at pages with (chromium, google-chrome)")
 
 
 def picture(width, height, seed=0):
@@ -247,12 +245,8 @@ def test_without_a_result_there_is_a_book_without_a_cover(tmp_path):
 
 
 @pytest.fixture
-def slide():
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(np.arange(3), np.arange(2)), -1).reshape(-1, 2) * 512
-    return {"slide_id": "s", "label": "a", "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
-            "dimensions": (1536, 1024), "coords": {10: grid, 20: grid + 100}, "side": {10: 512, 20: 256},
-            "scores": {10: np.arange(6.0), 20: np.zeros(6)}, "plan": np.eye(6) / 6}
+def slide(slide):
+    return slide | {"scores": {10: np.arange(6.0), 20: np.zeros(6)}, "plan": np.eye(6) / 6}
 
 
 def drawn(figure, out):
@@ -347,7 +341,7 @@ def assert_sound(found, console):
         assert contrast(page["ink"], page["paper"]) > 7, name
 
 
-@browser
+@needed
 def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     folder = shutil.copytree(study[0] / "book", tmp_path / "book")
     found, console = audit(folder, tmp_path)
@@ -360,7 +354,7 @@ def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     assert contrast(found["index.html"]["paper"], "rgb(0,0,0)") > 15
 
 
-@browser
+@needed
 def test_the_browser_sees_what_is_broken(study, tmp_path):
     folder = shutil.copytree(study[0] / "book", tmp_path / "book")
     (folder / "_images/cover.png").unlink()

@@ -16,15 +16,6 @@ from tests.test_cohort import cohort
 from tests.test_metrics import table
 
 
-@pytest.fixture
-def slide():
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(np.arange(3), np.arange(2)), -1).reshape(-1, 2) * 512
-    return {"slide_id": "s", "label": "a", "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
-            "dimensions": (1536, 1024), "coords": {10: grid, 20: grid + 100}, "side": {10: 512, 20: 256},
-            "density": np.linspace(0.1, 1, 6)}
-
-
 def drawn(figure, out):
     """The picture is there and not blank; returns the data saved beside it."""
     assert isinstance(figure, Figure)
