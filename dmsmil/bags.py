@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmsmil.files import InputError, atomic, fingerprint, one_line
+from dmsmil.linking import choose_rows
 from dmsmil.store import ScaleFeatures, Store
 
 MEMORY_SHARE = 0.5  # of the available memory that features may take before they are memory-mapped
@@ -158,26 +158,25 @@ def fits_in_memory(size: float) -> bool:
 
 
 def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
-              in_memory: bool | str = "auto", foreign: bool = False) -> Bags:
+              in_memory: bool | str = "auto") -> Bags:
     """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.
 
-    A slide with fewer tiles is padded at the end and masked; of more, the k densest are taken, or k evenly spaced ones
-    when the files hold no density (foreign folders). in_memory: True, False (memory-mapped from a cache file in the
+    A slide with fewer tiles is padded at the end and masked; of more, `choose_rows` takes k. A tile of the first scale
+    without one at another scale is masked there. in_memory: True, False (memory-mapped from a cache file in the
     study's folder), or "auto": in memory when the features take less than half of what is free.
     Slides are sorted by name, so that the order of the cohort table never changes a result. A slide whose features are
     absent or damaged is left out and named in `missing`. Raises InputError when the features were made by different
     encoders, or when no slide is left.
     """
     store = Store(store.home, store.tile_px, scales, store.encoder)
-    return _load(store, cohort.sort_values("slide_id"), k, in_memory, foreign, {})
+    return _load(store, cohort.sort_values("slide_id"), k, in_memory, {})
 
 
-def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, foreign: bool, missing: dict[str, str]) -> Bags:
+def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, missing: dict[str, str]) -> Bags:
     plans, dims, made_by = [], {}, {}
     for name in [name for name in cohort.slide_id if name not in missing]:
         try:
-            plan, (config, dim) = _Plan.of(store, name, k, foreign), store.features_made_by(name)
-            made_by[name] = config if config is not None else {"content": _content(store, name)}
+            plan, (made_by[name], dim) = _Plan.of(store, name, k), store.features_made_by(name)
         except InputError as error:
             missing[name] = one_line(error)
             continue
@@ -199,14 +198,14 @@ def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, foreign: bool, 
     try:
         if in_memory:
             x = np.zeros(shape, np.float32)
-            _fill(x, store, plans, foreign)
+            _fill(x, store, plans)
         elif not path.exists():
             with atomic(path) as temporary:
                 mapped = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-                _fill(mapped, store, plans, foreign)
+                _fill(mapped, store, plans)
                 mapped.flush()
     except _Damaged as error:  # found only while reading their features: once more without them
-        return _load(store, cohort, k, in_memory, foreign, missing | error.reasons)
+        return _load(store, cohort, k, in_memory, missing | error.reasons)
     return Bags(
         x=torch.from_numpy(x) if in_memory else _mapped(path), mask=torch.from_numpy(np.stack([p.mask for p in plans])),
         coords=torch.from_numpy(np.stack([p.coords for p in plans])),
@@ -232,50 +231,33 @@ class _Plan:
         return self.source >= 0
 
     @classmethod
-    def of(cls, store: Store, slide_id: str, k: int, foreign: bool) -> _Plan:
-        where = store.read_features(slide_id, foreign=foreign, values=False)
-        first = where[store.scales[0]].coords
-        try:
-            tiles = store.read_tiles(slide_id, foreign=foreign)
-            density, colour = tiles.density, tiles.colour
-        except InputError:
-            if not foreign:
-                raise
-            density, colour = np.full(len(first), np.nan), np.full((len(first), 6), np.nan)
-        if len(density) != len(first):
-            raise InputError(f"slide {slide_id} has {len(density)} tiles but features of {len(first)}: make them again")
-        chosen = _choose(first, density, k)
+    def of(cls, store: Store, slide_id: str, k: int) -> _Plan:
+        where, tiles = store.read_features(slide_id, values=False), store.read_tiles(slide_id)
+        first, density, colour = where[store.scales[0]], tiles.density, tiles.colour
+        if not np.array_equal(tiles.coords[store.scales[0]], first.coords):
+            raise InputError(f"slide {slide_id} has features of {len(first.coords)} tiles that are not the "
+                             f"{len(density)} it has now: run the features stage again")
+        chosen = choose_rows(first.coords, density, k)
         plan = cls(slide_id, np.full((len(store.scales), k), -1), np.zeros((len(store.scales), k, 2), np.int64),
                    np.zeros(k, np.float32), colour[chosen].mean(0).astype(np.float32) if len(chosen)
                    else np.full(6, np.nan, np.float32))
         plan.density[:len(chosen)] = density[chosen]
         for s, scale in enumerate(store.scales):
-            linked = _linked(where[scale], chosen, slide_id, scale)
+            linked = _linked(where[scale], first.parent[chosen], slide_id, scale) if s else chosen
             plan.source[s, :len(chosen)] = linked
             plan.coords[s, :len(chosen)][linked >= 0] = where[scale].coords[linked[linked >= 0]]
         return plan
 
 
-def _choose(coords: np.ndarray, density: np.ndarray, k: int) -> np.ndarray:
-    """Rows (at most k) of the first scale, in raster order (y, then x)."""
-    raster = np.lexsort((coords[:, 0], coords[:, 1]))
-    if len(raster) <= k:
-        return raster
-    if np.isnan(density).any():
-        return raster[np.round(np.linspace(0, len(raster) - 1, k)).astype(int)]
-    best = np.argsort(-density[raster], kind="stable")[:k]  # ties by position
-    return raster[np.sort(best)]
-
-
-def _linked(here: ScaleFeatures, chosen: np.ndarray, slide_id: str, scale: int) -> np.ndarray:
-    """The row of this scale that belongs to each chosen row of the first scale, -1 where there is none."""
+def _linked(here: ScaleFeatures, parents: np.ndarray, slide_id: str, scale: int) -> np.ndarray:
+    """The row of this scale that belongs to each of these parents, -1 where there is none."""
     if here.parent is None:
         raise InputError(f"the features of slide {slide_id} at {scale}x are not linked to the first scale (no "
                          f"'parent'): use scales: [{scale}] alone")
     children = {}
     for row, parent in enumerate(here.parent.tolist()):
         children.setdefault(parent, row)  # of several, the first
-    return np.array([children.get(row, -1) for row in chosen.tolist()], np.int64).reshape(-1)
+    return np.array([children.get(parent, -1) for parent in parents.tolist()], np.int64)
 
 
 class _Damaged(Exception):
@@ -286,12 +268,12 @@ class _Damaged(Exception):
         self.reasons = reasons
 
 
-def _fill(x: np.ndarray, store: Store, plans: list[_Plan], foreign: bool) -> None:
+def _fill(x: np.ndarray, store: Store, plans: list[_Plan]) -> None:
     """Read the features into x (N, S, K, C), all that can be; raises _Damaged when some could not."""
     damaged = {}
     for row, plan in enumerate(plans):
         try:
-            found = store.read_features(plan.slide_id, foreign=foreign)
+            found = store.read_features(plan.slide_id)
             for s, scale in enumerate(store.scales):
                 features, source = found[scale].features, plan.source[s]
                 if features.shape[1] != x.shape[-1]:
@@ -313,14 +295,6 @@ def _same_encoder(store: Store, made_by: dict[str, dict], dims: dict[str, int]) 
         least = min(groups.values(), key=len)
         raise InputError(f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
                          "...) differ in weights, size or precision from the others; run the features stage again")
-
-
-def _content(store: Store, slide_id: str) -> str:
-    """A fingerprint of foreign features, which do not say what made them."""
-    total = hashlib.sha256()
-    for part in store.read_features(slide_id, foreign=True).values():
-        total.update(part.features.tobytes() + part.coords.tobytes())
-    return total.hexdigest()[:16]
 
 
 def _cache_path(store: Store, name: str) -> Path:

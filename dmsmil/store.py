@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
+import pandas as pd
 
-from dmsmil.files import InputError, atomic
+from dmsmil.files import InputError, atomic, failure_row, one_line, write_failures
+from dmsmil.parallel import check_shared, progress, run_units
 from dmsmil.slides import tile_size_level0
 from dmsmil.tiles import Tiles
 
 
 class ScaleFeatures(NamedTuple):
     """One scale of one slide: features (N, D) float32 (None when only asked where the tiles are), coords (N, 2) int64
-    level-0 px, parent (N,) int64 row of the first scale's tile (None in a foreign folder that does not link scales)."""
+    level-0 px, parent (N,) int64: tiles of all scales with the same number belong together. It is the row of the tile
+    of the study's first scale, which itself has none in its file (None where another scale is taken as the first)."""
 
     features: np.ndarray | None
     coords: np.ndarray
@@ -31,7 +34,7 @@ class Store:
 
     Each file carries `config`, the JSON of everything that made it (for features its "encoder" is Encoder.identity):
     `has_tiles` and `has_features` are true only for whole files made by exactly that configuration, so that a stage
-    makes again what was made otherwise, and reading refuses it. `foreign` folders, made by TRIDENT, have no config.
+    makes again what was made otherwise, and reading refuses it. What other programs made is imported (formats.py).
     """
 
     def __init__(self, home: str | Path, tile_px: int = 512, scales: tuple[int, ...] = (10, 20), encoder: str = ""):
@@ -43,8 +46,7 @@ class Store:
 
     def features_path(self, scale: int, slide_id: str) -> Path:
         """Where the features of a slide at a scale lie."""
-        safe = re.sub(r"[^\w.-]+", "-", self.encoder)  # hf-hub:a/b -> hf-hub-a-b
-        return self._folder(scale) / f"features_{safe}" / f"{slide_id}.h5"
+        return self._folder(scale) / encoder_folder(self.encoder) / f"{slide_id}.h5"
 
     def write_tiles(self, tiles: Tiles, config: dict) -> None:
         """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first."""
@@ -58,14 +60,14 @@ class Store:
                 else:
                     file["parent"] = np.asarray(tiles.parent, np.int64)
 
-    def read_tiles(self, slide_id: str, config: dict | None = None, foreign: bool = False) -> Tiles:
+    def read_tiles(self, slide_id: str, config: dict | None = None) -> Tiles:
         """The tiles of a slide. With `config`, every key in it must be as the file's own (else InputError).
 
-        In a foreign folder density and colour are NaN.
+        Density and colour are NaN when the first scale here is not the one that they were measured on.
         """
         coords, parent = {}, None
         for scale in self.scales:
-            with self._reading(self.tiles_path(scale, slide_id), slide_id, config, foreign) as file:
+            with self._reading(self.tiles_path(scale, slide_id), slide_id, config) as file:
                 coords[scale] = file["coords"][:].astype(np.int64)
                 if scale == self.scales[0]:
                     count = len(coords[scale])
@@ -96,7 +98,7 @@ class Store:
                 if scale != self.scales[0]:
                     file["parent"] = np.asarray(tiles.parent, np.int64)
 
-    def read_features(self, slide_id: str, config: dict | None = None, foreign: bool = False,
+    def read_features(self, slide_id: str, config: dict | None = None,
                       values: bool = True) -> dict[int, ScaleFeatures]:
         """The features of a slide by scale; without `values` only where its tiles are.
 
@@ -105,26 +107,25 @@ class Store:
         """
         found = {}
         for scale in self.scales:
-            with self._reading(self.features_path(scale, slide_id), slide_id, config, foreign) as file:
+            with self._reading(self.features_path(scale, slide_id), slide_id, config) as file:
                 coords = file["coords"][:].astype(np.int64)
                 features = file["features"][:].astype(np.float32, copy=False) if values else None
                 if values:
                     _check_features(features, coords, slide_id, scale)
-                if scale == self.scales[0]:
+                parent = file["parent"][:] if "parent" in file else None
+                if parent is None and scale == self.scales[0]:
                     parent = np.arange(len(coords))
-                else:
-                    parent = file["parent"][:] if "parent" in file else None
                 found[scale] = ScaleFeatures(features, coords, parent)
         return found
 
-    def features_made_by(self, slide_id: str) -> tuple[dict | None, int]:
-        """What made the features of a slide (None: a foreign file) and how many channels they have.
+    def features_made_by(self, slide_id: str) -> tuple[dict, int]:
+        """What made the features of a slide, and how many channels they have.
 
         Raises InputError when its scales were not made alike, as a killed process can leave them.
         """
         found = []
         for scale in self.scales:
-            with self._reading(self.features_path(scale, slide_id), slide_id, None, True) as file:
+            with self._reading(self.features_path(scale, slide_id), slide_id) as file:
                 found.append((_config(file), file["features"].shape[1]))
         if any(_plain(one) != _plain(found[0]) for one in found):
             raise InputError(f"slide {slide_id} has features that were made otherwise at one scale than at another: "
@@ -158,7 +159,7 @@ class Store:
             yield file
 
     @contextmanager
-    def _reading(self, path: Path, slide_id: str, config: dict | None, foreign: bool) -> Iterator[h5py.File]:
+    def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[h5py.File]:
         """The open file, after the checks of what made it; whatever is wrong with it is an InputError."""
         where = path.relative_to(self.home).as_posix()
         what = f"features by '{self.encoder}'" if path.parent.name != "patches" else "tiles"
@@ -167,16 +168,15 @@ class Store:
         try:
             with h5py.File(path, "r", locking=False) as file:  # files never change: locks only fail, on NFS
                 made_by = _config(file)
-                if made_by is None and not foreign:
-                    raise InputError(f"{where} does not say what made it: allow foreign folders, or delete it and "
-                                     "start the same command again")
-                if made_by is not None:
-                    wanted = dict(config or {})
-                    if what != "tiles" and "encoder" not in wanted and isinstance(made_by.get("encoder"), dict):
-                        wanted["encoder"] = {**made_by["encoder"], "name": self.encoder}
-                    if difference := _difference({k: made_by.get(k) for k in wanted}, wanted):
-                        raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
-                                         "study folder")
+                if made_by is None:
+                    raise InputError(f"{where} does not say what made it: name its folder with the key 'features', or "
+                                     "delete it and start the same command again")
+                wanted = dict(config or {})
+                if what != "tiles" and "encoder" not in wanted and isinstance(made_by.get("encoder"), dict):
+                    wanted["encoder"] = {**made_by["encoder"], "name": self.encoder}
+                if difference := _difference({k: made_by.get(k) for k in wanted}, wanted):
+                    raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
+                                     "study folder")
                 yield file
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): delete it and "
@@ -184,11 +184,55 @@ class Store:
 
     def _has(self, path: Path, slide_id: str, config: dict, names: tuple[str, ...]) -> bool:
         try:
-            with self._reading(path, slide_id, None, False) as file:
+            with self._reading(path, slide_id) as file:
                 made_by = _config(file)
                 return _plain(made_by) == _plain(config) and len({len(file[name]) for name in names}) == 1
         except InputError:
             return False
+
+
+def encoder_folder(encoder: str) -> str:
+    """The name of the folder of an encoder's features, as TRIDENT's: hf-hub:a/b -> features_hf-hub-a-b."""
+    return "features_" + re.sub(r"[^\w.-]+", "-", encoder)
+
+
+def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], function: Callable, stage: str,
+                has: Callable[[str, dict], bool], workers: int = 0, report: Callable[[str], None] = print,
+                scheduler: str = "", initializer: Callable | None = None, initargs: tuple = ()) -> pd.DataFrame:
+    """Do `function(*units[slide_id])` for each slide that is not done, in processes (see `run_units`).
+
+    The last argument of a unit is the configuration of what it makes; `has(slide_id, config)` says whether that is
+    there. The function returns tiles, warnings and seconds. A slide that fails is a row of failures.csv and a line.
+    Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
+    Raises InputError when no slide could be done.
+    """
+    check_shared(store.home, scheduler)
+    todo = {name: args for name, args in units.items() if not has(name, args[-1])}
+    failures, done = [], {}
+    for number, (name, result, error) in enumerate(
+            progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1):
+        if error is not None:
+            failures.append(failure_row(name, stage, error))
+            report(f"[{number}/{len(todo)}] {name} failed: {one_line(error)}")
+        else:
+            done[name] = result
+            report(f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
+                   + (f"  note: {result['warnings']}" if result["warnings"] else ""))
+    write_failures(store.home, stage, failures)
+    if len(units) > len(todo):
+        report(f"{len(units) - len(todo)} of {len(units)} slides were done before")
+    failed = {row["unit"] for row in failures}
+    rows = [_summary(store, row, done.get(row.slide_id)) for row in cohort.itertuples() if row.slide_id not in failed]
+    if not rows:
+        raise InputError(f"no slide could be done ({len(failures)} failed, the first: {failures[0]['reason']})")
+    return pd.DataFrame(rows)
+
+
+def _summary(store: Store, row, result: dict | None) -> dict:
+    tiles = store.read_tiles(row.slide_id)
+    return {"slide_id": row.slide_id, "label": row.label, "tiles": len(tiles.density),
+            "density": float(tiles.density.mean()), "magnification": tiles.magnification,
+            "warnings": (result or {}).get("warnings", ""), "seconds": (result or {}).get("seconds", 0.0)}
 
 
 def _coords(file: h5py.File, attributes: dict, coords: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -168,28 +169,39 @@ def test_features_of_two_encoders_never_meet(store, written, cohort, change):
         load_bags(store, cohort, K)
 
 
-def test_foreign_folders(store, written, cohort):
-    for path in (store.home / "features").rglob("*.h5"):
-        with h5py.File(path, "r+") as file:
-            del file.attrs["config"]
-            for extra in {"density", "colour", "parent"} & set(file):
-                del file[extra]
-    with pytest.raises(InputError, match="allow foreign"):
-        load_bags(store, cohort, K)
-    with pytest.raises(InputError, match="not linked"):
-        load_bags(store, cohort, K, foreign=True)
-    bags = load_bags(store, cohort, K, (20,), foreign=True)
-    assert torch.isnan(bags.colour).all()
+def test_where_density_is_not_known_tiles_are_evenly_spaced(store, written, cohort):
+    bags = load_bags(store, cohort, K, (20,))  # the fine scale alone holds none
     row = bags.slide_ids.index("d")
     np.testing.assert_array_equal(bags.x[row, 0], written["d"][1][20][_evenly(written["d"][0].coords[20])])
-    assert bags.x.shape == (5, 1, K, DIM) and bags.mask[row].all()
-    for path in (store.home / "features").rglob("patches/*.h5"):
-        path.unlink()  # features alone are enough
-    again = load_bags(store, cohort, K, (20,), foreign=True)
-    assert torch.equal(again.x, bags.x) and again.identity == bags.identity
-    with h5py.File(store.features_path(20, "a"), "r+") as file:
-        file["features"][0, 1] += 1
-    assert load_bags(store, cohort, K, (20,), foreign=True).identity != bags.identity
+    assert torch.isnan(bags.density[row]).all() and torch.isnan(bags.colour).all() and bags.mask[row].all()
+
+
+def test_tiles_that_were_chosen_anew_are_not_taken_for_those_of_the_features(store, written, cohort):
+    tiles = written["a"][0]
+    moved = {scale: coords + 64 for scale, coords in tiles.coords.items()}
+    store.write_tiles(replace(tiles, coords=moved), {"k": K})
+    bags = load_bags(store, cohort, K)
+    assert "a" not in bags.slide_ids and "tiles that are not the 6 it has now" in bags.missing["a"]
+
+
+def test_three_scales_of_which_two_are_asked_for(store, cohort):
+    """Where tiles lack a child, rows of the finer scales are fewer: their `parent` still says who belongs to whom."""
+    wide = Store(store.home, 64, (5, 10, 20), "net")
+    tiles, _ = write_slide(store, "a", 6)
+    parent = np.array([1, 2, 4])
+    coords = {5: tiles.coords[10], 10: tiles.coords[10][parent] + 7, 20: tiles.coords[10][parent] + 9}
+    features = {scale: np.full((len(at), DIM), scale, np.float32) + np.arange(len(at))[:, None]
+                for scale, at in coords.items()}
+    tiles = replace(tiles, coords=coords, parent=parent)
+    wide.write_tiles(tiles, {"k": K})
+    wide.write_features("a", features, tiles, {"k": K, "encoder": ENCODER})
+    cohort = cohort[cohort.slide_id == "a"]
+    assert load_bags(wide, cohort, K, (5, 10, 20)).mask[0].sum(-1).tolist() == [6, 3, 3]
+    two = load_bags(wide, cohort, K, (10, 20))
+    assert two.mask[0].tolist() == [[True] * 3 + [False] * 3] * 2
+    assert two.x[0, :, :3, 0].tolist() == [[10, 11, 12], [20, 21, 22]]
+    with pytest.raises(InputError, match="at 5x are not linked to the first scale"):
+        load_bags(wide, cohort, K, (20, 5))
 
 
 def _evenly(coords):

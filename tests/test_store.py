@@ -173,21 +173,20 @@ def test_scales_made_otherwise_than_one_another(full):
         full.features_made_by("s1")
 
 
-def test_foreign_folders_only_when_allowed(full):
+def test_a_file_that_does_not_say_what_made_it_is_not_read(full):
     for scale in (10, 20):
-        for path in (full.tiles_path(scale, "s1"), full.features_path(scale, "s1")):
-            with h5py.File(path, "r+") as file:
-                del file.attrs["config"]
-                for extra in {"density", "colour", "parent"} & set(file):
-                    del file[extra]
-    with pytest.raises(InputError, match="does not say what made it"):
-        full.read_features("s1")
-    assert not full.has_tiles("s1", TILING)
-    found = full.read_features("s1", foreign=True)
-    np.testing.assert_array_equal(found[20].features, make_features()[20])
-    assert found[20].parent is None and full.features_made_by("s1") == (None, 4)
-    tiles = full.read_tiles("s1", foreign=True)
-    assert np.isnan(tiles.density).all() and tiles.colour.shape == (5, 6) and tiles.magnification == 40
+        with h5py.File(full.features_path(scale, "s1"), "r+") as file:
+            del file.attrs["config"]
+    assert not full.has_features("s1", MADE_BY) and full.has_tiles("s1", TILING)
+    for read in (full.read_features, full.features_made_by):
+        with pytest.raises(InputError, match="s1.h5 does not say what made it: name its folder with the key 'feat"):
+            read("s1")
+
+
+def test_the_fine_scale_alone_has_no_density(full):
+    tiles = Store(full.home, 256, (20,), full.encoder).read_tiles("s1")
+    assert np.isnan(tiles.density).all() and np.isnan(tiles.colour).all() and tiles.colour.shape == (5, 6)
+    np.testing.assert_array_equal(tiles.coords[20], make_tiles().coords[20])
 
 
 def test_an_empty_slide_and_an_odd_magnification(store):
