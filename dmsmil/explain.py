@@ -69,7 +69,8 @@ class Case:
 def cases(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> Iterator[Case]:
     """A `Case` for each tested slide, or for those named, fold by fold. InputError for a slide that was not tested."""
     data = bags.view(runs.config.scales)
-    tested = runs.predictions[runs.predictions.seed == runs.predictions.seed.min()].set_index("slide_id")
+    tested = runs.predictions[runs.predictions.seed == runs.predictions.seed.min()]
+    tested = tested.drop_duplicates("slide_id").set_index("slide_id")  # of several folds that test it, the first
     if unknown := [name for name in slide_ids or [] if name not in tested.index]:
         near = [name for name in tested.index if unknown[0] in name]
         hint = f"did you mean {near[0]}?" if near else f"one that was is {tested.index[0]}"

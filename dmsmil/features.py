@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,23 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from dmsmil.bags import Bags
-from dmsmil.files import InputError, failure_row, one_line, write_failures
-from dmsmil.parallel import check_shared, is_remote, pick_device, progress, run_units, usable_cores, worker_count
+from dmsmil.download import Remote
+from dmsmil.files import InputError
+from dmsmil.formats import import_features
+from dmsmil.parallel import is_remote, pick_device, usable_cores, worker_count
+from dmsmil.rehearsal import DRAWN, draw_features
 from dmsmil.slides import Slide, open_slide, tile_size_level0
-from dmsmil.store import Store
+from dmsmil.store import Store, over_slides
 from dmsmil.tiles import Tiles, read_tiles, select_tiles
+
+
+def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200, seed: int = 0, mpp: float = 0.0,
+                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
+    """Features that nobody encodes here: those of a folder (`formats.import_features`), or, where `source` is DRAWN,
+    random ones (`rehearsal.draw_features`). Returns one row a slide, as `encode_cohort`."""
+    if source == DRAWN:
+        return draw_features(store, cohort, k, seed=seed, report=report)
+    return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler)
 
 
 def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
@@ -31,17 +45,20 @@ def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: f
     """
     units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp,
                             _tile_config(store, row, k, min_density, seed, mpp)) for row in cohort.itertuples()}
-    return _over_slides(store, cohort, units, _tile_slide, "tiles", workers, report, scheduler)
+    return over_slides(store, cohort, units, _tile_slide, "tiles", store.has_tiles, workers, report, scheduler)
 
 
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                   mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
-                  report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
+                  report: Callable[[str], None] = print, scheduler: str = "",
+                  source: Remote | None = None) -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
     reading keeps up with encoding. With a scheduler, `auto` is the kind of device that this process has, for the
-    features' precision depends on it. Returns one row a slide, as `tile_cohort`.
+    features' precision depends on it. source: a slide that is not on the disk is fetched from there (columns file_id,
+    size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. Returns one row a
+    slide, as `tile_cohort`.
     """
     from dmsmil.encoders import create_encoder  # it imports timm, seconds that the other notebooks need not spend
 
@@ -51,53 +68,24 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
     units = {}
     for row in cohort.itertuples():
         config = _tile_config(store, row, k, min_density, seed, mpp)
-        units[row.slide_id] = (store, row.slide_id, row.path, row.mpp or mpp, config,
+        fetch = None if source is None else partial(source.fetch, row.file_id, row.path, row.size, row.md5)
+        units[row.slide_id] = (store, row.slide_id, row.path, row.mpp or mpp, fetch, config,
                                {**config, "encoder": encoder.identity})
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
+    elif source is not None:
+        workers = workers or max(4, usable_cores())  # some fetch while others encode
     threads = 1 if is_remote(scheduler) else max(1, usable_cores() // worker_count(workers, len(units)))
     hold = (store.encoder, weights, str(place), px, threads)
-    return _over_slides(store, cohort, units, _encode_slide, "features", workers, report, scheduler, _hold_encoder,
-                        hold)
+    return over_slides(store, cohort, units, _encode_slide, "features", store.has_features, workers, report, scheduler,
+                       _hold_encoder, hold)
 
 
 def _tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float) -> dict:
     """Everything that decides a slide's tiles; the size of the file stands for its content."""
-    size = Path(row.path).stat().st_size if Path(row.path).is_file() else 0
+    size = Path(row.path).stat().st_size if Path(row.path).is_file() else int(getattr(row, "size", 0) or 0)
     return {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
             "mpp": float(row.mpp or mpp), "bytes": size}
-
-
-def _over_slides(store, cohort, units, function, stage, workers, report, scheduler, initializer=None,
-                 initargs=()) -> pd.DataFrame:
-    check_shared(store.home, scheduler)
-    has = store.has_tiles if stage == "tiles" else store.has_features
-    todo = {name: args for name, args in units.items() if not has(name, args[-1])}
-    failures, done = [], {}
-    for number, (name, result, error) in enumerate(
-            progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1):
-        if error is not None:
-            failures.append(failure_row(name, stage, error))
-            report(f"[{number}/{len(todo)}] {name} failed: {one_line(error)}")
-        else:
-            done[name] = result
-            report(f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
-                   + (f"  note: {result['warnings']}" if result["warnings"] else ""))
-    write_failures(store.home, stage, failures)
-    if len(units) > len(todo):
-        report(f"{len(units) - len(todo)} of {len(units)} slides were done before")
-    failed = {row["unit"] for row in failures}
-    rows = [_summary(store, row, done.get(row.slide_id)) for row in cohort.itertuples() if row.slide_id not in failed]
-    if not rows:
-        raise InputError(f"no slide could be done ({len(failures)} failed, the first: {failures[0]['reason']})")
-    return pd.DataFrame(rows)
-
-
-def _summary(store: Store, row, result: dict | None) -> dict:
-    tiles = store.read_tiles(row.slide_id)
-    return {"slide_id": row.slide_id, "label": row.label, "tiles": len(tiles.density),
-            "density": float(tiles.density.mean()), "magnification": tiles.magnification,
-            "warnings": (result or {}).get("warnings", ""), "seconds": (result or {}).get("seconds", 0.0)}
 
 
 def _tile_slide(store: Store, slide_id: str, path: str, mpp: float, config: dict) -> dict:
@@ -130,10 +118,24 @@ def _hold_encoder(name: str, weights: str, device: str, px: int, threads: int) -
     _encoder = create_encoder(name, weights, device, px, threads=threads)
 
 
-def _encode_slide(store: Store, slide_id: str, path: str, mpp: float, tiling: dict, config: dict) -> dict:
+@contextmanager
+def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
+    """The slide on the disk; one that was not there is fetched, and gone afterwards."""
+    if fetch is None or Path(path).is_file():
+        yield
+        return
+    fetch()
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _encode_slide(store: Store, slide_id: str, path: str, mpp: float, fetch: Callable[[], Path] | None, tiling: dict,
+                  config: dict) -> dict:
     """Encode and keep the features of one slide (in a worker)."""
     started = time.perf_counter()
-    with open_slide(path, mpp, slide_id) as slide:
+    with _at_hand(path, fetch), open_slide(path, mpp, slide_id) as slide:
         if store.has_tiles(slide_id, tiling):
             tiles = store.read_tiles(slide_id)
             features = _encode_stream(read_tiles(slide, tiles), tuple(tiles.coords))
@@ -164,13 +166,14 @@ def _encode_stream(rows: Iterator[dict[int, np.ndarray]], scales: tuple[int, ...
 
 
 def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
-                px: int = 500, bags: Bags | None = None, mpp: float = 0.0) -> list[dict]:
-    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path, mpp (what the
+                px: int = 500, bags: Bags | None = None, mpp: float = 0.0, source: Remote | None = None) -> list[dict]:
+    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path ("" without a file), mpp (what the
     cohort or else the study says, 0 if neither does) and slide_mpp (as it is read with, um a level-0 px); with a store
     also coords and side by scale and density of its tiles, with bags those of the tiles in the bag.
 
-    The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. Raises InputError
-    when a slide that is named cannot be opened.
+    The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. source: slides
+    that are not on the disk are fetched from there, and stay. Where only features are at hand, a slide is an empty
+    sheet with its tiles. Raises InputError when a slide that is named cannot be opened.
     """
     rows = cohort if slide_ids is None else cohort.set_index("slide_id").loc[slide_ids].reset_index()
     if slide_ids is None:  # the classes in turn, one patient once
@@ -178,13 +181,14 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
         rows = rows.loc[rank.sort_values(kind="stable").index]
     views = []
     for row in rows.itertuples():
+        kept = store or (bags.store if bags else None)
         try:
-            with open_slide(row.path, row.mpp or mpp) as slide:
-                view = {"slide_id": row.slide_id, "label": row.label, "thumbnail": slide.thumbnail(px),
-                        "dimensions": slide.dimensions, "path": row.path, "mpp": row.mpp or mpp,
-                        "slide_mpp": slide.mpp}
-            if source := store or (bags.store if bags else None):
-                tiles = source.read_tiles(row.slide_id)
+            if source is not None and row.path and not Path(row.path).is_file():
+                source.fetch(row.file_id, row.path, row.size, row.md5)
+            view = {"slide_id": row.slide_id, "label": row.label, "path": row.path, "mpp": row.mpp or mpp}
+            view |= _sheet(kept.read_tiles(row.slide_id), px) if kept and not row.path else _picture(view, px)
+            if kept:
+                tiles = kept.read_tiles(row.slide_id)
                 view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
                          "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
             if bags is not None:
@@ -201,8 +205,30 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
     return views
 
 
+def _picture(view: dict, px: int) -> dict:
+    """What a slide looks like, how large it is, and its micrometres a pixel."""
+    with open_slide(view["path"], view["mpp"]) as slide:
+        return {"thumbnail": slide.thumbnail(px), "dimensions": slide.dimensions, "slide_mpp": slide.mpp}
+
+
+def _sheet(tiles: Tiles, px: int) -> dict:
+    """An empty sheet of the slide's proportions, for a slide of which only features are at hand."""
+    width, height = tiles.dimensions
+    shape = (max(1, round(px * height / max(width, height))), max(1, round(px * width / max(width, height))), 3)
+    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.dimensions,
+            "slide_mpp": 10 / tiles.magnification}
+
+
+def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
+    """The slides of a cohort whose files are on the disk: pixels can be read of these alone."""
+    return cohort[[Path(path).is_file() for path in cohort.path]]
+
+
 def pair_views(view: dict, store: Store, count: int = 5) -> list[dict]:
-    """Linked tiles to draw: title, tiles by scale, offset and share of the last scale's tile inside its parent."""
+    """Linked tiles to draw: title, tiles by scale, offset and share of the last scale's tile inside its parent; none
+    for a slide without a file."""
+    if not view["path"]:
+        return []
     tiles = store.read_tiles(view["slide_id"])
     rows = np.unique(np.linspace(0, len(tiles.density) - 1, count).astype(int))
     first, last = min(tiles.coords), max(tiles.coords)

@@ -13,7 +13,7 @@ The paper names its cohorts but not its slides. The rule by which ours are found
    morphologies or in two classes, a record that lacks what is needed.
 
 The site is the name of the institution that sent the tissue, not its code in the barcode: one institution has several
-codes, one for each cancer, so that the code alone tells LUAD from LUSC.
+codes, one for each cancer, so that the code alone tells LUAD from LUSC. Names that the GDC spells in two ways are one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ FIELDS = ("file_id", "file_name", "md5sum", "file_size", "cases.submitter_id", "
 COLUMNS = ["slide_id", "patient_id", "label", "site", "file_id", "file_name", "md5", "size", "project", "diagnosis",
            "morphology", "site_code"]
 LEFT_OUT = ["slide_id", "patient_id", "reason"]
+SPELLINGS = {"Fox Chase": "Fox Chase Cancer Center", "Mayo": "Mayo Clinic - Rochester",
+             "Ontario Institute for Cancer Research (OICR)": "Ontario Institute for Cancer Research",
+             "Ontario Institute for Cancer Research (OICR)/Ottawa": "Ontario Institute for Cancer Research",
+             "St Joseph's Medical Center (MD)": "St. Joseph's Medical Center (MD)"}  # of one institution
 DIAGNOSTIC = re.compile(r"TCGA-\w\w-\w{4}-\d\d[A-Z]-\d\d-DX\d+\..*\.svs", re.ASCII)
 
 
@@ -201,9 +205,10 @@ def _slide(record: dict, cohort: Cohort) -> dict:
         if not morphology:
             raise _LeftOut("no morphology of the primary disease")
         raise _LeftOut(f"morphology {morphology} ({diagnosis or 'no name'})")
+    site = _text(case, "tissue_source_site", "name")
     label = cohort.classes[morphology if cohort.by == "morphology" else project]
     return {"slide_id": _slide_id(name), "patient_id": patient, "label": label,
-            "site": _text(case, "tissue_source_site", "name"), "file_id": file_id, "file_name": name, "md5": md5,
+            "site": SPELLINGS.get(site, site), "file_id": file_id, "file_name": name, "md5": md5,
             "size": int(size), "project": project, "diagnosis": diagnosis, "morphology": morphology,
             "site_code": _text(case, "tissue_source_site", "code") or name[5:7]}
 

@@ -21,6 +21,7 @@ from dmsmil.slides import open_slide
 from dmsmil.store import Store
 
 WHAT = {"area_um2": "nuclear area", "density_mm2": "nuclear density", "lymphocyte_share": "lymphocyte-like share"}
+COLUMNS = ["slide_id", "scale", "x", "y", "nuclei", *WHAT]
 LEAST = 8  # tiles with a value that a slide must have for a rank correlation
 
 
@@ -30,7 +31,7 @@ def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers:
 
     Columns: slide_id, scale, x, y (level-0 px), nuclei, area_um2, density_mm2, lymphocyte_share (`nuclei.tile_nuclei`).
     mpp: of slides whose row has none, 0 if they say it themselves. A slide is segmented once; a slide that cannot be is
-    a row of failures.csv. Raises InputError when no slide could be.
+    a row of failures.csv. A cohort of no slides has no nuclei. Raises InputError when no slide could be segmented.
     """
     check_shared(store.home, scheduler)
     units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp) for row in cohort.itertuples()}
@@ -44,9 +45,9 @@ def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers:
     if missing:
         write_failures(store.home, "nuclei", rows)
     parts = [table for name, args in units.items() if (table := _read(store, name, args[-1])) is not None]
-    if not parts:
+    if units and not parts:
         raise InputError("nuclei could be segmented in no slide: see failures.csv")
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
 def _path(store: Store, slide_id: str) -> Path:
@@ -135,7 +136,7 @@ def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive
 
     found: `associations`; between: `class_scores`; name: the method; quality: its row of `faithfulness.measure`;
     higher: whether the paper has the positive class score higher. 'held' needs an interval that excludes 0 on the
-    claimed side, 'not held' one that excludes it on the other.
+    claimed side, 'not held' one that excludes it on the other. A claim that no slide can decide has no row.
     """
     rows = []
     for row in between.to_dict("records"):
@@ -147,6 +148,8 @@ def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive
     for what, sign, claim in (("area_um2", 1, "High-scoring tiles have larger nuclei"),
                               ("lymphocyte_share", -1, "Low-scoring tiles hold the lymphocytes")):
         row = found[(found.what == what) & (found.label == "all")].iloc[0]
+        if not row.slides:
+            continue
         rows.append((claim, "Fig. 6 and 7", _verdict(*_turned(sign, row.low, row.high)),
                      f"rank correlation of score and {WHAT[what]} inside a slide {row.rho:+.2f} "
                      f"[{row.low:+.2f}, {row.high:+.2f}]"))

@@ -12,14 +12,22 @@ import psutil
 
 from dmsmil.ablation import choose_variants
 from dmsmil.bags import fits_in_memory
-from dmsmil.cohort import load_cohort, make_folds
+from dmsmil.cohort import load_cohort
 from dmsmil.encoders import check_encoder
+from dmsmil.features import with_files
 from dmsmil.files import InputError, one_line
+from dmsmil.folds import WAYS, choose_folds
+from dmsmil.formats import open_source
+from dmsmil.gdc import COHORTS as TCGA
+from dmsmil.gdc import connect, locate, query_cohort, read_manifest
 from dmsmil.metrics import positive_class
 from dmsmil.models import create, method
 from dmsmil.paper import COHORTS, printed_results
 from dmsmil.parallel import is_remote, pick_device
+from dmsmil.rehearsal import DRAWN
+from dmsmil.server import amount
 from dmsmil.slides import open_slide
+from dmsmil.store import Store
 from dmsmil.sweep import check_lams
 
 Finding = tuple[bool, str]  # (all well, one line)
@@ -28,7 +36,8 @@ Finding = tuple[bool, str]  # (all well, one line)
 def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
     """Yield (all well, line) for each thing looked at, from the cohort and its slides to the disk and the memory."""
     if params["cohort"] == "demo":
-        classes, slides = None, round(params["demo_patients"] * 1.3)
+        classes, slides, cohort = None, round(params["demo_patients"] * 1.3), None
+        to_fetch = 0.0
         yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)"
     else:
         cohort = None
@@ -37,21 +46,32 @@ def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
         if cohort is None:
             return
         classes, slides = sorted(cohort.label.unique()), len(cohort)
-        yield from _slides(cohort, params["mpp"])
-        yield _attempt("folds", lambda: _folds(cohort, params))
+        here = with_files(cohort)
+        if len(here):
+            yield from _slides(here, params["mpp"])
+        away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
+        to_fetch = _size_to_fetch(away, params["keep_slides"])
+        if len(away):
+            yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
+                         + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
+        yield _attempt("folds", lambda: _folds(cohort, params, resolve))
     dim = 2048
     try:
+        if params["features"]:
+            dim, line = _features(params, cohort, resolve)
+            yield True, f"features {line}"
         weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
-        dim = check_encoder(params["encoder"], weights)
-        yield True, f"encoder  {params['encoder']}: its weights are within reach, {dim} numbers a tile"
+        if not params["features"]:
+            dim = check_encoder(params["encoder"], weights)
+            yield True, f"encoder  {params['encoder']}: its weights are within reach, {dim} numbers a tile"
     except InputError as error:
-        yield False, f"encoder  {one_line(error)}"
+        yield False, f"{'features' if params['features'] else 'encoder '} {one_line(error)}"
     yield _attempt("method", lambda: _method(params, dim, classes))
     yield _attempt("ablation", lambda: _ablation(params))
     yield _attempt("paper", lambda: _paper(params["paper"]))
     yield _attempt("units", lambda: "in a Dask cluster" if is_remote(params["scheduler"]) else "on this machine")
     yield _attempt("device", lambda: str(pick_device(params["device"])))
-    yield from _room(params, slides, dim, resolve)
+    yield from _room(params, slides, dim, to_fetch, resolve)
 
 
 def _attempt(what: str, call: Callable[[], str]) -> Finding:
@@ -63,7 +83,11 @@ def _attempt(what: str, call: Callable[[], str]) -> Finding:
 
 def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
     try:
-        cohort, failures = load_cohort(resolve(params["cohort"]), resolve(params["slides"]) if params["slides"] else "")
+        if params["cohort"] in TCGA:
+            cohort, failures = _tcga(params, resolve), []
+        else:
+            folder = resolve(params["slides"]) if params["slides"] else ""
+            cohort, failures = load_cohort(resolve(params["cohort"]), folder, not params["features"], True)
     except InputError as error:
         yield False, f"cohort   {one_line(error)}", None
         return
@@ -72,6 +96,34 @@ def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | N
     counts = cohort.groupby("label").agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
     words = "; ".join(f"{label} {row.patients} patients, {row.slides} slides" for label, row in counts.iterrows())
     yield True, f"cohort   {words}", cohort
+
+
+def _tcga(params: dict, resolve) -> pd.DataFrame:
+    """The cohort as the study froze it, or as the GDC would give it now."""
+    home = resolve(params["outputs"]) / params["study"]
+    if (home / "manifest.csv").exists():
+        manifest = read_manifest(home, params["cohort"])[0]
+    else:
+        remote = connect(params["gdc_server"], params["gdc_token"], attempts=2, pause=1.0)
+        manifest = query_cohort(params["cohort"], remote, lambda line: None)[0]
+    cohort = locate(manifest, resolve(params["slides"]) if params["slides"] else home / "slides")
+    return cohort.assign(mpp=0.0, size=cohort["size"].astype(int))
+
+
+def _size_to_fetch(away: pd.DataFrame, keep: bool) -> float:
+    """Bytes that slides will take on the disk: all of them, or the largest eight at once (and those drawn)."""
+    return 0.0 if away.empty else float(away["size"].sum() if keep else away["size"].nlargest(16).sum())
+
+
+def _features(params: dict, cohort: pd.DataFrame | None, resolve) -> tuple[int, str]:
+    """(channels, what they are) of features that are not made here."""
+    if params["features"] == DRAWN:
+        return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
+    if cohort is None:
+        raise InputError("the embedded cohort makes its own features: leave the key 'features' empty")
+    store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
+    found = open_source(store, resolve(params["features"]), cohort.slide_id)
+    return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
 
 
 def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
@@ -93,9 +145,9 @@ def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
     yield True, f"slides   {len(rows) - bad} of {len(rows)} open, with a magnification"
 
 
-def _folds(cohort: pd.DataFrame, params: dict) -> str:
-    make_folds(cohort, params["folds"], params["seed"], params["val_share"])
-    return f"{params['folds']} patient-level folds, stratified by class"
+def _folds(cohort: pd.DataFrame, params: dict, resolve) -> str:
+    split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
+    return choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])[1]
 
 
 def _method(params: dict, dim: int, classes: list[str] | None) -> str:
@@ -123,18 +175,14 @@ def _paper(paper: str) -> str:
     return f"its printed values for {COHORTS[paper]} stand beside ours" if paper else "none of its cohorts"
 
 
-def _room(params: dict, slides: int, dim: int, resolve) -> Iterator[Finding]:
-    """Disk for the features, memory for the bags."""
+def _room(params: dict, slides: int, dim: int, to_fetch: float, resolve) -> Iterator[Finding]:
+    """Disk for the slides and their features, memory for the bags."""
     features = slides * params["k"] * len(params["scales"]) * dim * 4
     demo = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] == "demo" else 0
     folder = resolve(params["outputs"])
     while not folder.exists():
         folder = folder.parent
-    needed, free = features * 1.2 + demo + 2e8, shutil.disk_usage(folder).free
-    yield free > needed, f"disk     about {_size(needed)} needed, {_size(free)} free"
-    yield True, (f"memory   {_size(features)} of features, {_size(psutil.virtual_memory().available)} free: "
+    needed, free = features * 1.2 + demo + to_fetch + 2e8, shutil.disk_usage(folder).free
+    yield free > needed, f"disk     about {amount(needed)} needed, {amount(free)} free"
+    yield True, (f"memory   {amount(features)} of features, {amount(psutil.virtual_memory().available)} free: "
                  + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower"))
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

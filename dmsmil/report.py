@@ -231,7 +231,7 @@ def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
 def ranking(table: pd.DataFrame) -> str:
     """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
     ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
-    best, colour = ordered.iloc[0], table[table.name == COLOUR].iloc[0]
+    best, colour = ordered.iloc[0], table[table.name == COLOUR]
     lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
@@ -239,8 +239,9 @@ def ranking(table: pd.DataFrame) -> str:
         lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
                      + (f"{len(above)} of {len(table) - 1} rows are above it: {', '.join(above.name)}." if len(above)
                         else "no row is above it."))
-    weak = table[(table.AUC_mean <= colour.AUC_mean) & ~table.name.isin(CHEAP)]
-    lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
+    if len(colour):
+        weak = table[(table.AUC_mean <= colour.AUC_mean.iloc[0]) & ~table.name.isin(CHEAP)]
+        lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
     fallen = table[table[COLLAPSED] > 0]
     if len(fallen):
         lines.append("Collapsed, and so no result: " + ", ".join(fallen.name) + ".")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.bags import Bags
-from dmsmil.cohort import fold_count
 from dmsmil.files import InputError, failure_row, fingerprint, read_json, write_failures
+from dmsmil.folds import fold_count
 from dmsmil.metrics import score
 from dmsmil.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
 from dmsmil.training import RunConfig, fit

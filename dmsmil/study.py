@@ -32,7 +32,10 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dmsmil.demo import make_demo
+from dmsmil.download import Remote, downloadable, fetch_all
 from dmsmil.files import InputError, one_line, read_failures, write_csv, write_json, write_text
+from dmsmil.gdc import COHORTS, keep_source, tcga_table
+from dmsmil.rehearsal import DRAWN
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: notebooks/, params/, outputs/
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
@@ -61,12 +64,38 @@ def _place(study: str, outputs: str) -> Path:
 
 
 def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0,
-                 scheduler: str = "") -> Path:
-    """The CSV of a study's cohort: the one named, or the embedded demo cohort, made if need be."""
-    if cohort != "demo":
-        return resolve(cohort)
-    make_demo(home / "cohort", patients, seed, side, workers, scheduler)
-    return home / "cohort" / "cohort.csv"
+                 scheduler: str = "", folder: Path | str = "", remote: Remote | None = None) -> Path:
+    """The CSV of a study's cohort: the one named; the embedded demo cohort, made if need be; or a TCGA cohort by its
+    name, asked of the GDC (`remote`) the first time. folder: of the slides, as `slides_folder` says."""
+    if cohort == "demo":
+        make_demo(home / "cohort", patients, seed, side, workers, scheduler)
+        return home / "cohort" / "cohort.csv"
+    if remote is not None:
+        keep_source(home, remote)
+    return tcga_table(cohort, home, folder, remote) if cohort in COHORTS else resolve(cohort)
+
+
+def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:
+    """Where a study's slides are or will be: the folder named, or <home>/slides of a TCGA cohort, made if need be; ""
+    where the table of the cohort says it itself."""
+    if cohort not in COHORTS:
+        return resolve(slides) if slides else ""
+    folder = resolve(slides) if slides else home / "slides"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch_slides(table: Path, folder: Path | str, remote: Remote) -> list[dict]:
+    """Bring every slide that the table says a server has; returns a failure row for each that could not be had."""
+    if not table.is_file():
+        return []  # load_cohort says so
+    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
+    return fetch_all(remote, frame, folder or table.parent) if downloadable(frame) else []
+
+
+def feature_source(features: str) -> str:
+    """The key `features` as `take_features` takes it: a folder, or a word."""
+    return features if features in ("", DRAWN) else str(resolve(features))
 
 
 # ------------------------------------------------------------------------------------------------ parameters

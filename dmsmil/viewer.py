@@ -1,11 +1,13 @@
-"""A slide to zoom into, its scores laid over it, for whoever sits before the notebook; a figure for all others."""
+"""What can be moved, for whoever sits before the notebook (a slide to zoom into, sliders); a figure for all others."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
-from ipywidgets import HTML, Dropdown, FloatSlider, HBox, VBox, link
+from ipywidgets import HTML, Dropdown, FloatSlider, HBox, SelectionSlider, VBox, interactive, link
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -68,3 +70,16 @@ def zoomable(view: dict, scores: pd.DataFrame, figure: Figure) -> VBox | Figure:
     link((opacity, "value"), (viewer, "overlay_alpha"))
     show()
     return VBox([HBox([scale, opacity, legend]), viewer])
+
+
+def slider(draw: Callable[..., Figure], **values: list) -> VBox | Figure:
+    """`draw` with a slider for each of its arguments; where nobody watches, the figure at the first value of each.
+
+    values: by argument, the values to slide through, the one that a page shows first.
+    """
+    first = {name: among[0] for name, among in values.items()}
+    if not watched():
+        return draw(**first)
+    sliders = {name: SelectionSlider(options=sorted(among), value=among[0], continuous_update=False)
+               for name, among in values.items()}
+    return interactive(lambda **chosen: draw(**chosen), **sliders)  # of a partial ipywidgets cannot read the arguments

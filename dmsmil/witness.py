@@ -18,10 +18,10 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from dmsmil.bags import Bags
-from dmsmil.cohort import fold_count
 from dmsmil.comparison import ALPHA, compare, sentence
 from dmsmil.demo import MAGNIFICATION, read_truth
 from dmsmil.files import InputError, fingerprint
+from dmsmil.folds import fold_count
 from dmsmil.metrics import summarise
 from dmsmil.models.grid import grid_shape
 from dmsmil.report import COLLAPSED, run_name, scales_name

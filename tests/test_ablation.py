@@ -28,8 +28,8 @@ from dmsmil.ablation import (
     variant_table,
 )
 from dmsmil.bags import toy_bags
-from dmsmil.cohort import make_folds
 from dmsmil.files import InputError
+from dmsmil.folds import make_folds
 from dmsmil.metrics import predictions_table, score_by_fold
 from dmsmil.models import method
 from dmsmil.models.branches import CHOICES

@@ -13,7 +13,7 @@ from dmsmil.baselines import (
     majority_predictions,
     site_predictions,
 )
-from dmsmil.cohort import make_folds
+from dmsmil.folds import make_folds
 from dmsmil.metrics import score
 from tests.test_training import folds_of, make_bags
 

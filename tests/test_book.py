@@ -8,7 +8,10 @@ import re
 import shutil
 import subprocess
 import zlib
+from functools import partial
 from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import nbformat
 import numpy as np
@@ -18,11 +21,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from dmsmil import book, figures
+from dmsmil.bags import load_bags
 from dmsmil.baselines import CHEAP
-from dmsmil.cohort import make_folds, save_cohort
-from dmsmil.files import InputError, write_csv
-from tests.browser import CHROMIUM, needed
+from dmsmil.cohort import read_cohort, save_cohort
+from dmsmil.files import InputError, write_csv, write_json
+from dmsmil.folds import make_folds
+from dmsmil.pages import alt_text
+from dmsmil.slides import open_slide
+from dmsmil.store import Store
+from dmsmil.tiles import select_tiles
+from tests.browser import CHROMIUM, browse, needed
 from tests.conftest import assert_one_line
+from tests.pyramids import make_slide
 from tests.test_cohort import cohort
 
 
@@ -80,13 +90,42 @@ def make_study(home):
     return home
 
 
+def make_checkout(root):
+    """A project of two walkthroughs and three files, whose README names one of these."""
+    answer = ("<details><summary>Answer</summary>\n\nIt is **hidden** until asked for.\n\n"
+              "```python\n# no heading\n```\n</details>")
+    links = "[it](../../dmsmil/first.py), [a file](../../README.md), [03](../03_train.ipynb), `03_train`, `first`"
+    lessons = root / "notebooks/walkthroughs"
+    write_notebook(
+        lessons / "2_later.ipynb", "2 · Later", new_markdown_cell(f"Links: {links}."),
+        new_markdown_cell(f"## An exercise\n\nWhy?\n\n{answer}"), new_markdown_cell("after"),
+        new_code_cell("from dmsmil.figures import results as draw"),
+        new_code_cell("slider(draw.roc, k=[1])", outputs=[shown("image/png", picture(300, 200, 2))]))
+    write_notebook(lessons / "1_first.ipynb", "1 · First")
+    (root / "dmsmil").mkdir()
+    (root / "dmsmil/__init__.py").write_text("")
+    (root / "dmsmil/first.py").write_text(
+        '"""What is *first* <here>."""\n\n\ndef begin(k: int = 3) -> str:\n    """Begins."""\n')
+    (root / "dmsmil/other.py").write_text('"""The `first.begin` of others."""\n')
+    (root / "README.md").write_text("# It\n\n## Where things are\n\n| question | notebook | package |\n|---|---|---|\n"
+                                    "| Which is first? | | `first.py` (one) |\n\n## More\n")
+    return root
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """(the folder of a small study, the pages of its book by name, what was said)."""
-    home, said = make_study(tmp_path_factory.mktemp("book") / "mine"), []
-    index = book.build(home, said.append)
+    place, said = tmp_path_factory.mktemp("book"), []
+    home = make_study(place / "mine")
+    index = book.build(home, said.append, make_checkout(place))
     assert index == home / "book/index.html"
     return home, {p.stem: p.read_text(encoding="utf-8") for p in index.parent.rglob("*.html")}, said
+
+
+@pytest.fixture
+def build(tmp_path):
+    """`book.build` of the study alone."""
+    return partial(book.build, root=tmp_path / "no checkout")
 
 
 def files(folder):
@@ -137,20 +176,18 @@ def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
 def test_every_picture_has_words(study):
     _, pages, _ = study
     words = [unescape(alt) for page in pages.values() for alt in re.findall(r'<img[^>]*alt="([^"]*)"', page)]
-    assert len(words) == 3 and len(re.findall("<img", "".join(pages.values()))) == 3
+    assert len(words) == 4 and len(re.findall("<img", "".join(pages.values()))) == 4
     assert "How it errs. ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)." in words
+    assert "An exercise. ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)." in words
     assert "How it errs." in words, "a picture that no function of ours drew has its heading"
     assert any(re.match(r"AUC of DMSMIL: 0.90, 95 % interval 0.60 to 0.95, among 5 rows", alt) for alt in words)
 
 
 def test_every_figure_function_says_what_it_draws():
     for name in figures.__all__:
-        alt = book.alt_text(f"figures.{name}(x, home)", "A heading")
+        alt = alt_text(f"figures.{name}(x, home)", "A heading")
         assert alt.startswith("A heading. ") and len(alt) > 25 and alt.endswith("."), (name, alt)
-
-
-def test_marks_of_markdown_are_not_read_aloud():
-    assert book.alt_text("", "How *L_ot* `falls` with _λ_?") == "How L_ot falls with λ?"
+        assert not re.search(r"\w+\.\w+|:.*:", alt.removeprefix("A heading. ")), f"{name} speaks of code: {alt}"
 
 
 def test_parameters_and_imports_are_folded_nothing_else(study):
@@ -160,15 +197,34 @@ def test_parameters_and_imports_are_folded_nothing_else(study):
     assert "from re import sub" in text(folded[2]) and "Imports" in text(folded[2])
 
 
-def test_columns_of_words_read_from_the_left():
-    frame = pd.DataFrame({"number": [1.5, -2], "words": ["", "good so far"], "code": ["04_compare", "3"],
-                          "scale": ["10x", "10x+20x"], "gap": [np.nan, np.inf], "dash": ["—", "0.8 ± 0.1 [0.7, 0.9]"]})
-    html = frame.to_html()
-    marked = book._aligned(html)
-    assert text(marked) == text(html)
-    assert re.findall(r'<th class="words">(\w+)', marked) == ["words", "code"] and marked.count('class="words"') == 6
-    nested = pd.concat({"a": frame, "b": frame}, axis=1).to_html()
-    assert text(book._aligned(nested)) == text(nested) and book._aligned(nested).count('td class="words"') == 8
+def test_walkthroughs_and_reference_are_in_the_same_book(study):
+    _, pages, _ = study
+    front = re.search(r"<article.*?</article>", pages["index"], re.S)[0]
+    assert "New to this? Begin with the walkthroughs: 1 · First is the first." in text(front)
+    order = [text(front).rindex(title) for title in ("09 · The report", "1 · First", "2 · Later", "Which is first?")]
+    assert text(front).index("New to this?") < order[0] and order == sorted(order)
+    captions = [text(part) for part in re.findall(r'<p class="caption".*?</p>', pages["03_train"], re.S)]
+    assert captions == ["The study", "Walkthroughs", "Reference"]
+    assert 'href="reference/which-is-first.html"' in front and 'href="reference/dmsmil.first.html"' in front
+    assert 'href="dmsmil.first.html"' in pages["which-is-first"] and "dmsmil.other" in pages["what-else-is-there"]
+    room = text(re.search(r"<article.*?</article>", pages["dmsmil.first"], re.S)[0])
+    assert "What is *first* <here>." in room and "begin(k: int = 3) -> str" in room and "Begins." in room
+    assert 'href="dmsmil.first.html#dmsmil-first-begin"' in pages["dmsmil.other"]
+
+
+def test_links_to_the_checkout_lead_to_pages(study):
+    _, pages, said = study
+    links = re.search(r"<p>Links: .*?</p>", pages["2_later"])[0]
+    found = [(target, text(words)) for target, words in re.findall(r'<a [^>]*href="([^"]+)"[^>]*>(.*?)</a>', links)]
+    assert found == [("../../reference/dmsmil.first.html", "it"), ("../03_train.html", "03"),
+                     ("../03_train.html", "03_train")]
+    assert "a file, " in text(links) and not [line for line in said if "2_later" in line]
+
+
+def test_answers_are_folded_and_end_where_they_end(study):
+    _, pages, _ = study
+    answer = next(part for part in re.findall(r"<details>.*?</details>", pages["2_later"], re.S) if "Answer" in part)
+    assert "<strong>hidden</strong>" in answer and "# no heading" in text(answer) and "after" not in answer
 
 
 # ------------------------------------------------------------------------------------------------ what it needs
@@ -195,7 +251,7 @@ def test_every_file_a_page_names_is_there(study):
 def test_the_same_study_gives_the_same_bytes_at_any_place(study, tmp_path):
     home, _, _ = study
     twin = shutil.copytree(home, tmp_path / "mine", ignore=shutil.ignore_patterns("book"))
-    book.build(twin, lambda line: None)
+    book.build(twin, lambda line: None, make_checkout(tmp_path))
     first, second = files(home / "book"), files(twin / "book")
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
@@ -204,7 +260,7 @@ def test_the_same_study_gives_the_same_bytes_at_any_place(study, tmp_path):
         assert str(tmp_path).encode() not in content, f"{name} names a place of this machine"
 
 
-def test_an_older_book_stays_until_the_new_one_is_whole(study, tmp_path):
+def test_an_older_book_stays_until_the_new_one_is_whole(study, build, tmp_path):
     home = shutil.copytree(study[0], tmp_path / "mine")
     before = files(home / "book")
     left = home / ".book.999999999"  # a process that was killed
@@ -213,32 +269,33 @@ def test_an_older_book_stays_until_the_new_one_is_whole(study, tmp_path):
     del strange["data"]["text/plain"]
     write_notebook(home / "notebooks/05_more.ipynb", "05 · More", new_code_cell("x", outputs=[strange]))
     with pytest.raises(InputError) as caught:
-        book.build(home, lambda line: None)
+        build(home, lambda line: None)
     assert_one_line(caught, "05_more")
     assert files(home / "book") == before and not list(home.glob(".book*"))
 
     said = []
     write_notebook(home / "notebooks/05_more.ipynb", "05 · More", new_markdown_cell("[gone](gone.ipynb)"))
-    book.build(home, said.append)
+    build(home, said.append)
     assert (home / "book/notebooks/05_more.html").exists() and not list(home.glob(".book*"))
     assert [line for line in said if "gone" in line] and "05_more" in next(line for line in said if "gone" in line)
     assert not any("\n" in line or str(tmp_path) in line for line in said)
 
 
-def test_nothing_to_build_from_is_one_line(tmp_path):
+def test_nothing_to_build_from_is_one_line(build, tmp_path):
     for folder in (tmp_path / "absent", make_study(tmp_path / "empty")):
         shutil.rmtree(folder / "notebooks", ignore_errors=True)
         with pytest.raises(InputError) as caught:
-            book.build(folder)
+            build(folder)
         assert_one_line(caught, folder.name)
         assert not (folder / "book").exists() and not list(folder.glob(".book*"))
 
 
-def test_without_a_result_there_is_a_book_without_a_cover(tmp_path):
+def test_without_a_result_there_is_a_book_without_a_cover(build, tmp_path):
     home = make_study(tmp_path / "young")
     shutil.rmtree(home / "tables")
-    page = book.build(home, lambda line: None).read_text(encoding="utf-8")
+    page = build(home, lambda line: None).read_text(encoding="utf-8")
     assert "No method has a result yet." in page and "<img" not in page
+    assert "Walkthroughs" not in page and "Reference" not in page, "there are none"
 
 
 # ------------------------------------------------------------------------------------------------ the cover
@@ -266,6 +323,30 @@ def test_the_cover_draws_whatever_there_is(slide, tmp_path):
     data = np.load(out.with_suffix(".npz"))
     np.testing.assert_array_equal(data["scores_20"], slide["scores"][20])
     np.testing.assert_allclose(data["AUC_mean"], table.AUC_mean)
+
+
+def test_the_cover_shows_the_tiles_that_were_in_the_bag(tmp_path):
+    home = make_study(tmp_path / "mine")
+    frame, folds = read_cohort(home)
+    name, store = frame.slide_id[0], Store(home, 64, (10, 20), "net")
+    frame["path"] = str(make_slide(tmp_path / "a.svs", 900, 800, coverage=1))
+    save_cohort(home, frame, folds, [])
+    with open_slide(frame.path[0], 0.0, name) as opened:
+        tiles = select_tiles(opened, 9, 64)
+    store.write_tiles(tiles, {})
+    store.write_features(name, {scale: np.ones((9, 3), np.float32) for scale in (10, 20)}, tiles, {"encoder": "net"})
+    write_json({"method": "dmsmil", "scale": 0, "tile_px": 64, "scales": [10, 20], "encoder": "net", "k": 4,
+                "mpp": 0.0}, home / "params.yaml")
+    write_csv(pd.DataFrame({"slide_id": [name]}), home / "tables/03_dmsmil_predictions.csv")
+    (home / "figures").mkdir()
+    np.savez(home / "figures/03_dmsmil_scores.npz", scores_10=np.arange(4.0), scores_20=np.arange(4.0))
+    bags = load_bags(store, frame[:1], 4)
+    for scale, coords in book._seen_slide(home)["coords"].items():
+        np.testing.assert_array_equal(coords, bags.coords[0, bags.scales.index(scale)])
+    np.savez(home / "figures/03_dmsmil_scores.npz", scores_10=np.arange(9.0), scores_20=np.arange(9.0))
+    with pytest.raises(InputError) as caught:
+        book._seen_slide(home)
+    assert_one_line(caught, name)
 
 
 def test_rows_of_the_cover_stand_by_auc_and_collapse_is_no_result(tmp_path):
@@ -347,6 +428,7 @@ def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     found, console = audit(folder, tmp_path)
     assert_sound(found, console)
     assert found["notebooks/03_train.html"]["images"] == 2 and found["index.html"]["images"] == 1
+    assert found["notebooks/walkthroughs/2_later.html"]["images"] == 1 and "reference/dmsmil.first.html" in found
     assert found["search.html?q=transport"]["hits"] == ["09 · The report"], "the search needs no server"
     dark, console = audit(folder, tmp_path, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
     assert_sound(dark, console)
@@ -364,12 +446,40 @@ def test_the_browser_sees_what_is_broken(study, tmp_path):
     assert found["index.html"]["missing"] and any("nonsense" in line for line in console)
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that writes no log."""
+
+    def log_message(self, *_):
+        pass
+
+
+@needed
+def test_answers_open_and_the_search_finds_code_over_http_too(study, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=study[0] / "book"))
+    Thread(target=server.serve_forever, daemon=True).start()
+    where = f"http://127.0.0.1:{server.server_port}"
+    with browse(f"{where}/notebooks/walkthroughs/2_later.html", tmp_path) as page:
+        page.until("document.readyState == 'complete' && document.querySelector('section > details') != null")
+        seen = "document.querySelector('section > details').innerText.includes('hidden')"
+        assert page.js(seen) is False
+        page.js("document.querySelector('section > details > summary').click()")
+        page.until(seen)
+        page.call("Page.navigate", url=f"{where}/search.html?q=begin")
+        page.until("document.querySelectorAll('#search-results li').length")
+        assert "dmsmil.first > begin" in page.js("document.querySelector('#search-results').innerText")
+        assert page.errors == []
+    server.shutdown()
+
+
 @pytest.mark.xdist_group("smoke")
 def test_the_smoke_study_has_a_book_with_its_slide_on_the_cover(smoke, tmp_path):
     home, said = smoke
     assert "book/index.html" in said and "the cover shows no slide" not in said and "book: " not in said
-    pages = {p.stem for p in (home / "book/notebooks").glob("*.html")}
-    assert pages == {p.stem for p in (home / "notebooks").glob("[0-9]*.ipynb")}
+    pages = {p.stem for p in (home / "book/notebooks").rglob("*.html")}
+    assert pages == {p.stem for folder in (home / "notebooks", book.ROOT / book.LESSONS)
+                     for p in folder.glob("*.ipynb") if "." not in p.stem}
+    rooms = {p.stem for p in (home / "book/reference").glob("dmsmil.*.html")}
+    assert {"dmsmil.bags", "dmsmil.models.topk", "dmsmil.figures.results"} <= rooms
     cover = np.load(home / "figures/cover.npz")
     assert {"scores_10", "scores_20", "plan", "name"} <= set(cover.files)
     if CHROMIUM:

@@ -1,11 +1,12 @@
-"""The cohort table and its folds: what is wrong is said, what is right does not depend on order."""
+"""The cohort table: what is wrong is said, what is right can be written and read."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dmsmil.cohort import describe, fold_count, leakage, load_cohort, make_folds, read_cohort, save_cohort
+from dmsmil.cohort import describe, load_cohort, read_cohort, save_cohort
 from dmsmil.files import InputError, read_failures
+from dmsmil.folds import make_folds
 
 
 @pytest.fixture
@@ -74,6 +75,16 @@ def test_missing_file_and_folder_in_its_place(write, tmp_path):
     assert "gone.svs does not exist" in reasons["a"] and "folder.svs is a folder" in reasons["b"]
 
 
+def test_slides_are_not_needed_where_features_are_there(write, tmp_path):
+    (tmp_path / "c.svs").touch()
+    (tmp_path / "folder.svs").mkdir()
+    table = write(files=False, slide_id=["a", "b", "c", "d"], patient_id=["p", "q", "r", ""],
+                  label=["x", "y", "x", "y"], path=["gone.svs", "folder.svs", "", ""])
+    frame, failures = load_cohort(table, slides_needed=False)
+    assert list(frame.slide_id) == ["a", "b", "c"] and [row["unit"] for row in failures] == ["d"]
+    assert list(frame.path) == ["", "", str(tmp_path / "c.svs")]
+
+
 @pytest.mark.parametrize("columns, message", [
     (dict(slide=["a"], patient_id=["p"], lable=["x"]), "no column 'label': rename its column 'lable'"),
     (dict(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "x"]), "only the class 'x'"),
@@ -93,43 +104,6 @@ def test_missing_table_folder_and_binary_rubbish(tmp_path, write):
     table = write(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "y"])
     with pytest.raises(InputError, match="slides folder .* does not exist"):
         load_cohort(table, tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("folds", [2, 5])
-def test_folds_part_patients_and_keep_the_classes(folds):
-    frame = cohort(40, 10)
-    table = make_folds(frame, folds, seed=3)
-    assert fold_count(table) == folds
-    audit = leakage(table)
-    assert (audit[["shared with test", "shared train/val"]] == 0).all().all()
-    tested = pd.concat([table[table[f"fold_{k}"] == "test"] for k in range(folds)])
-    assert sorted(tested.slide_id) == sorted(frame.slide_id)  # each slide is tested exactly once
-    for k in range(folds):
-        patients = table[table[f"fold_{k}"] == "test"].drop_duplicates("patient_id").label.value_counts()
-        assert patients.max() - patients.min() <= 1
-        assert {"train", "val", "test"} == set(table[f"fold_{k}"])
-
-
-def test_folds_depend_on_seed_but_not_on_row_order():
-    frame = cohort(30)
-    one = make_folds(frame, 3, 0)
-    pd.testing.assert_frame_equal(one, make_folds(frame.sample(frac=1, random_state=1), 3, 0))
-    assert not one.equals(make_folds(frame, 3, 1))
-
-
-def test_too_small_a_class_is_refused_and_no_validation_part_is_taken_from_two_patients():
-    with pytest.raises(InputError, match="class 'b' has 2 patients, fewer than folds = 5"):
-        make_folds(cohort(5, 0), 5)
-    with pytest.raises(InputError, match="folds is 1"):
-        make_folds(cohort(8), 1)
-    assert "val" not in set(make_folds(cohort(6, 0), 3).fold_0)
-
-
-def test_leakage_audit_sees_a_leak():
-    table = make_folds(cohort(20, 20), 2)
-    first = table.index[table.fold_0 == "test"][0]
-    table.loc[first, "fold_0"] = "train"
-    assert leakage(table)["shared with test"].sum() == 1
 
 
 def test_save_and_read_back(tmp_path):

@@ -1,5 +1,6 @@
 """Encoders: faithful to eager PyTorch, the same whatever the company of a tile, and never silently random."""
 
+import json
 import socket
 import sys
 
@@ -7,12 +8,18 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import constants
+from safetensors.torch import save, save_file
+from timm.layers import SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from dmsmil import encoders, weights
 from dmsmil.encoders import check_encoder, create_encoder
 from dmsmil.files import InputError
 from dmsmil.parallel import pick_device
+from tests.conftest import assert_one_line
+from tests.hub import EXPIRED, GRANTED, NARROW, STRANGER, Hub
 from tests.naive_encoder import encode_naive, naive_encoder
 
 LITE = "efficientnet_lite0"
@@ -184,19 +191,6 @@ def test_without_network_both_ways_out_are_named(offline, call, name):
     assert name in str(error.value)
 
 
-def test_a_licence_gate_is_said(monkeypatch):
-    class Answer:
-        headers, request = {}, None
-        status_code = 401
-
-    def gate(*_, **__):
-        raise weights.GatedRepoError("gated", response=Answer())
-    monkeypatch.setattr(weights, "get_hf_file_metadata", gate)
-    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_, **__: None)
-    with pytest.raises(InputError, match="licence.*log in.*encoder_weights:"):
-        check_encoder("hf-hub:MahmoodLab/UNI")
-
-
 @pytest.mark.parametrize("name, weight, words", [
     ("resnt101", "", "did you mean 'resnet101'"), ("resnet101.nothing", "", "unknown encoder"),
     ("resnet18", "no/such/file.pth", "does not exist"), ("random:resnet18", "w.pth", "random"),
@@ -226,14 +220,6 @@ def test_a_hub_copy_on_disk_brings_its_own_config(tmp_path, checkpoint, tiles):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="config.json of a timm model"):
         check_encoder("hf-hub:some/model", str(tmp_path))
-
-
-@pytest.mark.parametrize("name, millions", [("MahmoodLab/UNI", 303.35), ("MahmoodLab/UNI2-h", 681.39)])
-def test_arguments_of_foundation_models_give_their_published_size(name, millions):
-    architecture = {"MahmoodLab/UNI": "vit_large_patch16_224", "MahmoodLab/UNI2-h": "vit_giant_patch14_224"}[name]
-    with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0, **weights.ARGUMENTS[name])
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_openvino_does_not_phone_home(lite):
@@ -281,3 +267,231 @@ def test_what_the_hub_left_in_the_cache_is_used_offline(offline, monkeypatch, tm
     hub = create_encoder("hf-hub:org/name@v2", device="cpu", backend="torch")
     assert hub.identity["weights"] == local.identity["weights"] and hub.std == (1, 1, 1) and hub.px == 64
     assert asked[-1] == ("org/name", "v2")
+
+
+# ------------------------------------------------------------------------------------------- foundation models
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}  # instead of a billion weights
+
+# What the config.json of each model says of its network (UNI2-h's and H0-mini's are not public: theirs follow the card),
+# and what the network is: arguments of a VisionTransformer, its parameters as published, whether patches are averaged.
+CARDS = {
+    "MahmoodLab/UNI": (
+        {"architecture": "vit_large_patch16_224", "patch_size": 16, "img_size": 224, "init_values": 1.0,
+         "num_classes": 0, "num_features": 1024, "global_pool": "token", "dynamic_img_size": True,
+         "pretrained_cfg": {"tag": "uni_mass100k", "custom_load": True, "fixed_input_size": False, **IMAGENET}},
+        {"patch_size": 16}, 303_350_784, False),
+    "MahmoodLab/UNI2-h": (
+        {"architecture": "vit_giant_patch14_224", "pretrained_cfg": {}},
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True, **SWIGLU}, 681_394_176,
+        False),
+    "bioptimus/H-optimus-0": (
+        {"architecture": "vit_giant_patch14_reg4_dinov2", "num_classes": 0, "num_features": 1536,
+         "global_pool": "token", "pretrained_cfg": {
+             "custom_load": True, "fixed_input_size": True, "input_size": [3, 224, 224],
+             "mean": [0.707223, 0.578729, 0.703617], "std": [0.211883, 0.230117, 0.177517], "num_classes": 0}},
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU}, 1_134_774_272,
+        False),
+    "prov-gigapath/prov-gigapath": (
+        {"architecture": "vit_giant_patch14_dinov2", "num_classes": 0, "num_features": 1536, "global_pool": "token",
+         "model_args": {"img_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 1536, "depth": 40,
+                        "num_heads": 24, "init_values": 1e-5, "mlp_ratio": 5.33334, "num_classes": 0},
+         "pretrained_cfg": {"custom_load": False, "fixed_input_size": True, "input_size": [3, 224, 224], **IMAGENET}},
+        {"patch_size": 16, "mlp_ratio": 5.33334, **SWIGLU}, 1_134_953_984, False),
+    "paige-ai/Virchow": (
+        {"architecture": "vit_huge_patch14_224",
+         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "mlp_ratio": 5.3375, "global_pool": "",
+                        "dynamic_img_size": True},
+         "pretrained_cfg": {"tag": "virchow_v1", "custom_load": False, "fixed_input_size": False, "classifier": "head",
+                            "input_size": [3, 224, 224], **IMAGENET}},
+        {"patch_size": 14, "mlp_ratio": 5.3375, **SWIGLU}, 631_229_184, True),
+    "paige-ai/Virchow2": (
+        {"architecture": "vit_huge_patch14_224",
+         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "reg_tokens": 4, "mlp_ratio": 5.3375,
+                        "global_pool": "", "dynamic_img_size": True},
+         "pretrained_cfg": {"tag": "virchow_v2", "custom_load": False, "fixed_input_size": False, "classifier": "head",
+                            "input_size": [3, 224, 224], **IMAGENET}},
+        {"patch_size": 14, "mlp_ratio": 5.3375, "reg_tokens": 4, **SWIGLU}, 631_239_424, True),
+    "bioptimus/H0-mini": (
+        {"architecture": "vit_base_patch14_reg4_dinov2",
+         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "mlp_ratio": 5.33334,
+                        "global_pool": "", "dynamic_img_size": True},
+         "pretrained_cfg": {"custom_load": False, "fixed_input_size": False, "input_size": [3, 224, 224],
+                            "mean": [0.707223, 0.578729, 0.703617], "std": [0.211883, 0.230117, 0.177517]}},
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU}, 85_739_520, True),
+}
+
+
+def small_copy(repository, monkeypatch):
+    """(files of a hub's repository, the network itself): the model with its interface, but small and random.
+
+    Sizes come from config.json wherever production code takes them from there; UNI2-h has them in ARGUMENTS.
+    """
+    config, arguments, _, _ = CARDS[repository]
+    if "depth" in weights.ARGUMENTS.get(repository, {}):
+        monkeypatch.setitem(weights.ARGUMENTS, repository, weights.ARGUMENTS[repository] | SMALL)
+    else:
+        config = config | {"model_args": config.get("model_args", {}) | SMALL}
+    torch.manual_seed(5)
+    model = VisionTransformer(img_size=224, num_classes=0, init_values=1e-5, **SMALL, **arguments).eval()
+    for parameter in model.parameters():  # nothing is so small or so equal that leaving it out would not show
+        nn.init.normal_(parameter, std=0.3)
+    return {"config.json": json.dumps(config).encode(), "model.safetensors": save(model.state_dict())}, model
+
+
+@pytest.mark.parametrize("repository", CARDS)
+def test_a_foundation_model_is_built_and_pooled_as_its_card_says(repository, monkeypatch, tmp_path, tiles):
+    """The same network by hand: VisionTransformer's tokens, and of them what the card makes a tile's feature of."""
+    files, model = small_copy(repository, monkeypatch)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    encoder = create_encoder(f"hf-hub:{repository}", str(tmp_path), device="cpu", backend="torch")
+    norm = {**IMAGENET, **CARDS[repository][0]["pretrained_cfg"]}  # a card without them means ImageNet's
+    assert encoder.px == 224 and encoder.mean == tuple(norm["mean"]) and encoder.std == tuple(norm["std"])
+    large = np.stack([encoders.cv2.resize(t, (224, 224)) for t in tiles[:3]])
+    pixels = (torch.from_numpy(large / np.float32(255)) - torch.tensor(norm["mean"])) / torch.tensor(norm["std"])
+    with torch.no_grad():
+        tokens = model.forward_features(pixels.permute(0, 3, 1, 2))
+    registers, grid = CARDS[repository][1].get("reg_tokens", 0), 224 // CARDS[repository][1]["patch_size"]
+    assert tokens.shape == (3, 1 + registers + grid ** 2, 48)
+    averaged = CARDS[repository][3]
+    expected = torch.cat([tokens[:, 0], tokens[:, 1 + registers:].mean(1)], 1) if averaged else tokens[:, 0]
+    np.testing.assert_allclose(encoder.encode(large), expected.numpy(), rtol=1e-3, atol=1e-3)
+    assert encoder.dim == check_encoder(f"hf-hub:{repository}", str(tmp_path)) == (96 if averaged else 48)
+    assert encoder.identity.get("pooling", "") == ("class+mean" if averaged else "")
+
+
+def test_a_pooled_encoder_runs_on_openvino_too(monkeypatch, tmp_path, tiles):
+    for name, content in small_copy("paige-ai/Virchow2", monkeypatch)[0].items():
+        (tmp_path / name).write_bytes(content)
+    fast, slow = (create_encoder("hf-hub:paige-ai/Virchow2", str(tmp_path), device="cpu", px=112, backend=backend)
+                  for backend in ("auto", "torch"))
+    assert fast.backend == "openvino" and fast.identity == slow.identity
+    assert cosine(fast.encode(tiles), slow.encode(tiles)) > 0.9999
+
+
+@pytest.mark.parametrize("repository", CARDS)
+def test_a_foundation_model_has_the_parameters_it_is_published_with(repository):
+    config, _, parameters, _ = CARDS[repository]
+    with torch.device("meta"):
+        model = timm.create_model(config["architecture"], **{
+            "img_size": 224, **config.get("model_args", {}), **weights.ARGUMENTS.get(repository, {}), "num_classes": 0})
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_pooling_is_in_no_identity_that_had_none(lite):
+    """Features that were made before pooling was known stay valid: the same keys, the same values."""
+    assert set(lite.identity) == {"name", "px", "dim", "weights", "mean", "std", "precision"}
+    assert lite.identity["weights"] == "0e6eac3920806d21"  # of the demo's features
+
+
+@pytest.mark.parametrize("spelling", ["MahmoodLab/uni", "mahmoodlab/UNI@main"])
+def test_capitals_and_revision_do_not_change_what_a_card_asks_for(spelling, monkeypatch, tmp_path):
+    for name, content in small_copy("MahmoodLab/UNI", monkeypatch)[0].items():
+        (tmp_path / name).write_bytes(content)
+    assert check_encoder(f"hf-hub:{spelling}", str(tmp_path)) == 48
+
+
+@pytest.mark.parametrize("px, better", [(512, 504), (100, 98)])
+def test_a_size_that_does_not_fit_the_patches_is_refused(px, better, monkeypatch, tmp_path):
+    """own_slides.yaml feeds 512 px, which is right for a ResNet: said by `check`, not hours later."""
+    for name, content in small_copy("bioptimus/H-optimus-0", monkeypatch)[0].items():
+        (tmp_path / name).write_bytes(content)
+    for call in (check_encoder, lambda *args, px: create_encoder(*args, device="cpu", px=px)):
+        with pytest.raises(InputError, match=f"set encoder_px: to {better}") as error:
+            call("hf-hub:bioptimus/H-optimus-0", str(tmp_path), px=px)
+        assert_one_line(error, "hf-hub:bioptimus/H-optimus-0")
+        assert call("hf-hub:bioptimus/H-optimus-0", str(tmp_path), px=better)
+
+
+# ------------------------------------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A local hub with a gated UNI, an open ResNet and a model that is not timm's; this machine's own login is not
+    looked at, its cache is empty."""
+    config = b'{"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 64, 64]}}'
+    state = save(timm.create_model("test_resnet", num_classes=0).state_dict())
+    hub = Hub({"MahmoodLab/UNI": small_copy("MahmoodLab/UNI", monkeypatch)[0],
+               "1aurent/resnet.tiles": {"config.json": config, "model.safetensors": state},
+               "someone/bert": {"config.json": b'{"architectures": ["ViTModel"], "model_type": "vit"}'},
+               "someone/empty": {"config.json": config}}, gated=("MahmoodLab/UNI",))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield hub
+    hub.close()
+
+
+@pytest.mark.parametrize("token, words", [
+    ("", "behind a licence: accept it on huggingface.co/MahmoodLab/UNI.*`hf auth login`"),
+    (STRANGER, "logged in, but.*no access.*ask for it on huggingface.co/MahmoodLab/UNI.*`hf auth whoami`"),
+    (NARROW, "refuses this machine's token.*`hf auth login` again.*may read gated models"),
+    (EXPIRED, "refuses this machine's token.*`hf auth login` again")])
+def test_a_licence_gate_says_whom_to_ask_and_what_to_type(hub, monkeypatch, token, words):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(InputError, match=f"{words}.*encoder_weights:") as error:
+        check_encoder("hf-hub:MahmoodLab/UNI")
+    assert_one_line(error, "hf-hub:MahmoodLab/UNI")
+    assert not any(token in str(error.value) for token in (STRANGER, NARROW, EXPIRED)), "a token is a secret"
+
+
+def test_once_granted_the_weights_come_and_stay(hub, monkeypatch, tiles):
+    """check downloads config.json alone; the study downloads the weights once; then no hub is needed."""
+    monkeypatch.setenv("HF_TOKEN", GRANTED)
+    assert check_encoder("hf-hub:MahmoodLab/UNI") == 48
+    assert {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "resolve" in path} == \
+        {"config.json"}
+    features = create_encoder("hf-hub:MahmoodLab/UNI", device="cpu", px=64, backend="torch").encode(tiles)
+    hub.close()
+    monkeypatch.delenv("HF_TOKEN")
+    again = create_encoder("hf-hub:MahmoodLab/UNI", device="cpu", px=64, backend="torch")
+    np.testing.assert_array_equal(again.encode(tiles), features)
+
+
+def test_an_open_model_needs_no_login(hub):
+    assert check_encoder("hf-hub:1aurent/resnet.tiles") == timm.create_model("test_resnet").num_features
+    assert {token for _, _, token in hub.asked} == {None}
+
+
+@pytest.mark.parametrize("name, words", [
+    ("hf-hub:MahmoodLab/UN1", "no model 'MahmoodLab/UN1', or it is private: correct the name"),
+    ("hf-hub:1aurent/resnet.tiles@v9", "no revision 'v9'"),
+    ("hf-hub:someone/empty", "none of model.safetensors, pytorch_model.bin"),
+    ("hf-hub:someone/bert", "no config.json of a timm model.*TRIDENT.*features:"),
+    ("hf-hub:a/b/c", "write hf-hub:ORG/NAME"), ("hf-hub:", "write hf-hub:ORG/NAME")])
+def test_what_the_hub_does_not_have(hub, name, words):
+    with pytest.raises(InputError, match=words) as error:
+        check_encoder(name)
+    assert_one_line(error, "")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_bad_day_of_the_hub(hub, status):
+    hub.broken = status
+    with pytest.raises(InputError, match=f"HTTP {status}.*try again later.*encoder_weights:"):
+        check_encoder("hf-hub:1aurent/resnet.tiles")
+
+
+def test_offline_by_decree(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it once.*encoder_weights:"):
+        check_encoder("hf-hub:1aurent/resnet.tiles")
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("name", ["MahmoodLab/CONCH", "mahmoodlab/conch", "MahmoodLab/TITAN", "histai/hibou-L",
+                                  "owkin/phikon-v2@main"])
+def test_models_that_are_not_timms_are_said_before_anyone_asks_for_access(hub, name):
+    with pytest.raises(InputError, match="not a timm model: make its features with TRIDENT.*features:") as error:
+        check_encoder(f"hf-hub:{name}")
+    assert_one_line(error, name)
+    assert not hub.asked

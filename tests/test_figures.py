@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dmsmil import figures
-from dmsmil.cohort import make_folds
 from dmsmil.comparison import compare, friedman_nemenyi
 from dmsmil.faithfulness import MEASURES
+from dmsmil.folds import make_folds
 from dmsmil.metrics import calibration
 from dmsmil.morphology import associations
 from tests.test_cohort import cohort
@@ -29,6 +29,20 @@ def test_cohort_figure(tmp_path):
     frame = cohort(20, 5).assign(site="A")
     data = drawn(figures.cohort_overview(frame, make_folds(frame, 4), tmp_path / "f"), tmp_path / "f")
     assert data.slides.sum() == 25 and data.patients.sum() == 20
+
+
+def test_site_balance_counts_the_tested_patients(tmp_path):
+    frame = cohort(40, 5).assign(site=[f"S{i % 60}" if i % 7 else "" for i in range(45)])
+    table = make_folds(frame, 4)
+    data = drawn(figures.site_balance(frame, table, tmp_path / "f"), tmp_path / "f")
+    at = frame.assign(site=frame.site.replace("", "not given")).set_index("slide_id").site
+    for row in data.itertuples():
+        here = table[(table[f"fold_{row.fold}"] == "test") & (table.label == row.label)]
+        assert row.patients == here.patient_id[here.slide_id.map(at) == row.site].nunique()
+    assert set(data.site) == set(at) and set(data.fold) == set(range(4))
+    many = pd.concat([frame.assign(slide_id=f"{i}" + frame.slide_id, patient_id=f"{i}" + frame.patient_id,
+                                   site=f"hospital {i}" * 3) for i in range(60)])
+    drawn(figures.site_balance(many, make_folds(many, 2), tmp_path / "g"), tmp_path / "g")
 
 
 def test_slide_figures(slide, tmp_path):

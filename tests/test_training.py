@@ -14,8 +14,8 @@ import torch
 
 from dmsmil import training
 from dmsmil.bags import toy_bags
-from dmsmil.cohort import make_folds
 from dmsmil.files import InputError
+from dmsmil.folds import make_folds
 from dmsmil.runs import get_runs, read_predictions
 from dmsmil.training import (
     RunConfig,

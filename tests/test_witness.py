@@ -10,8 +10,8 @@ import torch
 
 from dmsmil import figures, witness
 from dmsmil.bags import toy_bags
-from dmsmil.cohort import bag_folds
 from dmsmil.files import InputError
+from dmsmil.folds import bag_folds
 from dmsmil.models import create
 from dmsmil.models.deformable import DeformableAttention, lay_out
 from dmsmil.runs import Runs

@@ -6,6 +6,7 @@ arrays), so that a figure can be checked against numbers.
 
 from dmsmil.figures.ablation import collapse_curves, lam_curves, variant_differences
 from dmsmil.figures.book import cover
+from dmsmil.figures.cohort import site_balance
 from dmsmil.figures.cost import cost_panels, growth_curves
 from dmsmil.figures.inside import sampling_points, tile_scores, transport_plan
 from dmsmil.figures.interpret import (
@@ -66,6 +67,7 @@ __all__ = [
     "sampling_points",
     "scale_similarity",
     "score_distributions",
+    "site_balance",
     "slide_thumbnails",
     "tile_counts",
     "tile_scores",

@@ -18,9 +18,11 @@ LOOKS = [("#0072B2", "o"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#009E73", "^"),
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
-    """Forest plot of `ablation.variant_table`: default minus reading in AUC and ACC with 95 % intervals, grouped by the
-    open point. Coloured: beyond noise after Holm's correction (blue for the default, orange against it). A collapsed
-    reading has no point, and says so.
+    """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals.
+
+    table: as `ablation.variant_table`, grouped by the open point; a difference is default minus reading. Coloured:
+    beyond noise after Holm's correction (blue for the default, orange against it). A collapsed reading has no point,
+    and says so.
     """
     rows, y, heads = [], 0.0, []
     for number, part in table.groupby("ambiguity", sort=True):
@@ -88,7 +90,7 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
 
 
 def lam_curves(table: pd.DataFrame, out) -> Figure:
-    """Fig. 3: ACC, F1 and AUC against λ; under them L_ot, L_ce and the feature spread of the last epoch.
+    """ACC, F1 and AUC against λ (Fig. 3); under them L_ot, L_ce and the feature spread of the last epoch.
 
     table: `sweep.lam_table`. Cross-entropy alone stands to the right of a gap. Thin bars: 95 % interval (patients drawn
     again); thick: ± one standard deviation over runs. Hollow: a run collapsed, so it is no result.

@@ -15,9 +15,10 @@ OURS, OTHERS = "#0072B2", "#777777"
 
 
 def cost_panels(table: pd.DataFrame, out) -> Figure:
-    """Every cost of every method (dmsmil.cost.method_costs): log axes, least time an epoch on top, DMSMIL in blue.
+    """Parameters, operations, time and memory of every method on log axes, the fastest epoch on top, DMSMIL in blue.
 
-    Filled: multi-scale; open: single-scale. Bars: the least and the most of the turns.
+    table: as `dmsmil.cost.method_costs`. Filled: multi-scale; open: single-scale. Bars: the least and the most of the
+    turns.
     """
     table = table.sort_values("epoch_median_s", kind="stable", ignore_index=True)
     panels = [("parameters", ["parameters"] * 3, 1), ("MFLOP a slide", ["flops"] * 3, 1e-6),
@@ -53,9 +54,10 @@ def cost_panels(table: pd.DataFrame, out) -> Figure:
 
 
 def growth_curves(table: pd.DataFrame, out) -> Figure:
-    """Time and peak memory of each part against the number of tiles (dmsmil.growth.growth), log-log.
+    """How time and peak memory of each part grow with the number of tiles, on log axes.
 
-    Bands: the least and the most of the turns. Dashed: the power of K fitted over the larger half of K.
+    table: as `dmsmil.growth.growth`. Bands: the least and the most of the turns. Dashed: the power of K fitted over the
+    larger half of K.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
     style = dict(zip(PARTS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))))

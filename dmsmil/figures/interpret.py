@@ -79,7 +79,10 @@ def attention_flow(slide: dict, start: np.ndarray, end: np.ndarray, mass: np.nda
 
 
 def removal_curves(curves: pd.DataFrame, out, way: str = "replaced") -> Figure:
-    """Probability of the predicted class as tiles go, a panel a method. curves: of `faithfulness.measure`."""
+    """Probability of the predicted class as tiles go, a panel a method.
+
+    curves: of `faithfulness.measure`.
+    """
     names = list(dict.fromkeys(curves.name))
     columns = min(4, len(names))
     rows = -(-len(names) // columns)

@@ -97,11 +97,11 @@ LINES = {"mean pooling": ("#009E73", "-"), COLOUR: ("#CC79A7", "--"), SITE: ("#E
 
 
 def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str, ...] = ("dmsmil", "damil")) -> Figure:
-    """The published comparison as a picture (Fig. 4 and 5 by {"10x": ..., "20x": ...}): a row of panels each part.
+    """ACC, F1 and AUC of every method with 95 % intervals, the highest ACC on top, beside lines for the cheap rules.
 
-    parts: title -> rows of a result table, as `report.part` gives them. Methods stand by ACC, best on top: mean over
-    folds and seeds, with the 95 % interval; `highlight` (registry keys) is orange, pooling grey, a collapse hollow.
-    Mean pooling and the rules that know nothing of tissue are lines across all methods.
+    parts: title -> rows of a result table, as `report.part` gives them, a row of panels each; {"10x": ..., "20x": ...}
+    draws Fig. 4 and 5. A point is the mean over folds and seeds; `highlight` (registry keys) is orange, pooling grey, a
+    collapse hollow. The lines are mean pooling and the rules that know nothing of tissue.
     Data: the rows drawn, with columns part and label.
     """
     drawn = pd.concat([_labelled(rows).assign(part=title) for title, rows in parts.items()], ignore_index=True)
@@ -156,7 +156,10 @@ def _footnote(rows: pd.DataFrame) -> str:
 
 
 def claims_board(claims: pd.DataFrame, out) -> Figure:
-    """The checklist of `dmsmil.claims.claims` as a picture: mark and verdict, claim, and the number that decides."""
+    """The paper's claims, a row each: whether it held here, what the paper says, and the number that decides.
+
+    claims: as `dmsmil.claims.claims`.
+    """
     marks = {HELD: ("✓", "#0072B2"), NOT_SHOWN: ("~", "#777777"), NOT_HELD: ("✗", "#D55E00"), NOT_RUN: ("–", "#aaaaaa")}
     cells = [(row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
              for _, row in claims.iterrows()]
@@ -181,7 +184,10 @@ def claims_board(claims: pd.DataFrame, out) -> Figure:
 
 
 def toy_comparison(runs: dict[str, list], out: str | Path | None = None) -> Figure:
-    """AUC by fold of methods on toy cohorts, runs {cohort: [Runs, ...]}; saved only if `out` is given."""
+    """AUC by fold of each method on each toy cohort.
+
+    runs: {cohort: [Runs, ...]}. Saved only if `out` is given.
+    """
     data = pd.concat([score_by_fold(r.predictions).assign(cohort=name, method=r.config.method)
                       for name, several in runs.items() for r in several if len(r.config.scales) > 1])
     figure, ax = plt.subplots(figsize=(4.6, 2.8))
@@ -245,9 +251,10 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
 
 
 def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> Figure:
-    """Forest plot of dmsmil.comparison.compare: reference minus method, 95 % interval, p after Holm's correction.
+    """How far each method is from the reference: difference, 95 % interval, and p after Holm's correction.
 
-    Filled and coloured: told apart at .05 after correction (blue for the reference, orange against it).
+    table: as `dmsmil.comparison.compare`; a difference is reference minus method. Filled and coloured: told apart at
+    .05 after correction (blue for the reference, orange against it).
     """
     panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,

@@ -48,21 +48,26 @@ def slide_thumbnails(slides: list[dict], out, columns: int = 4) -> Figure:
 def chosen_tiles(slides: list[dict], out) -> Figure:
     """Chosen 10x tiles outlined on each slide and coloured by density, with their linked 20x tiles inside.
 
-    Each dict: slide_id, thumbnail, dimensions, coords {10: (N, 2), 20: (N, 2)}, side {10: px, 20: px}, density (N,).
+    Each dict: slide_id, thumbnail, dimensions, coords {10: (N, 2), 20: (N, 2)}, side {10: px, 20: px}, density (N,),
+    NaN where it is not known.
     """
+    known = all(np.isfinite(slide["density"]).all() for slide in slides)
     figure, axes = plt.subplots(1, len(slides), figsize=(3.3 * len(slides) + 0.6, 3.5), squeeze=False)
     for ax, slide in zip(axes[0], slides):
         show_slide(ax, slide["thumbnail"], slide["dimensions"])
         for scale in sorted(slide["coords"]):
             first = scale == min(slide["coords"])
-            boxes = draw_tiles(ax, slide["coords"][scale], slide["side"][scale], slide["density"] if first else None,
-                           facecolor="none", linewidth=1.2 if first else 0.6,
-                           **({"cmap": "plasma"} if first else {"edgecolor": "black"}))
-            if first:
+            coloured = first and known
+            boxes = draw_tiles(ax, slide["coords"][scale], slide["side"][scale],
+                               slide["density"] if coloured else None, facecolor="none",
+                               linewidth=1.2 if first else 0.6,
+                               **({"cmap": "plasma"} if coloured else {"edgecolor": "#0072B2" if first else "black"}))
+            if coloured:
                 boxes.set_clim(0, 1)
                 shown = boxes
         ax.set_title(f"{slide['slide_id']}: {len(slide['density'])} tiles", fontsize=9)
-    figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.7, label="density of the 10x tile")
+    if known:
+        figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.7, label="density of the 10x tile")
     data = pd.concat([pd.DataFrame({"slide_id": s["slide_id"], "x": s["coords"][min(s["coords"])][:, 0],
                                     "y": s["coords"][min(s["coords"])][:, 1], "density": s["density"]})
                       for s in slides])
@@ -92,15 +97,19 @@ def linked_pairs(pairs: list[dict], out) -> Figure:
 
 
 def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:
-    """How many tiles each slide gave (K at most), and how dense they are. Columns: slide_id, label, tiles, density."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+    """How many tiles each slide gave (K at most), and how dense they are. Columns: slide_id, label, tiles, density,
+    NaN where it is not known."""
+    known = summary.density.notna().all()
+    figure, axes = plt.subplots(1, 2 if known else 1, figsize=(8 if known else 4, 2.6), squeeze=False)
+    axes = axes[0]
     sns.histplot(summary, x="tiles", hue="label", multiple="stack", ax=axes[0], binrange=(0, k + 1),
                  bins=min(k + 1, 25))
     axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].axvline(k, color="#444444", linestyle=":", linewidth=1)
     axes[0].set(title=f"Tiles a slide (K = {k})", xlabel="tiles", ylabel="slides")
-    sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
-    axes[1].set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
+    if known:
+        sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
+        axes[1].set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
     return finish(figure, out, summary[["slide_id", "label", "tiles", "density"]])
 
 

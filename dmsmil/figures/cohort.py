@@ -1,0 +1,99 @@
+"""Who is tested in which fold, and where they come from."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dmsmil.figures.base import finish
+
+SITES, LETTERS = 45, 28  # columns and characters of a name that stay readable at a notebook's width
+NONE = "not given"
+
+
+def site_balance(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
+    """Patients tested in each fold: of each class, and of each site. A site in two rows is on two sides of a fold.
+
+    A box's area is the number of patients (one is drawn larger, to be seen), its colours are their classes; above each
+    column is the site's total.
+    """
+    data = tested_by_site(cohort, folds)
+    classes, number = sorted(folds.label.unique()), sum(c.startswith("fold_") for c in folds)
+    colours = dict(zip(classes, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
+    sites = _columns(data)
+    shown = data.assign(site=data.site.where(data.site.isin(sites), sites[-1]))
+    shown = shown.groupby(["fold", "site", "label"], as_index=False).patients.sum()
+    cell, letters = min(0.42, 7.0 / len(sites)), min(max(map(len, sites)), LETTERS)
+    wide, row = max(cell * len(sites), 1.7), max(0.17 * len(classes), cell)
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, width_ratios=[2.4, wide],
+                                         figsize=(2.9 + wide, 1.1 + row * number + 0.08 * letters))
+    _bars(left, folds, classes, colours, number)
+    _matrix(right, shown, sites, classes, colours, turned=letters > 3 or len(sites) > 15)
+    left.set(ylim=(number - 0.5, -0.5), yticks=range(number), ylabel="fold")
+    for ax, title in ((left, "Patients tested"), (right, "by site")):
+        ax.set_title(title, pad=18)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(classes))
+    return finish(figure, out, data)
+
+
+def tested_by_site(cohort: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
+    """How many patients of each class and site a fold tests: columns fold, site, label, patients.
+
+    A patient with slides of two sites counts in both.
+    """
+    site = folds.slide_id.map(cohort.set_index("slide_id").site).fillna("").replace("", NONE)
+    tested = pd.concat([folds.assign(site=site, fold=int(c[5:]))[folds[c] == "test"]
+                        for c in folds if c.startswith("fold_")])
+    return tested.groupby(["fold", "site", "label"]).patient_id.nunique().rename("patients").reset_index()
+
+
+def _columns(data: pd.DataFrame) -> list[str]:
+    """Sites in the order of the fold that tests them where each is tested in one, else the largest first."""
+    known = data[data.site != NONE].groupby("site").agg(folds=("fold", "nunique"), fold=("fold", "first"),
+                                                        size=("patients", "sum"))
+    order = ["size"] if (known.folds > 1).any() else ["fold", "size"]
+    largest = known.sort_values("size", ascending=False, kind="stable").index[:SITES]
+    known = known.sort_values(order, ascending=[name == "fold" for name in order], kind="stable")
+    sites = [site for site in known.index if site in largest]
+    rest = len(known) - len(sites)
+    return sites + [NONE] * (NONE in set(data.site)) + [f"{rest} other sites"] * (rest > 0)
+
+
+def _bars(ax, folds: pd.DataFrame, classes: list[str], colours: dict, number: int) -> None:
+    """Patients tested in each fold, a bar a class."""
+    height = 0.8 / len(classes)
+    for i, name in enumerate(classes):
+        counts = [folds.patient_id[(folds[f"fold_{fold}"] == "test") & (folds.label == name)].nunique()
+                  for fold in range(number)]
+        bars = ax.barh(np.arange(number) - 0.4 + (i + 0.5) * height, counts, height * 0.9, color=colours[name],
+                       label=name)
+        ax.bar_label(bars, padding=2, fontsize=7)
+    ax.margins(x=0.15)
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="patients")
+
+
+def _matrix(ax, shown: pd.DataFrame, sites: list[str], classes: list[str], colours: dict, turned: bool) -> None:
+    """Folds x sites: boxes whose area is the number of patients, split by class."""
+    totals = shown.groupby("site").patients.sum().reindex(sites, fill_value=0)
+    cells = shown.pivot_table(index=["fold", "site"], columns="label", values="patients", fill_value=0)
+    cells = cells.reindex(columns=classes, fill_value=0)
+    largest, boxes, faces = cells.sum(axis=1).max(), [], []
+    for (fold, site), counts in cells.iterrows():
+        side = max(0.9 * np.sqrt(counts.sum() / largest), 0.2)
+        x = sites.index(site) - side / 2
+        for name, share in (counts / counts.sum()).items():
+            boxes.append(Rectangle((x, fold - side / 2), side * share, side))
+            faces.append(colours[name])
+            x += side * share
+    ax.add_collection(PatchCollection(boxes, facecolors=faces, linewidths=0))
+    for x, total in enumerate(totals):
+        ax.text(x, -0.6, f"{total}", ha="center", va="bottom", fontsize=6, rotation=90 * turned, color="#444444")
+    names = [name if len(name) <= LETTERS else f"{name[:8].rstrip()}…{name[9 - LETTERS:].lstrip()}" for name in sites]
+    ax.set_xticks(range(len(sites)), names, fontsize=7, rotation=90 * turned)
+    ax.tick_params(length=0)
+    ax.set(xlim=(-0.6, len(sites) - 0.4), xlabel="site")
