@@ -3,12 +3,13 @@
 # make lab    JupyterLab on the notebooks
 # make readme numbers of README from the demo study's files
 # make book   the book of the demo study once more, into outputs/demo/book/
+# make notebooks   the committed notebooks anew: the whole demo study, executed and published (an hour the first time)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-.PHONY: demo test lab readme book bench clean
+.PHONY: demo test lab readme book notebooks bench clean
 
 demo: $(READY)
 	$(BIN)/dmsmil run params/demo.yaml
@@ -24,6 +25,10 @@ readme: $(READY)
 
 book: $(READY)
 	$(BIN)/dmsmil book params/demo.yaml
+
+notebooks: $(READY)
+	$(BIN)/dmsmil run params/demo_all.yaml
+	$(BIN)/python -m dmsmil.publish outputs/demo
 
 bench: $(READY)
 	$(BIN)/dmsmil bench

@@ -132,7 +132,8 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     counts = " and ".join(f"{count} {label}" for label, count in cohort.label.value_counts().sort_index().items())
     leaks = leakage(folds)["patients", "rest & test"].any()
     said = [f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
-            + ("folds, of which some **test patients that they train on**." if leaks else "folds that share no patient.")]
+            + ("folds, some of which **test patients that they train on**." if leaks else
+               "folds that share no patient.")]
     if results is None:
         said.append("No method has a result yet.")
     else:

@@ -62,7 +62,7 @@ def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
             yield True, f"features {line}"
         weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
         if not params["features"]:
-            dim = check_encoder(params["encoder"], weights)
+            dim = check_encoder(params["encoder"], weights, params["encoder_px"])
             yield True, f"encoder  {params['encoder']}: its weights are within reach, {dim} numbers a tile"
     except InputError as error:
         yield False, f"{'features' if params['features'] else 'encoder '} {one_line(error)}"

@@ -1,7 +1,7 @@
-"""The results that README.md shows: copied out of a study, and written between markers. Nobody types a number there.
+"""The results that README and the model card show: copied out of a study, and written between markers. Nobody types a number there.
 
     python -m dmsmil.readme outputs/demo    copies what README shows of a study to docs/results/demo/, then writes
-    python -m dmsmil.readme                 writes the blocks of README.md from docs/results/ alone
+    python -m dmsmil.readme                 writes the blocks of the pages from docs/results/ alone
 
 A block lies between the lines `<!-- begin: demo-table -->` and `<!-- end: demo-table -->`: the name of a study, and
 which of its results is shown (BLOCKS). docs/results/demo/ is laid out as the study is, and so is read as one.
@@ -31,6 +31,7 @@ from dmsmil.sweep import pretty_lams
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and one picture
+PAGES = ("README.md", "README.zh-CN.md", "docs/model_card.md")
 NEEDED = "tables/04_compare.csv"
 COPIED = (NEEDED, "tables/04_tests.csv", "tables/04_tests_cheap.csv", "tables/05_ablation.csv", "tables/06_lambda.csv",
           "tables/08_cost.csv", "tables/09_claims.csv", "times.csv")
@@ -203,15 +204,15 @@ def _block(name: str, results: Path) -> str:
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    """Collect the studies named, then write the blocks of README.md below `root`."""
-    parser = argparse.ArgumentParser("python -m dmsmil.readme", description="write the results that README.md shows")
+    """Collect the studies named, then write the blocks of the pages below `root`."""
+    parser = argparse.ArgumentParser("python -m dmsmil.readme", description="write the results that README and the model card show")
     parser.add_argument("studies", nargs="*", help="finished studies to show as they are now, such as outputs/demo")
     studies = parser.parse_args(argv).studies
     try:
         for home in studies:
             collect(home, root / RESULTS)
-        text = (root / "README.md").read_text(encoding="utf-8")
-        write_text(fill(text, root / RESULTS), root / "README.md")
+        for page in [root / name for name in PAGES if (root / name).exists()]:
+            write_text(fill(page.read_text(encoding="utf-8"), root / RESULTS), page)
     except InputError as error:
         print(f"dmsmil.readme: {error}", file=sys.stderr)
         return 2

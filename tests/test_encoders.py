@@ -275,7 +275,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}  # instead of a billion weights
 
-# What the config.json of each model says of its network (UNI2-h's and H0-mini's are not public: theirs follow the card),
+# What the config.json of each model says of its network (for UNI2-h and H0-mini, whose file was not seen, their card),
 # and what the network is: arguments of a VisionTransformer, its parameters as published, whether patches are averaged.
 CARDS = {
     "MahmoodLab/UNI": (

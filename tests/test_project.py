@@ -86,11 +86,11 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 def test_arrows_go_one_way():
     """A room imports only from rooms before it."""
     rooms = ["files", "cluster", "parallel", "meter", "server", "download", "gdc", "cohort", "splits", "folds",
-             "leakage", "histology", "demo", "mosaics", "slides", "tiles", "weights", "encoders", "foreign", "linking", "store",
-             "formats", "rehearsal", "bags", "features", "models", "metrics", "baselines", "training", "runs",
-             "comparison", "explain", "nuclei", "paper", "report", "verdicts", "ablation", "sweep", "witness",
-             "faithfulness", "morphology", "growth", "claims", "export", "viewer", "figures", "cost", "preflight",
-             "bench", "readme", "reference", "pages", "book", "publish", "study"]
+             "leakage", "histology", "demo", "mosaics", "slides", "tiles", "weights", "encoders", "foreign",
+             "linking", "store", "formats", "rehearsal", "bags", "features", "models", "metrics", "baselines",
+             "training", "runs", "comparison", "explain", "nuclei", "paper", "report", "verdicts", "ablation",
+             "sweep", "witness", "faithfulness", "morphology", "growth", "claims", "export", "viewer", "figures",
+             "cost", "preflight", "bench", "readme", "reference", "pages", "book", "publish", "study"]
     found = {p.stem for p in (ROOT / "dmsmil").glob("*.py")} - {"__init__"} | {"models", "figures"}
     assert found == set(rooms)
     for room in rooms:

@@ -1,13 +1,14 @@
 """README's numbers are those of docs/results/, whatever they say; the words around them are left alone."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
 from PIL import Image
 
 from dmsmil.files import InputError
-from dmsmil.readme import BLOCKS, RESULTS, ROOT, WIDTH, collect, fill, main
+from dmsmil.readme import BLOCKS, PAGES, RESULTS, ROOT, WIDTH, collect, fill, main
 from tests.conftest import assert_one_line
 
 WORDS = "# A study\n\nProse | with a bar, 0.123, <!-- a comment -->.\n{}\nAnd its end, without a newline"
@@ -62,10 +63,22 @@ def names(text):
     return [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][2:]
 
 
-def test_the_readme_says_what_the_files_say():
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_the_files_say(page):
     """If this fails: python -m dmsmil.readme."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert fill(text, ROOT / RESULTS) == text
+
+
+def test_the_chinese_readme_is_true_to_the_english_one():
+    """The same commands in the same order, the same blocks, links and keys, but for what it leaves to the English page."""
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    commands = [re.findall(r"^ *(?:make|dmsmil|S-0\d+,)[^#\n]*?(?= *(?:#|$))", text, re.M) for text in (english, chinese)]
+    assert commands[0] == commands[1]
+    said = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, chinese)]
+    assert said[1] - said[0] == {"README.md", "README.md#where-things-are"}
+    keys = [set(re.findall(r"`(\w+)(?:: [^`]*)?`", text)) for text in (english, chinese)]
+    assert keys[1] <= keys[0]
 
 
 def test_the_readme_says_once_where_every_room_is():

@@ -27,7 +27,6 @@ from dmsmil.figures.results import (
     paired_differences,
     result_intervals,
     roc,
-    toy_comparison,
 )
 from dmsmil.figures.slides import (
     chosen_tiles,
@@ -71,7 +70,6 @@ __all__ = [
     "slide_thumbnails",
     "tile_counts",
     "tile_scores",
-    "toy_comparison",
     "transport_plan",
     "variant_differences",
     "witness_rates",

@@ -183,24 +183,6 @@ def claims_board(claims: pd.DataFrame, out) -> Figure:
     return finish(figure, out, claims)
 
 
-def toy_comparison(runs: dict[str, list], out: str | Path | None = None) -> Figure:
-    """AUC by fold of each method on each toy cohort.
-
-    runs: {cohort: [Runs, ...]}. Saved only if `out` is given.
-    """
-    data = pd.concat([score_by_fold(r.predictions).assign(cohort=name, method=r.config.method)
-                      for name, several in runs.items() for r in several if len(r.config.scales) > 1])
-    figure, ax = plt.subplots(figsize=(4.6, 2.8))
-    sns.stripplot(data, x="cohort", y="AUC", hue="method", dodge=True, ax=ax, size=6)
-    ax.axhline(0.5, color="#999999", linestyle=":", linewidth=1)
-    ax.set(title="AUC of each fold", xlabel="tiles that carry the signal", ylim=(0, 1.03))
-    ax.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5))
-    if out is not None:
-        return finish(figure, out, data)
-    plt.close(figure)
-    return figure
-
-
 def _cliques(ranks: np.ndarray, cd: float) -> list[tuple[int, int]]:
     """First and last of each largest group of ascending ranks that spans less than cd, groups of one left out."""
     ends = [int(np.searchsorted(ranks, rank + cd)) - 1 for rank in ranks]

@@ -1,0 +1,1 @@
+"""Figures of the walkthroughs: one file a topic; they are shown, not saved."""
