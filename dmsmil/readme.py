@@ -1,4 +1,4 @@
-"""The results that README and the model card show: copied out of a study, and written between markers. Nobody types a number there.
+"""The results that README and the model card show, copied out of a study, written between markers, typed by nobody.
 
     python -m dmsmil.readme outputs/demo    copies what README shows of a study to docs/results/demo/, then writes
     python -m dmsmil.readme                 writes the blocks of the pages from docs/results/ alone
@@ -205,7 +205,7 @@ def _block(name: str, results: Path) -> str:
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     """Collect the studies named, then write the blocks of the pages below `root`."""
-    parser = argparse.ArgumentParser("python -m dmsmil.readme", description="write the results that README and the model card show")
+    parser = argparse.ArgumentParser("python -m dmsmil.readme", description="write the results that README shows")
     parser.add_argument("studies", nargs="*", help="finished studies to show as they are now, such as outputs/demo")
     studies = parser.parse_args(argv).studies
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
+from IPython.display import display
 from ipywidgets import HTML, Dropdown, FloatSlider, HBox, SelectionSlider, VBox, interactive, link
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
@@ -82,4 +83,5 @@ def slider(draw: Callable[..., Figure], **values: list) -> VBox | Figure:
         return draw(**first)
     sliders = {name: SelectionSlider(options=sorted(among), value=among[0], continuous_update=False)
                for name, among in values.items()}
-    return interactive(lambda **chosen: draw(**chosen), **sliders)  # of a partial ipywidgets cannot read the arguments
+    # what is returned would not be shown, and of a partial ipywidgets cannot read the arguments
+    return interactive(lambda **chosen: display(draw(**chosen)), **sliders)

@@ -71,9 +71,10 @@ def test_a_page_says_what_the_files_say(page):
 
 
 def test_the_chinese_readme_is_true_to_the_english_one():
-    """The same commands in the same order, the same blocks, links and keys, but for what it leaves to the English page."""
+    """The same commands in the same order, the same links and keys, but for what it leaves to the English page."""
     english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
-    commands = [re.findall(r"^ *(?:make|dmsmil|S-0\d+,)[^#\n]*?(?= *(?:#|$))", text, re.M) for text in (english, chinese)]
+    commands = [re.findall(r"^ *(?:make|dmsmil|S-0\d+,)[^#\n]*?(?= *(?:#|$))", text, re.M)
+                for text in (english, chinese)]
     assert commands[0] == commands[1]
     said = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, chinese)]
     assert said[1] - said[0] == {"README.md", "README.md#where-things-are"}

@@ -253,3 +253,27 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
         assert [error for error in page.errors if "islide" in error or "widget" in error] == []
         page.js("void setTimeout(() => { throw new Error('a broken widget') })")
         browser.until(lambda: page.js("1") and any("a broken widget" in e for e in page.errors), "an error on purpose")
+
+
+def test_a_slider_shows_a_figure_for_each_value_to_a_person():
+    """In a kernel whose questions are answered: a picture comes with the widget, and another when the slider moves."""
+    code = ("from functools import partial\nfrom matplotlib import pyplot as plt\nfrom dmsmil.viewer import slider\n"
+            "def draw(title, bars):\n    figure = plt.figure(figsize=(1, 1)); plt.bar(range(bars), 1); plt.close(figure)\n"
+            "    return figure\nbox = slider(partial(draw, 'b'), bars=[2, 1, 3])")
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        seen = []
+        for cell in (code, "box.children[0].value = 3"):
+            client.execute_interactive(cell, allow_stdin=True, timeout=120, output_hook=seen.append)
+        options = client.execute_interactive("", user_expressions={"o": "box.children[0].options"}, allow_stdin=True)
+        assert options["content"]["user_expressions"]["o"]["data"]["text/plain"] == "(1, 2, 3)"
+        pictures = [m["content"]["data"]["image/png"] for m in seen
+                    if "image/png" in m["content"].get("data", {})]
+        assert len(set(pictures)) == 2
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_page_gets_the_first_value():
+    assert viewer.slider(lambda a, b: (a, b), a=[3, 1, 2], b=["x", "y"]) == (3, "x")

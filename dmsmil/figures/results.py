@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from textwrap import wrap
+from textwrap import shorten, wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -206,7 +205,8 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
     ax.hlines(0, low, high, color="#222222", linewidth=1.2)
     for rank in range(low, high + 1):
         ax.vlines(rank, -0.14, 0, color="#222222", linewidth=1.2)
-        ax.text(rank, -0.22, str(rank), ha="center", va="bottom", fontsize=8)
+        if high <= 12 or rank % 5 == 0 or rank == 1:
+            ax.text(rank, -0.22, str(rank), ha="center", va="bottom", fontsize=8)
     ax.text((low + high) / 2, -0.56, "average rank over folds (1 = best)", ha="center", va="bottom", fontsize=8,
             color="#444444")
     reach = min(cd, high - low)  # a CD longer than the axis is drawn open-ended
@@ -221,7 +221,8 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
         x = low - margin if side else high + margin
         ax.plot([rank, rank, x], [0, y, y], color="#888888", linewidth=0.8, solid_joinstyle="miter")
         ax.plot(rank, 0, "o", color="#0072B2", markersize=4, zorder=3)
-        label = f"{name}  {rank:.2f}" if side else f"{rank:.2f}  {name}"
+        short = shorten(name, 30, placeholder=" …")  # the whole name is in the data
+        label = f"{short}  {rank:.2f}" if side else f"{rank:.2f}  {short}"
         ax.text(x, y, f" {label} ", ha="right" if side else "left", va="center", fontsize=8.5)
     for i, (start, end) in enumerate(groups):
         pad = 0.012 * (high - low)
