@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,6 +31,17 @@ def finish(figure: Figure, out: str | Path, data: pd.DataFrame | dict[str, np.nd
             np.savez_compressed(handle, **data)
     plt.close(figure)
     return figure
+
+
+@contextmanager
+def same_jitter() -> Iterator[None]:
+    """Points that are drawn apart at random lie where they lay the last time."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def bare(ax) -> None:

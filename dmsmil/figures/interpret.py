@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dmsmil.figures.base import SCALE_COLOURS, bare, finish, show_slide
+from dmsmil.figures.base import SCALE_COLOURS, bare, finish, same_jitter, show_slide
 
 ORDERS = {"highest": ("highest first", "#D55E00"), "lowest": ("lowest first", "#0072B2"),
           "random": ("at random", "#888888")}
@@ -51,7 +51,8 @@ def score_distributions(scores: pd.DataFrame, out) -> Figure:
         means = part.groupby(["slide_id", "label"], as_index=False).normalised.mean()
         sns.violinplot(part, x="normalised", y="label", order=order, hue="label", hue_order=order, ax=ax, inner=None,
                        cut=0, linewidth=0.8, alpha=0.35, legend=False)
-        sns.stripplot(means, x="normalised", y="label", order=order, color="black", size=3.5, jitter=0.18, ax=ax)
+        with same_jitter():
+            sns.stripplot(means, x="normalised", y="label", order=order, color="black", size=3.5, jitter=0.18, ax=ax)
         ax.set(title=f"{scale}x: tiles (shapes), slide means (dots)", xlabel="normalised score", ylabel="",
                xlim=(-0.02, 1.02))
     data = scores.groupby(["scale", "label", "slide_id"], as_index=False).normalised.mean()

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.figures.base import bare, draw_tiles, finish, show_slide
+from dmsmil.figures.base import bare, draw_tiles, finish, same_jitter, show_slide
 
 
 def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
@@ -108,7 +108,8 @@ def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:
     axes[0].axvline(k, color="#444444", linestyle=":", linewidth=1)
     axes[0].set(title=f"Tiles a slide (K = {k})", xlabel="tiles", ylabel="slides")
     if known:
-        sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
+        with same_jitter():
+            sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
         axes[1].set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
     return finish(figure, out, summary[["slide_id", "label", "tiles", "density"]])
 

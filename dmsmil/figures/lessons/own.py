@@ -65,7 +65,10 @@ def fusion_weights(runs: list[Runs], bags: Bags, folds: pd.DataFrame, signal: Se
 
 
 def where_it_looks(weights: pd.DataFrame, scale: str = "10x") -> Figure:
-    """`fusion_weights`: a panel a method, a column for each place that the signal can have, medians in numbers."""
+    """The weight that each method's fusion gives to one scale, a column for each place that the signal can have.
+
+    weights: `fusion_weights`; medians in numbers.
+    """
     names, places = list(dict.fromkeys(weights.name)), sorted(weights.signal.unique())
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 2.7), sharey=True, squeeze=False)
     jitter = np.random.default_rng(0)
