@@ -237,7 +237,7 @@ def ranking(table: pd.DataFrame) -> str:
         mine = table[table.name == "DMSMIL"].iloc[0]
         above = table[(table.AUC_mean > mine.AUC_mean) & (table[COLLAPSED] == 0)]
         lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
-                     + (f"{len(above)} of {len(table) - 1} rows are above it: {', '.join(above.name)}." if len(above)
+                     + (f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}." if len(above)
                         else "no row is above it."))
     if len(colour):
         weak = table[(table.AUC_mean <= colour.AUC_mean.iloc[0]) & ~table.name.isin(CHEAP)]
@@ -247,6 +247,12 @@ def ranking(table: pd.DataFrame) -> str:
         lines.append("Collapsed, and so no result: " + ", ".join(fallen.name) + ".")
     lines.append("Intervals that overlap widely are no ranking.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _some(names: pd.Series, most: int = 6) -> str:
+    """Names in a sentence: all of a few, the first of many."""
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 ADAPTED = {
