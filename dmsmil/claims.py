@@ -21,7 +21,7 @@ from dmsmil.ablation import PARTS, is_exact
 from dmsmil.comparison import ALPHA, sentence
 from dmsmil.growth import judge
 from dmsmil.metrics import METRICS
-from dmsmil.report import COLLAPSED, is_pooling, part, saved_tables, verdict
+from dmsmil.report import COLLAPSED, is_pooling, is_published, part, saved_tables, verdict
 from dmsmil.sweep import lam_name
 from dmsmil.verdicts import best_other, cheap_sentences
 
@@ -217,7 +217,8 @@ def _least(tables: Tables, column: str, text: str) -> Judged:
     table = _table(tables, "08_cost")
     several = table[table.scales.str.contains("+", regex=False) & table[column].notna()]
     mine = _row(several[several.method == "dmsmil"], "DMSMIL")
-    others = several[(several.method != "dmsmil") & ~several.method.map(is_pooling).astype(bool)]
+    others = several[(several.method != "dmsmil") & ~several.method.map(is_pooling).astype(bool)
+                     & several.method.map(is_published).astype(bool)]
     if others.empty:
         raise _Absent("no other multi-scale method was run")
     best, rank = others.loc[others[column].idxmin()], 1 + int((others[column] <= mine[column]).sum())

@@ -37,7 +37,7 @@ def load_cohort(table: str | Path, slides: str | Path = "",
     """
     table = Path(table)
     if not table.is_file():
-        raise InputError(f"the cohort table {table.name} does not exist: check the key 'cohort'")
+        raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
     try:
         frame = pd.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (ValueError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ def load_cohort(table: str | Path, slides: str | Path = "",
     expected = frame if slides_needed else frame[:0]
     if fetched_later and "file_id" in frame:
         expected = expected[expected.file_id == ""]
-    for index, reason in _problems(frame, expected):
+    for index, reason in _problems(frame, expected, Path(slides or table.parent)):
         reasons[index] = reasons[index] or reason
     failures = [failure_row(frame.slide_id[i] or f"row {i + 2}", "cohort", InputError(reasons[i]))
                 for i in frame.index[reasons != ""].unique()]
@@ -93,8 +93,8 @@ def _paths(frame: pd.DataFrame, folder: Path, slides: str | Path) -> list[str]:
     return paths
 
 
-def _problems(frame: pd.DataFrame, expected: pd.DataFrame):
-    """(row, reason) for each row that cannot be used; `expected`: those whose file must be there."""
+def _problems(frame: pd.DataFrame, expected: pd.DataFrame, folder: Path):
+    """(row, reason) for each row that cannot be used; `expected`: those whose file must be there, in `folder` maybe."""
     for i, row in frame.iterrows():
         for name in REQUIRED:
             if not row[name]:
@@ -111,7 +111,10 @@ def _problems(frame: pd.DataFrame, expected: pd.DataFrame):
                 yield i, f"patient '{patient}' is in two classes ({labels}): correct a label, or remove the patient"
     for i, row in expected.iterrows():
         if not row.path:
-            yield i, f"no slide file named {row.slide_id}.*: check the key 'slides', or add a column 'path'"
+            unclaimed = {f.stem for f in folder.rglob("*") if f.suffix.lower() in SLIDE_SUFFIXES} - set(frame.slide_id)
+            near = difflib.get_close_matches(row.slide_id, unclaimed, 1)
+            hint = f"did you mean {near[0]}? Else " if near else ""
+            yield i, f"no slide file named {row.slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
         elif not Path(row.path).is_file():
             kind = "is a folder" if Path(row.path).is_dir() else "does not exist"
             yield i, f"the slide file {Path(row.path).name} {kind}: check the column 'path'"

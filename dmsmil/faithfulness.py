@@ -197,6 +197,8 @@ def map_sentences(summary: pd.DataFrame) -> str:
         truth = [(c[6:], row[c]) for c in row if c.startswith("truth_") and c.count("_") == 1 and not np.isnan(row[c])]
         said += "".join(f"; AUC against the truth at {scale} {value:.2f} (fresh weights "
                         f"{row[f'truth_random_{scale}']:.2f})" for scale, value in truth)
+        if row["map"] != "misleading" and row["removed_high"] < 0:
+            said += ". The word follows the test by replacement; **by removal the map misleads**"
         lines.append(said + ".")
     return "\n".join(f"- {line}" for line in lines)
 

@@ -27,10 +27,12 @@ from dmsmil.parallel import is_remote, pick_device
 from dmsmil.rehearsal import DRAWN
 from dmsmil.server import amount
 from dmsmil.slides import open_slide
+from dmsmil.splits import read_splits
 from dmsmil.store import Store
 from dmsmil.sweep import check_lams
 
 Finding = tuple[bool, str]  # (all well, one line)
+FEW = 20  # patients of a class: with fewer, an interval of AUC is wider than most differences that are sought
 
 
 def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
@@ -39,6 +41,9 @@ def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
         classes, slides, cohort = None, round(params["demo_patients"] * 1.3), None
         to_fetch = 0.0
         yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)"
+        if params["split"] not in WAYS:
+            yield _attempt("split", lambda: f"{read_splits(resolve(params['split'])).fold.nunique()} folds of "
+                                            f"{Path(params['split']).name}")
     else:
         cohort = None
         for good, line, cohort in _cohort(params, resolve):
@@ -147,7 +152,9 @@ def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
 
 def _folds(cohort: pd.DataFrame, params: dict, resolve) -> str:
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
-    return choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])[1]
+    note, least = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])[1], FEW
+    few = [label for label, patients in cohort.groupby("label").patient_id.nunique().items() if patients < least]
+    return note + (f" Fewer than {least} patients in {', '.join(few)}: no number will mean much." if few else "")
 
 
 def _method(params: dict, dim: int, classes: list[str] | None) -> str:

@@ -249,6 +249,11 @@ def ranking(table: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def is_published(method_name: str) -> bool:
+    """Whether a method decides the paper's claims; one of the reader's own does not."""
+    return method_name not in METHODS or METHODS[method_name].published
+
+
 def _some(names: pd.Series, most: int = 6) -> str:
     """Names in a sentence: all of a few, the first of many."""
     shown = ", ".join(names[:most])

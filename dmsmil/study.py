@@ -224,9 +224,11 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
     if book := chosen[-1].stem == REPORT:
         problem = _build_book(home, say)
     failures = read_failures(home)
-    say(f"study '{params['study']}' done in {time.perf_counter() - started:.0f} s. Where to look:")
-    say(f"  {_shown(home)}/notebooks/09_report.ipynb   the result on one page, and the other notebooks beside it")
-    say(f"  {_shown(home)}/tables/ and figures/        every number and figure, with the data behind each")
+    what = f"study '{params['study']}'" if book else f"{', '.join(n.stem for n in chosen)} of '{params['study']}'"
+    say(f"{what} done in {time.perf_counter() - started:.0f} s. Where to look:")
+    say(f"  {_shown(home)}/notebooks/{chosen[-1].name}   "
+        + ("the result on one page" if book else "what came last") + ", and the other notebooks beside it")
+    say(f"  {_shown(home)}/tables/ and figures/   every number and figure so far, with the data behind each")
     if book and not problem:
         say(f"  {_shown(home)}/book/index.html            all notebooks as pages to read in a browser")
     elif problem:
@@ -371,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
         sub = verbs.add_parser(verb, help=text)
         sub.add_argument("params", help="a YAML file of parameters, such as params/demo.yaml")
         sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                         help="set one parameter, as papermill does")
+                         help="set one parameter, as papermill does; results go to the folder of -p outputs FOLDER")
         if verb == "run":
             sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name")
     sub = verbs.add_parser("methods", help="list the methods")

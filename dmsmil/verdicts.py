@@ -12,17 +12,17 @@ from dmsmil.baselines import MAJORITY, baseline_predictions
 from dmsmil.comparison import compare, holm, sentence
 from dmsmil.metrics import METRICS, score_by_fold
 from dmsmil.paper import LEADS
-from dmsmil.report import COLLAPSED, is_pooling, part, run_names, scales_name
+from dmsmil.report import COLLAPSED, is_pooling, is_published, part, run_names, scales_name
 from dmsmil.runs import Runs
 
 
 def best_other(table: pd.DataFrame, name: str, pooling: bool = False) -> pd.Series | None:
-    """The row with the highest ACC among other methods than `name` (registry key); collapsed ones do not count.
+    """The row with the highest ACC among other published methods than `name` (registry key), collapsed ones left out.
 
     table: a result table or a part of one; pooling: whether plain pooling counts. None where there is no such row.
     """
     rows = table[(table.method != "") & (table.method != name) & (table[COLLAPSED] == 0)]
-    rows = rows[~rows.method.map(is_pooling).astype(bool) | pooling]
+    rows = rows[(~rows.method.map(is_pooling).astype(bool) | pooling) & rows.method.map(is_published).astype(bool)]
     return rows.loc[rows.ACC_mean.idxmax()] if len(rows) else None
 
 

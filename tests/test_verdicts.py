@@ -110,3 +110,15 @@ def test_the_word_on_seeds_follows_the_larger_part():
     assert "more patients would" in said(0.01, 0.08) and "among the 3 seeds" in said(0.01, 0.08)
     assert "worth their time" in said(0.08, 0.01)
     assert "One seed a fold" in seed_sentence(pd.DataFrame())
+
+
+def test_a_method_of_ones_own_decides_no_claim(monkeypatch):
+    """It may lead the table; the paper's claims are about published methods."""
+    from dmsmil.models import METHODS, Method
+    from dmsmil.verdicts import best_other
+
+    table = pd.DataFrame({"method": ["dmsmil", "abmil", "mine"], "name": ["DMSMIL", "ABMIL 10x", "Mine"],
+                          "ACC_mean": [0.6, 0.7, 0.9], "collapsed": 0})
+    assert best_other(table, "dmsmil")["name"] == "Mine"
+    monkeypatch.setitem(METHODS, "mine", Method("mine", "Mine", "topk:TopK", "many", "me", published=False))
+    assert best_other(table, "dmsmil")["name"] == "ABMIL 10x"

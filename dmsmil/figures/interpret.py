@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ def extreme_tiles(tiles: dict[int, dict[str, list[dict]]], out) -> Figure:
         line[0].set_ylabel(f"{which}\n{scale}x", color=colour)
         for ax, tile in zip(line, tiles[scale][which]):
             ax.imshow(tile["tile"])
-            ax.set_title(f"{tile['normalised']:.2f}", fontsize=8, fontweight="normal", pad=2)
+            ax.set_title(f"{tile['normalised']:.3f}", fontsize=8, fontweight="normal", pad=2)
             for spine in ax.spines.values():
                 spine.set(visible=True, color=colour, linewidth=1.6)
     data = pd.DataFrame([{"scale": scale, "which": which, "place": t["place"], "normalised": t["normalised"]}
@@ -99,7 +101,7 @@ def removal_curves(curves: pd.DataFrame, out, way: str = "replaced") -> Figure:
                     linestyle="-" if order != "random" else ":", label=label)
         high, low = (part[part.order == o].set_index("share")[way] for o in ("highest", "lowest"))
         ax.fill_between(high.index, high, low, color="#999999", alpha=0.18, linewidth=0)
-        ax.set_title(name, fontsize=8.5)
+        ax.set_title(shorten(name, 26, placeholder=" …"), fontsize=8.5)  # the whole name is in the data
         if i + columns >= len(names):
             ax.set_xlabel(f"share of tiles {way}")
         if i % columns == 0:

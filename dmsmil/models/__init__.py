@@ -22,6 +22,7 @@ class Method:
     where: str  # "module:Class" inside dmsmil.models
     takes: str  # "one": a scale a run; "many": all scales of the study at once; "any": either
     reference: str
+    published: bool = True  # False for a method of your own: it is compared, and decides no claim of the paper
 
     def load(self) -> type[MIL]:
         """The class, imported when first asked for."""

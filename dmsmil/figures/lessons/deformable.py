@@ -160,7 +160,7 @@ def weight_map(weights: np.ndarray) -> Figure:
         ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7.5,
                 color="white" if value < 0.6 * relative.max() else "black")
     base.bare(ax)
-    ax.set_title("Weight in the pooled vector; 1: as in a mean", fontsize=9)
+    ax.set_title("Weight in the pooled vector, mean over heads; 1: as in a mean", fontsize=9)
     figure.colorbar(image, ax=ax, shrink=0.85)
     plt.close(figure)
     return figure

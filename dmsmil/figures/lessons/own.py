@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dmsmil.bags import Bags
 from dmsmil.figures import base
+from dmsmil.files import InputError
 from dmsmil.metrics import score_by_fold
 from dmsmil.report import run_names
 from dmsmil.runs import Runs
@@ -58,7 +59,10 @@ def fusion_weights(runs: list[Runs], bags: Bags, folds: pd.DataFrame, signal: Se
             test = np.flatnonzero(parts[f"fold_{fold}"] == "test")
             model = load_model(folder, bags.x.shape[-1], len(bags.classes))
             with torch.no_grad():
-                fusion = model(bags.x[test], bags.mask[test], bags.coords[test]).extras["fusion"]
+                extras = model(bags.x[test], bags.mask[test], bags.coords[test]).extras
+            if "fusion" not in extras:
+                raise InputError(f"{name} tells no fusion weights: put them into extras['fusion'], or leave it out")
+            fusion = extras["fusion"]
             rows += [dict(name=name, seed=seed, fold=fold, slide_id=bags.slide_ids[i], signal=signal[i], weight=weight)
                      for i, weight in zip(test, fusion[:, 0].tolist())]
     return pd.DataFrame(rows)
