@@ -558,7 +558,8 @@ def test_ctrl_c_keeps_the_parts(gdc, tmp_path):
     for i in range(5):
         gdc.add(f"s{i}.svs", BIG[i * 1000:])
     table(gdc).to_csv(tmp_path / "table.csv", index=False)
-    code = ("import sys, pandas as pd; from dmsmil.download import Remote, fetch_all\n"
+    code = ("import signal, sys, pandas as pd; from dmsmil.download import Remote, fetch_all\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it\n"
             "fetch_all(Remote(sys.argv[1], pause=0), pd.read_csv(sys.argv[2]), sys.argv[3], 2)")
     gdc.fault("data", "slow", times=2, pause=0.3, block=65_536)
     process = subprocess.Popen([sys.executable, "-c", code, gdc.url, str(tmp_path / "table.csv"), str(tmp_path)],

@@ -152,7 +152,7 @@ def test_extreme_tiles_hold_which_they_are_and_may_be_few(tmp_path):
     figure = figures.extreme_tiles(tiles, tmp_path / "e")
     data = drawn(figure, tmp_path / "e")
     assert list(data.place) == [3, 1, 2] * 2 + [5] * 2 and list(data.scale) == [10] * 6 + [20] * 2
-    assert [a.get_title(loc="left") for a in figure.axes if a.images] == [f"{v:.2f}" for v in data.normalised]
+    assert [a.get_title(loc="left") for a in figure.axes if a.images] == [f"{v:.3f}" for v in data.normalised]
     shown = [a.images[0].get_array() for a in figure.axes if a.images]
     assert all(np.array_equal(image, tile) for image in shown)
 
