@@ -82,7 +82,7 @@ def _paths(frame: pd.DataFrame, folder: Path, slides: str | Path) -> list[str]:
     if slides and not Path(slides).is_dir():
         raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
     try:
-        found = {f.stem: f for f in sorted(Path(slides or folder).rglob("*")) if f.suffix.lower() in SLIDE_SUFFIXES}
+        found = _slide_files(Path(slides or folder))
     except OSError as error:
         raise InputError(f"the slides folder {Path(slides).name} cannot be read ({error.strerror})") from error
     paths = []
@@ -91,6 +91,11 @@ def _paths(frame: pd.DataFrame, folder: Path, slides: str | Path) -> list[str]:
         given = next((p for p in (folder / path, Path(slides) / path) if p.exists()), folder / path) if path else None
         paths.append(str(given or found.get(stem) or found.get(slide_id) or ""))
     return paths
+
+
+def _slide_files(folder: Path) -> dict[str, Path]:
+    """The slide files below a folder by their names without suffix."""
+    return {f.stem: f for f in sorted(folder.rglob("*")) if f.suffix.lower() in SLIDE_SUFFIXES}
 
 
 def _problems(frame: pd.DataFrame, expected: pd.DataFrame, folder: Path):
@@ -109,9 +114,9 @@ def _problems(frame: pd.DataFrame, expected: pd.DataFrame, folder: Path):
             labels = " and ".join(sorted(rows.label.unique()))
             for i in rows.index:
                 yield i, f"patient '{patient}' is in two classes ({labels}): correct a label, or remove the patient"
+    unclaimed = set() if expected.path.all() else _slide_files(folder).keys() - set(frame.slide_id)
     for i, row in expected.iterrows():
         if not row.path:
-            unclaimed = {f.stem for f in folder.rglob("*") if f.suffix.lower() in SLIDE_SUFFIXES} - set(frame.slide_id)
             near = difflib.get_close_matches(row.slide_id, unclaimed, 1)
             hint = f"did you mean {near[0]}? Else " if near else ""
             yield i, f"no slide file named {row.slide_id}.*: {hint}check the key 'slides', or add a column 'path'"

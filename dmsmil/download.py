@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from queue import SimpleQueue
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from dmsmil.files import DiskFull, InputError, failure_row, one_line
+from dmsmil.files import DiskFull, InputError, failure_row, file_md5, one_line
 from dmsmil.parallel import progress
 from dmsmil.server import LONGEST_WAIT, Again, Server, Traffic, amount, duration, first_byte, whole_size
 
@@ -103,7 +102,7 @@ class Remote(Server):
         if not path.is_file() or found != size:
             raise InputError(f"{path.name} is there but has {found:,} bytes where {size:,} are due: it is left as it "
                              "is; move it away to have it downloaded")
-        if _md5(path) != md5:
+        if file_md5(path) != md5:
             raise InputError(f"{path.name} is there but its MD5 is not {md5}: it is left as it is; move it away to "
                              "have it downloaded")
         self._remember(path, md5)
@@ -121,7 +120,7 @@ class Remote(Server):
                     raise InputError(str(refusal)) from refusal
                 file_id, renewed = now, True
                 continue
-            if _md5(part) == md5:
+            if file_md5(part) == md5:
                 with open(part, "rb") as handle:
                     os.fsync(handle.fileno())
                 return part
@@ -308,12 +307,6 @@ def _entry(name: str, file_id, size, md5) -> tuple[str, int, str]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _md5(path: Path) -> str:
-    """The MD5 of a file in hexadecimal: against accidents, for the GDC publishes no stronger one."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _memory(path: Path, md5: str) -> str:

@@ -186,9 +186,9 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
             if source is not None and row.path and not Path(row.path).is_file():
                 source.fetch(row.file_id, row.path, row.size, row.md5)
             view = {"slide_id": row.slide_id, "label": row.label, "path": row.path, "mpp": row.mpp or mpp}
-            view |= _sheet(kept.read_tiles(row.slide_id), px) if kept and not row.path else _picture(view, px)
+            tiles = kept.read_tiles(row.slide_id) if kept else None
+            view |= _sheet(tiles, px) if kept and not row.path else _picture(view, px)
             if kept:
-                tiles = kept.read_tiles(row.slide_id)
                 view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
                          "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
             if bags is not None:

@@ -82,6 +82,12 @@ def fingerprint(value, length: int = 10) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def file_md5(path) -> str:
+    """The MD5 of a file in hexadecimal: against accidents, for public lists give no stronger one."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 def one_line(error: BaseException) -> str:
     """An exception as one line of text."""
     text = " ".join(str(error).split())

@@ -6,13 +6,13 @@ the stain; on a copy of a slide, it knows the slide.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.files import file_md5
 from dmsmil.folds import span
 from dmsmil.splits import PARTS, read_splits
 
@@ -78,17 +78,12 @@ def duplicates(cohort: pd.DataFrame) -> pd.DataFrame:
     sizes = pd.Series({i: file.stat().st_size for i, file in files.items()}, dtype=float)
     read = sizes.index[sizes.duplicated(keep=False)]
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(read, pool.map(_md5, [files[i] for i in read])))
+        found = dict(zip(read, pool.map(file_md5, [files[i] for i in read])))
     content = known.where(known != "", pd.Series(found, dtype=object).reindex(cohort.index))
     twice = cohort[["slide_id", "patient_id", "label"]].assign(content=content)[content.notna()]
     twice = twice[twice.content.duplicated(keep=False)].sort_values("slide_id")
     return twice.assign(copy_of=twice.groupby("content").slide_id.transform("first")) \
         .drop(columns="content").sort_values(["copy_of", "slide_id"], ignore_index=True)
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "md5").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ in words

@@ -311,7 +311,7 @@ def test_a_right_file_is_taken_as_it_is_and_read_once(gdc, tmp_path, monkeypatch
     path, log = tmp_path / "a.svs", tmp_path / "study" / "checked.txt"
     path.write_bytes(BIG)
     before, read = path.stat(), []
-    monkeypatch.setattr(download, "_md5", lambda p, real=download._md5: read.append(p) or real(p))
+    monkeypatch.setattr(download, "file_md5", lambda p, real=download.file_md5: read.append(p) or real(p))
     for _ in range(3):
         get(gdc, path, checked=str(log))
     after = path.stat()
@@ -326,7 +326,7 @@ def test_a_right_file_is_taken_as_it_is_and_read_once(gdc, tmp_path, monkeypatch
 
 def test_what_was_downloaded_need_not_be_read_again(gdc, tmp_path, monkeypatch):
     path, _ = get(gdc, tmp_path / "a.svs", checked=str(tmp_path / "checked.txt"))
-    monkeypatch.setattr(download, "_md5", None)
+    monkeypatch.setattr(download, "file_md5", None)
     get(gdc, path, checked=str(tmp_path / "checked.txt"))
 
 

@@ -84,8 +84,8 @@ def slides(path, contents, **columns):
 def test_copies_are_found_by_content_and_only_files_of_equal_size_are_read(tmp_path, monkeypatch):
     import dmsmil.leakage as module
 
-    read, md5 = [], module._md5
-    monkeypatch.setattr(module, "_md5", lambda path: read.append(path.stem) or md5(path))
+    read, md5 = [], module.file_md5
+    monkeypatch.setattr(module, "file_md5", lambda path: read.append(path.stem) or md5(path))
     frame = slides(tmp_path, {"d": b"same", "a": b"same", "b": b"diff", "c": b"longer", "e": b"other!", "f": None,
                               "g": b"alone in size"})
     found = duplicates(frame)

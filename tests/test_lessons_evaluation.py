@@ -15,6 +15,7 @@ from dmsmil.figures.lessons import evaluation
 from dmsmil.folds import fold_count, make_folds
 from dmsmil.metrics import score
 from dmsmil.paper import printed_results
+from tests.answers import check_answers
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/walkthroughs/6_honest_evaluation.ipynb"
 
@@ -103,14 +104,9 @@ def test_figures_show_the_numbers_and_are_closed():
     assert plt.get_fignums() == before
 
 
-def test_the_answers_print_what_they_say(capsys):
+def test_the_answers_print_what_they_say():
     """The cells that an answer needs, then the answers."""
     cells, names = nbformat.read(NOTEBOOK, 4).cells, {}
     for cell in [c for c in cells if c.cell_type == "code"][:6]:
         exec(cell.source, names)
-    answers = re.findall(r"<details>(.*?)</details>", cells[-1].source, re.S)
-    assert answers
-    for answer in answers:
-        capsys.readouterr()
-        exec("\n".join(re.findall(r"```python\n(.*?)```", answer, re.S)), names)
-        assert capsys.readouterr().out.strip() == re.search(r"```text\n(.*?)\n```", answer, re.S)[1]
+    check_answers(cells[-1].source, names)

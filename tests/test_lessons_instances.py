@@ -1,6 +1,5 @@
 """Walkthrough 2: what its figures compute agrees with drawing bags, and its exercises' answers print what they say."""
 
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from dmsmil.bags import toy_bags
 from dmsmil.figures.lessons import instances
 from dmsmil.models import create
+from tests.answers import check_answers
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/walkthroughs/2_multiple_instance_learning.ipynb"
 
@@ -78,16 +78,11 @@ def test_every_figure_is_drawn_and_closed(bags):
     assert plt.get_fignums() == before
 
 
-def test_the_answers_print_what_they_say(capsys):
+def test_the_answers_print_what_they_say():
     """Cells up to the last that an answer needs, then the answers."""
     cells, names = nbformat.read(NOTEBOOK, 4).cells, {}
     needed = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Where the mean fails"))
     for cell in cells[:needed]:
         if cell.cell_type == "code" and "instances." not in cell.source.replace("lessons import instances", ""):
             exec(cell.source, names)
-    answers = re.findall(r"<details>(.*?)</details>", cells[-1].source, re.S)
-    assert answers
-    for answer in answers:
-        capsys.readouterr()
-        exec("\n".join(re.findall(r"```python\n(.*?)```", answer, re.S)), names)
-        assert capsys.readouterr().out.strip() == re.search(r"```text\n(.*?)\n```", answer, re.S)[1]
+    check_answers(cells[-1].source, names)
