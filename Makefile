@@ -21,14 +21,14 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 readme: $(READY)
-	$(BIN)/python -m dmsmil.readme outputs/demo
+	$(BIN)/python -m dmsmil.book.readme outputs/demo
 
 book: $(READY)
 	$(BIN)/dmsmil book params/demo.yaml
 
 notebooks: $(READY)
 	$(BIN)/dmsmil run params/demo_all.yaml
-	$(BIN)/python -m dmsmil.publish outputs/demo
+	$(BIN)/python -m dmsmil.book.publish outputs/demo
 
 bench: $(READY)
 	$(BIN)/dmsmil bench

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def dmsmil(*args, **kwargs):
     """The `dmsmil` command, typed from the project's folder."""
-    return subprocess.run([sys.executable, "-m", "dmsmil.study", *map(str, args)], cwd=ROOT, text=True,
+    return subprocess.run([sys.executable, "-m", "dmsmil.study.cli", *map(str, args)], cwd=ROOT, text=True,
                           capture_output=True, **kwargs)
 
 
@@ -40,7 +40,7 @@ def smoke(tmp_path_factory, request):
 @pytest.fixture
 def study():
     """(bags, folds) of a toy cohort that a few epochs can learn."""
-    from tests.test_training import folds_of, make_bags
+    from tests.training.test_fit import folds_of, make_bags
 
     bags = make_bags()
     return bags, folds_of(bags)

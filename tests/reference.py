@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from dmsmil.models import create
 from dmsmil.models.clam import instance_loss, select_instances
 from tests.golden import gradient_errors, load, load_into, part, setting, tensor, worst
-from tests.reference_deform import CHECKS as DEFORM_CHECKS
-from tests.reference_grid import CHECKS as GRID_CHECKS
+from tests.models.reference_deform import CHECKS as DEFORM_CHECKS
+from tests.models.reference_grid import CHECKS as GRID_CHECKS
 
 TOLERANCE = 1e-5  # absolute; input gradients are stored in float32
 

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from dmsmil.bags import toy_bags
-from dmsmil.cohort import COLUMNS
-from dmsmil.demo import SITES, plan_cohort
-from dmsmil.gdc import COHORTS
-from dmsmil.metrics import score
+from dmsmil.book.readme import BLOCKS, RESULTS, fill
+from dmsmil.cohorts.gdc import COHORTS
+from dmsmil.cohorts.made.demo import SITES, plan_cohort
+from dmsmil.cohorts.made.mosaics import make_mosaics
+from dmsmil.cohorts.table import COLUMNS
+from dmsmil.features.bags import toy_bags
 from dmsmil.models import METHODS, count_parameters, create
-from dmsmil.mosaics import make_mosaics
-from dmsmil.readme import BLOCKS, RESULTS, fill
-from dmsmil.study import ROOT, known_parameters, main, read_params
-from dmsmil.training import RunConfig, configure
+from dmsmil.study.cli import ROOT, known_parameters, main, read_params
+from dmsmil.training.fit import RunConfig, configure
+from dmsmil.training.metrics import score
 
 NAMES = ("CONTRIBUTING.md", "docs/model_card.md", "docs/data_cards.md")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
@@ -96,7 +96,7 @@ def test_what_names_a_run_is_what_contributing_says():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_in_a_document_are_those_of_the_files(name):
-    assert fill(DOCUMENTS[name], ROOT / RESULTS) == DOCUMENTS[name], "python -m dmsmil.readme writes them anew"
+    assert fill(DOCUMENTS[name], ROOT / RESULTS) == DOCUMENTS[name], "python -m dmsmil.book.readme writes them anew"
 
 
 def test_the_model_card_describes_what_the_demo_trains():

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from dmsmil.ablation import OPEN
-from dmsmil.comparison import ALPHA
+from dmsmil.analysis.ablation import OPEN
+from dmsmil.analysis.comparison import ALPHA
+from dmsmil.analysis.sweep import ALONE, SHRUNK, STUCK
 from dmsmil.figures.base import finish
-from dmsmil.sweep import ALONE, SHRUNK, STUCK
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [("#0072B2", "o"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#009E73", "^"), ("#E69F00", "v"), ("#555555", "P")]

@@ -13,7 +13,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dmsmil.files import atomic, write_csv
+from dmsmil.jobs.files import atomic, write_csv
 
 plt.style.use(Path(__file__).with_name("dmsmil.mplstyle"))
 SCALE_COLOURS = {10: "#0072B2", 20: "#D55E00"}

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Affine2D
 
-from dmsmil.baselines import CHEAP
 from dmsmil.figures.base import bare, finish
+from dmsmil.training.baselines import CHEAP
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
 MINE, OTHERS = "#f2a93b", "#6cbcec"

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from dmsmil.cost.growth import PARTS, larger_half
 from dmsmil.figures.base import finish
-from dmsmil.growth import PARTS, larger_half
 
 OURS, OTHERS = "#0072B2", "#777777"
 
@@ -17,7 +17,7 @@ OURS, OTHERS = "#0072B2", "#777777"
 def cost_panels(table: pd.DataFrame, out) -> Figure:
     """Parameters, operations, time and memory of every method on log axes, the fastest epoch on top, DMSMIL in blue.
 
-    table: as `dmsmil.cost.method_costs`. Filled: multi-scale; open: single-scale. Bars: the least and the most of the
+    table: as `dmsmil.cost.tables.method_costs`. Filled: multi-scale; open: single-scale. Bars: the least and the most of the
     turns.
     """
     table = table.sort_values("epoch_median_s", kind="stable", ignore_index=True)
@@ -56,7 +56,7 @@ def cost_panels(table: pd.DataFrame, out) -> Figure:
 def growth_curves(table: pd.DataFrame, out) -> Figure:
     """How time and peak memory of each part grow with the number of tiles, on log axes.
 
-    table: as `dmsmil.growth.growth`. Bands: the least and the most of the turns. Dashed: the power of K fitted over the
+    table: as `dmsmil.cost.growth.growth`. Bands: the least and the most of the turns. Dashed: the power of K fitted over the
     larger half of K.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))

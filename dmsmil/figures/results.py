@@ -11,11 +11,19 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.baselines import CHEAP, COLOUR, MAJORITY, SITE
-from dmsmil.claims import HELD, NOT_HELD, NOT_RUN, NOT_SHOWN
+from dmsmil.analysis.claims import HELD, NOT_HELD, NOT_RUN, NOT_SHOWN
 from dmsmil.figures.base import bare, finish
-from dmsmil.metrics import METRICS, calibration, class_names, confusion, positive_class, roc_points, score_by_fold
-from dmsmil.report import is_pooling
+from dmsmil.training.baselines import CHEAP, COLOUR, MAJORITY, SITE
+from dmsmil.training.metrics import (
+    METRICS,
+    calibration,
+    class_names,
+    confusion,
+    positive_class,
+    roc_points,
+    score_by_fold,
+)
+from dmsmil.training.results import is_pooling
 
 
 def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = None) -> Figure:
@@ -157,7 +165,7 @@ def _footnote(rows: pd.DataFrame) -> str:
 def claims_board(claims: pd.DataFrame, out) -> Figure:
     """The paper's claims, a row each: whether it held here, what the paper says, and the number that decides.
 
-    claims: as `dmsmil.claims.claims`.
+    claims: as `dmsmil.analysis.claims.claims`.
     """
     marks = {HELD: ("✓", "#0072B2"), NOT_SHOWN: ("~", "#777777"), NOT_HELD: ("✗", "#D55E00"), NOT_RUN: ("–", "#aaaaaa")}
     cells = [(row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
@@ -192,7 +200,7 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
     """Critical-difference diagram: methods on the axis of average ranks (1 = best, left), bars join what is not told
     apart.
 
-    ranks: method -> average rank; cd: Nemenyi's critical difference (dmsmil.comparison.friedman_nemenyi).
+    ranks: method -> average rank; cd: Nemenyi's critical difference (dmsmil.analysis.comparison.friedman_nemenyi).
     Data: name, rank, cd, and the numbers of the bars that a method lies under.
     """
     ranks = ranks.sort_values(kind="stable")
@@ -236,7 +244,7 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
 def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> Figure:
     """How far each method is from the reference: difference, 95 % interval, and p after Holm's correction.
 
-    table: as `dmsmil.comparison.compare`; a difference is reference minus method. Filled and coloured: told apart at
+    table: as `dmsmil.analysis.comparison.compare`; a difference is reference minus method. Filled and coloured: told apart at
     .05 after correction (blue for the reference, orange against it).
     """
     panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}

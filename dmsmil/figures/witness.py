@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dmsmil.analysis.witness import blind_bound
 from dmsmil.figures.base import finish
-from dmsmil.witness import blind_bound
 
 LOOKS = (("#0072B2", "o", "-"), ("#56B4E9", "s", "--"), ("#D55E00", "^", "-"), ("#E69F00", "v", "--"),
          ("#444444", "D", ":"), ("#009E73", "P", ":"), ("#CC79A7", "X", "-"))  # colour, marker, line

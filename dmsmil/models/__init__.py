@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.base import MIL, Output, count_parameters
 
 __all__ = ["METHODS", "MIL", "Method", "Output", "count_parameters", "create", "method"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.base import MIL, Output, full_mask, masked_softmax
 
 

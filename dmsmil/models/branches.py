@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.deformable import DeformableAttention, Maps, ScaleLinear, corners, full_maps, lay_out
 
 TILE_SIDE = 4  # map="tile": a feature is a map of 4 x 4 cells

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.abmil import Attention
 from dmsmil.models.base import MIL, Output, full_mask, masked_softmax
 

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.base import masked_mean
 
 ENTROPY = 0.05  # regularisation of kind="entropic", times the mean cost of the slide

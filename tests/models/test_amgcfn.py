@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.amgcfn import ConvUnit, CrossFusion, adjacency
 from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of

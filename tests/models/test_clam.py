@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.clam import instance_loss, select_instances, smooth_svm
 from dmsmil.models.contract import (

@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.deformable import DeformableAttention, ScaleLinear, corners, lay_out
-from tests.naive_dmsmil import read
+from tests.models.naive_dmsmil import read
 
 
 def attention_of(seed=0, groups=1, dim=8, heads=2, points=3, offset="cells", attention="linear", softmax="points"):

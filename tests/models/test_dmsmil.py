@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models import count_parameters, create, method
 from dmsmil.models.branches import CHOICES
 from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 from dmsmil.models.transport import distance
-from tests.naive_dmsmil import NaiveDMSMIL, compare, step, step_naive
+from tests.models.naive_dmsmil import NaiveDMSMIL, compare, step, step_naive
 
 DIM, D = 32, 8
 VARIANTS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.contract import close
 from dmsmil.models.grid import CellConv, CellNorm, grid_shape, grids
 

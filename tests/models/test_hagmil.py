@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.clam import instance_loss
 from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models import count_parameters, create
 from dmsmil.models.contract import bags_of, check_batch_and_padding, check_gradients, check_learns, close, model_of
 from dmsmil.models.hifuse import GlobalBlock

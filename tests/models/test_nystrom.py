@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.contract import close
 from dmsmil.models.nystrom import NystromAttention, by_count
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dmsmil.files import InputError
+from dmsmil.jobs.files import InputError
 from dmsmil.models.transport import _assign, distance, plan
 
 KINDS = ["exact", "squared", "paired", "entropic"]

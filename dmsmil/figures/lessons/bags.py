@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dmsmil.figures import base
-from dmsmil.slides import Slide, tile_size_level0
-from dmsmil.tiles import WHITE, Tiles, tissue_pixels
+from dmsmil.slides.reader import Slide, tile_size_level0
+from dmsmil.slides.tiles import WHITE, Tiles, tissue_pixels
 
 COLOURS, CALM = 10, 35  # of a shrunk picture of tissue; grey levels between neighbours that are evened out
 

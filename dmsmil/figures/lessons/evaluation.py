@@ -13,9 +13,9 @@ from scipy.special import expit, ndtri
 from scipy.stats import norm
 from sklearn.model_selection import PredefinedSplit
 
-from dmsmil.metrics import METRICS, bootstrap, draw_metrics, patient_draws, predictions_table, score
+from dmsmil.analysis.paper import NOT_LEGIBLE
 from dmsmil.models import method
-from dmsmil.paper import NOT_LEGIBLE
+from dmsmil.training.metrics import METRICS, bootstrap, draw_metrics, patient_draws, predictions_table, score
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 

@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from scipy.stats import norm
 from torch import Tensor
 
-from dmsmil.bags import Bags
-from dmsmil.metrics import score_by_fold
+from dmsmil.features.bags import Bags
 from dmsmil.models import MIL
+from dmsmil.training.metrics import score_by_fold
 
 COLOURS = {"a": "#0072B2", "b": "#D55E00"}
 OTHER = "#a6a6a6"  # a tile that carries nothing

@@ -10,9 +10,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from dmsmil.explain import normalise
-from dmsmil.faithfulness import agreement
 from dmsmil.figures import base
+from dmsmil.interpret.explain import normalise
+from dmsmil.interpret.faithfulness import agreement
 
 ORDERS = {"highest": ("highest first (deletion)", "#D55E00", "-"), "random": ("at random", "#777777", ":"),
           "lowest": ("lowest first", "#0072B2", "--")}

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from dmsmil.bags import Bags
+from dmsmil.features.bags import Bags
 from dmsmil.figures import base
-from dmsmil.files import InputError
-from dmsmil.metrics import score_by_fold
-from dmsmil.report import run_names
-from dmsmil.runs import Runs
-from dmsmil.training import load_model
+from dmsmil.jobs.files import InputError
+from dmsmil.training.fit import load_model
+from dmsmil.training.metrics import score_by_fold
+from dmsmil.training.results import run_names
+from dmsmil.training.runs import Runs
 
 COLOURS = [*base.SCALE_COLOURS.values(), "#009E73", "#CC79A7"]
 

@@ -1,0 +1,251 @@
+"""The paper's claims as a checklist, judged by the tables a study has written.
+
+A verdict is one of four words.
+
+- `held`: the direction is the paper's, and the paired test says so (p < .05 after Holm's correction); for what is
+  counted or timed and has no test (parameters, seconds, slopes), the order is the paper's;
+- `not shown`: the direction is the paper's, but no test lifts it above noise, or there is none;
+- `not held`: the other direction, a tie, or a collapse of what the claim is about;
+- `not run`: the table that decides was not made, or lacks the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.analysis.ablation import PARTS, is_exact
+from dmsmil.analysis.comparison import ALPHA, sentence
+from dmsmil.analysis.paper import growth_as_claimed
+from dmsmil.analysis.report import saved_tables
+from dmsmil.analysis.sweep import lam_name
+from dmsmil.analysis.verdicts import best_other, cheap_sentences
+from dmsmil.training.metrics import METRICS
+from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, verdict
+
+HELD, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "not shown", "not held", "not run"
+COLUMNS = ["claim", "in the paper", "tested in", "verdict", "number"]
+
+Tables = dict[str, pd.DataFrame]
+Judged = tuple[str, str]  # verdict, and the number that decides in words
+
+
+class _Absent(Exception):
+    """The rows that a claim needs were not made; the message says which."""
+
+
+def claims(home: str | Path) -> pd.DataFrame:
+    """The checklist of a study: claim, in the paper, tested in (notebook), verdict, and the number that decides."""
+    tables, rows = saved_tables(home), []
+    for claim, where, notebook, answer in _questions():
+        try:
+            judged = answer(tables)
+        except _Absent as absent:
+            judged = NOT_RUN, f"{notebook}: {absent}"
+        rows.append((claim, where, notebook, *judged))
+    return pd.DataFrame([*rows, *_interpretation(tables)], columns=COLUMNS)
+
+
+def tally(checklist: pd.DataFrame, without: str = "") -> dict[str, int]:
+    """How many claims have each verdict, every verdict named; without: a notebook whose claims do not count."""
+    counts = checklist.verdict[checklist["tested in"] != without].value_counts()
+    return {word: int(counts.get(word, 0)) for word in (HELD, NOT_SHOWN, NOT_HELD, NOT_RUN)}
+
+
+def worth(home: str | Path, results: pd.DataFrame) -> str:
+    """Markdown: is the first method better than mean pooling, colour and the majority? As 04_compare tested it.
+
+    results: `report.saved_results`; where nothing was tested, or the method collapsed, `report.verdict` speaks.
+    """
+    tests = saved_tables(home, "04_tests_cheap")
+    if not tests or results[COLLAPSED].iloc[0]:
+        return verdict(results)
+    return cheap_sentences(tests["04_tests_cheap"])
+
+
+def decide(difference: float, p: float = math.nan) -> str:
+    """The verdict on a difference that the paper says is above 0, and its p value (NaN: not tested)."""
+    return NOT_HELD if not difference > 0 else HELD if p < ALPHA else NOT_SHOWN
+
+
+def _questions() -> Iterator[tuple[str, str, str, Callable[[Tables], Judged]]]:
+    """Claim, where the paper makes it, the notebook that tests it, and what judges it."""
+    yield ("DMSMIL has the highest ACC of the multi-scale methods (by more than 4 % on TCGA-BRCA, 6 % on TCGA-NSCLC)",
+           "Tables 1, 2", "04_compare", lambda t: _highest(part(_table(t, "04_compare")), t, "dmsmil", "04_tests"))
+    yield ("DMSMIL has the highest ACC of all methods, here with plain pooling", "Tables 1, 2, Fig. 4, 5", "04_compare",
+           lambda t: _highest(_table(t, "04_compare"), t, "dmsmil", "04_tests", pooling=True))
+    for scale, lead, figure in ((10, "3 %", "Fig. 4"), (20, "4 %", "Fig. 5")):
+        yield (f"DAMIL leads the methods of one scale by about {lead} ACC at {scale}x", figure, "04_compare",
+               lambda t, scale=scale: _highest(part(_table(t, "04_compare"), scale), t, "damil", "04_tests_scales"))
+    yield "λ = 1 is best, in ACC, F1 and AUC", "Fig. 3", "06_lambda", _lam
+    for words, place in (("Multi-scale fusion", 0), ("Inter-scale OT", 1), ("Deformable attention", 2)):
+        yield (f"{words} adds accuracy, wherever it is added", "Tables 4, 5", "05_ablation",
+               lambda t, place=place: _adds(t, place))
+    yield "The full model is best", "Tables 4, 5", "05_ablation", _full
+    for words, column, text in (("has the fewest parameters", "parameters", "{:,.0f} parameters"),
+                                ("trains fastest", "epoch_median_s", "{:.3g} s an epoch"),
+                                ("answers fastest", "inference_median_ms", "{:.3g} ms a slide")):
+        yield (f"DMSMIL {words} of the multi-scale methods", "Table 3", "08_cost",
+               lambda t, column=column, text=text: _least(t, column, text))
+    yield ("Deformable attention grows linearly with the number of tiles, full attention with its square",
+           "section 2.4", "08_cost", _growth)
+
+
+def _table(tables: Tables, name: str) -> pd.DataFrame:
+    if name not in tables or tables[name].empty:
+        raise _Absent("not run")
+    return tables[name]
+
+
+def _row(rows: pd.DataFrame, what: str) -> pd.Series:
+    if rows.empty:
+        raise _Absent(f"{what} was not run")
+    return rows.iloc[0]
+
+
+def _p(tables: Tables, tests: str, mine: pd.Series, other: pd.Series) -> tuple[float, str]:
+    """The p value, and the sentence, of `mine` against `other` by ACC in the table `tests`; NaN where it has none."""
+    rows = tables.get(tests, pd.DataFrame(columns=["name"]))
+    rows = rows[rows["name"] == other["name"]]
+    if "reference" in rows:
+        rows = rows[rows.reference == mine["name"]]
+    return (rows.iloc[0].ACC_p_holm, sentence(rows.iloc[0], mine["name"], "ACC")) if len(rows) else \
+        (math.nan, "Not tested.")
+
+
+def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Judged:
+    """Has `mine` a higher ACC than `other`?"""
+    if mine[COLLAPSED]:
+        return NOT_HELD, f"{mine['name']} collapsed in {mine[COLLAPSED]} of {mine.runs} runs"
+    gap = mine.ACC_mean - other.ACC_mean
+    p, said = _p(tables, tests, mine, other)
+    number = f"ACC {mine.ACC_mean:.3f} against {other.ACC_mean:.3f} of {other['name']}, the best other"
+    return decide(gap, p), f"{number}. {said}"
+
+
+# ------------------------------------------------------------------------------------------------ 04
+
+
+def _highest(table: pd.DataFrame, tables: Tables, name: str, tests: str, pooling: bool = False) -> Judged:
+    """Has the first row of method `name` a higher ACC than every other method in `table`?"""
+    mine, other = _row(table[table.method == name], name.upper()), best_other(table, name, pooling)
+    if other is None:
+        raise _Absent("no other method was run")
+    return _better(tables, mine, other, tests)
+
+
+# ------------------------------------------------------------------------------------------------ 05
+
+
+def _rows(tables: Tables) -> dict[tuple[bool, ...], pd.DataFrame]:
+    """(fusion, ot, deformable) -> the rows of the ablation with these parts: one, or one a scale."""
+    table = _table(tables, "05_ablation")
+    table = table[table.method != ""].astype({name: bool for name in PARTS})
+    return dict(iter(table.groupby(list(PARTS))))
+
+
+def _adds(tables: Tables, place: int) -> Judged:
+    """Does adding part `place` of PARTS raise ACC in every pair of rows that differ in it alone?"""
+    gains, p, said = [], math.nan, "Not tested."
+    for old, new in _pairs(_rows(tables), place):
+        if new[COLLAPSED]:
+            return NOT_HELD, f"{new['name']} collapsed in {new[COLLAPSED]} of {new.runs} runs"
+        gains.append(new.ACC_mean - old.ACC_mean)
+        if all(new[name] for name in PARTS) and new.scales == old.scales:
+            p, said = _p(tables, "05_tests", new, old)
+    if not gains:
+        raise _Absent("no row with it and without it, or those without it collapsed")
+    number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
+    if PARTS[place] == "ot" and "05_null" in tables:
+        said += " Control: OT on frozen features " + (
+            "changes nothing, as it must." if is_exact(tables["05_null"]) else "changes predictions, as it must not.")
+    return decide(min(gains), p), f"{number}. {said}"
+
+
+def _pairs(rows: dict[tuple[bool, ...], pd.DataFrame], place: int) -> Iterator[tuple[pd.Series, pd.Series]]:
+    """(without, with) part `place`, of the same scale where neither has fusion; none without it that collapsed."""
+    for key, after in rows.items():
+        before = rows.get((*key[:place], False, *key[place + 1:]))
+        if key[place] and before is not None:
+            for _, new in after.iterrows():
+                same = before[((before.scales == new.scales) | key[0]) & (before[COLLAPSED] == 0)]
+                yield from ((old, new) for _, old in same.iterrows())
+
+
+def _full(tables: Tables) -> Judged:
+    rows = _rows(tables)
+    mine = _row(rows.pop((True,) * 3, pd.DataFrame()), "the full model")
+    others = pd.concat([row[row[COLLAPSED] == 0] for row in rows.values()] or [pd.DataFrame()])
+    if others.empty:
+        raise _Absent("no other row was run, or all collapsed")
+    found, number = _better(tables, mine, others.loc[others.ACC_mean.idxmax()], "05_tests")
+    if "05_variants" in tables:
+        readings = tables["05_variants"]
+        above = readings.name[(readings.ACC_p_holm < ALPHA) & (readings.ACC_difference < 0)]
+        number += (f" Of {len(readings)} other readings of the text, shown to have a higher ACC: "
+                   f"{', '.join(above) or 'none'}.")
+    return found, number
+
+
+# ------------------------------------------------------------------------------------------------ 06
+
+
+def _lam(tables: Tables) -> Judged:
+    """Is each metric highest at λ = 1? Tested against the λ with the highest ACC among the others."""
+    table = _table(tables, "06_lambda")
+    one = _row(table[table.lam == 1], "λ = 1")
+    if one[COLLAPSED]:
+        return NOT_HELD, f"λ = 1 collapsed in {one[COLLAPSED]} of {one.runs} runs"
+    others = table[(table.lam != 1) & (table[COLLAPSED] == 0)]
+    if others.empty:
+        raise _Absent("no other λ was run, or all collapsed")
+    tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
+    gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
+    number = "; ".join(f"{m} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
+                       for m, top in tops.items())
+    p, said = _p(tables, "06_tests", pd.Series({"name": lam_name(1)}), pd.Series({"name": lam_name(tops["ACC"].lam)}))
+    return decide(min(gaps), p), f"{number}, the best others. {said}"
+
+
+# ------------------------------------------------------------------------------------------------ 08
+
+
+def _least(tables: Tables, column: str, text: str) -> Judged:
+    """Has DMSMIL the least of `column` among the published multi-scale methods?"""
+    table = _table(tables, "08_cost")
+    several = table[table.scales.str.contains("+", regex=False) & table[column].notna()]
+    mine = _row(several[several.method == "dmsmil"], "DMSMIL")
+    others = several[(several.method != "dmsmil") & ~several.method.map(is_pooling).astype(bool)
+                     & several.method.map(is_published).astype(bool)]
+    if others.empty:
+        raise _Absent("no other multi-scale method was run")
+    best, rank = others.loc[others[column].idxmin()], 1 + int((others[column] <= mine[column]).sum())
+    number = (f"{text.format(mine[column])} against {text.format(best[column])} of {best['name']}, the least of the "
+              f"others; place {rank} of {len(others) + 1}")
+    return HELD if mine[column] < best[column] else NOT_HELD, number
+
+
+def _growth(tables: Tables) -> Judged:
+    """The powers of K that time follows, judged as 08_cost does."""
+    slope = _table(tables, "08_growth").groupby("part").slope_time.last().dropna()
+    if not {"deformable", "full"} <= set(slope.index):
+        raise _Absent("deformable and full attention were not both run")
+    number = "time grows with the number of tiles to the power " + ", ".join(
+        f"{slope[what]:.2f} ({what})" for what in ("deformable", "full", "ot") if what in slope)
+    words = {"holds": HELD, "direction": NOT_SHOWN, "not": NOT_HELD}
+    return words[growth_as_claimed(slope["deformable"], slope["full"])], number
+
+
+# ------------------------------------------------------------------------------------------------ 07
+
+
+def _interpretation(tables: Tables) -> list[tuple[str, ...]]:
+    """What 07_interpret found about Fig. 6 and 7, as it says it."""
+    if "07_claims" not in tables:
+        return [("Scores differ by class, and high ones lie on what pathologists look at", "Fig. 6, 7", "07_interpret",
+                 NOT_RUN, "07_interpret: not run")]
+    return [(row.claim, row["where"], "07_interpret", row.verdict, str(row.number))
+            for _, row in tables["07_claims"].iterrows()]

@@ -1,0 +1,262 @@
+"""Is one method better than another? Tests that respect shared training sets, shared slides and many comparisons.
+
+A predictions table is that of dmsmil.training.metrics: one row a tested slide and run, with fold and seed. A difference is
+always reference minus method, so that a positive one speaks for the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dmsmil.jobs.files import InputError
+from dmsmil.training.metrics import METRICS, class_names, positive_class, score_by_fold
+
+ALPHA = 0.05
+TESTED = ("ACC", "AUC")  # F1 is shown, not tested: each further test costs every other one power
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A difference, its 95 % interval, statistic (t or z), two-sided p, and how many units it saw.
+
+    Where nothing can be said, p and interval are NaN and `reason` is the cause in words.
+    """
+
+    difference: float
+    low: float = float("nan")
+    high: float = float("nan")
+    statistic: float = float("nan")
+    p: float = float("nan")
+    units: int = 0
+    reason: str = ""
+
+
+def _decide(difference: float, error: float, units: int, law) -> PairedTest:
+    """The test of a difference with standard error `error` whose ratio follows `law` (a frozen distribution).
+
+    Without any variation there is no interval. If the difference is 0 as well, nothing speaks against equality and
+    p = 1; else p would be 0, which no finite sample can show, so it is NaN.
+    """
+    if error <= 1e-12:
+        if abs(difference) <= 1e-12:
+            return PairedTest(0.0, statistic=0.0, p=1.0, units=units, reason="the two do not differ anywhere")
+        return PairedTest(difference, units=units, reason="the difference does not vary: its error cannot be estimated")
+    ratio, reach = difference / error, law.ppf(1 - ALPHA / 2) * error
+    return PairedTest(difference, difference - reach, difference + reach, ratio, float(2 * law.sf(abs(ratio))), units)
+
+
+def corrected_resampled_ttest(differences, test_share: float) -> PairedTest:
+    """The corrected resampled t-test of Nadeau and Bengio (Machine Learning 52, 2003, section 3).
+
+    differences: one metric difference for each of n resamples (folds); NaN ones are left out. test_share: the share
+    of all slides that one resample tests, so that n_test / n_train = test_share / (1 - test_share).
+
+        t = mean / sqrt((1 / n + n_test / n_train) s^2),  s^2 the sample variance (ddof = 1),  n - 1 degrees of freedom
+
+    The plain t-test has 1 / n alone, as if resamples were independent; but their training sets overlap, so their
+    differences move together and it finds differences that are none. A resample is a new split: seeds on the same
+    split are no resamples and must be averaged first (see `metric_table`). Zero variance: see `PairedTest.reason`.
+    """
+    values = np.asarray(differences, float)
+    values = values[~np.isnan(values)]
+    if not 0 <= test_share < 1:
+        raise InputError(f"test_share is {test_share:g}: it is the share of slides tested by one fold, 0 <= share < 1")
+    n = len(values)
+    if n < 2:
+        mean = float(values.mean()) if n else float("nan")
+        return PairedTest(mean, units=n, reason=f"folds that can be compared: {n}, at least 2 are needed")
+    variance = (1 / n + test_share / (1 - test_share)) * values.var(ddof=1)
+    return _decide(float(values.mean()), float(np.sqrt(variance)), n, stats.t(n - 1))
+
+
+@dataclass(frozen=True)
+class DeLong:
+    """Two AUCs on the same slides, and the test of their difference (its units are patients)."""
+
+    auc_a: float
+    auc_b: float
+    slides: int
+    test: PairedTest
+
+
+def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: str = "") -> DeLong:
+    """DeLong's paired test of two correlated AUCs (Biometrics 44, 1988), `positive` against the rest.
+
+    On the pooled out-of-fold predictions of the slides that both tested: a slide's probability is averaged over its
+    seeds first (that is an ensemble: give both the same number of seeds). Placements come from midranks, in n log n
+    (Sun and Xu, IEEE Signal Processing Letters 21, 2014). A patient's slides are not independent, so placements are
+    summed by patient before their variance is taken (Obuchowski, Biometrics 53, 1997); with one slide a patient that
+    is DeLong's test exactly.
+
+    The pooled AUC compares slides across folds, whose models need not share a scale, so it is not the mean of the
+    folds' AUCs; and the test takes the models as they are: it says nothing of another training set.
+    Raises InputError when the two tables share no slide or disagree about a label.
+    """
+    name = positive_class(class_names(predictions_a), positive)
+    a, b = (_pooled(table, name) for table in (predictions_a, predictions_b))
+    both = a.join(b[["label", "value"]], rsuffix="_b", how="inner")
+    if both.empty:
+        raise InputError("the two predictions tables share no slide: compare methods on the same folds")
+    if (both.label != both.label_b).any():
+        slide = both.index[both.label != both.label_b][0]
+        raise InputError(f"slide '{slide}' has another label in the other table: compare methods on the same cohort")
+    truth = both.label.eq(name).to_numpy()
+    patients = [pd.factorize(both.patient_id[side])[0] for side in (truth, ~truth)]
+    sizes = [len(np.unique(ids)) for ids in patients]
+    values = both[["value", "value_b"]].to_numpy().T
+    if min(sizes) == 0:
+        nan = float("nan")
+        return DeLong(nan, nan, len(both), PairedTest(nan, reason="only one class was tested"))
+    placements = [_placements(value, truth) for value in values]
+    auc_a, auc_b = (float(up.mean()) for up, _ in placements)
+    difference, units = auc_a - auc_b, sum(sizes)
+    if min(sizes) < 2:
+        test = PairedTest(difference, units=units, reason="a class has one patient: at least 2 are needed")
+    else:
+        variance = 0.0
+        for side, ids, size in zip(range(2), patients, sizes):
+            gap = placements[0][side] - placements[1][side] - difference
+            by_patient = np.bincount(ids, gap)
+            variance += size / (size - 1) * (by_patient ** 2).sum() / len(ids) ** 2
+        test = _decide(difference, float(np.sqrt(variance)), units, stats.norm())
+    return DeLong(auc_a, auc_b, len(both), test)
+
+
+def _pooled(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One row a slide: patient_id, label, and the probability of class `name` averaged over seeds."""
+    return predictions.groupby("slide_id").agg(patient_id=("patient_id", "first"), label=("label", "first"),
+                                               value=(f"prob_{name}", "mean"))
+
+
+def _placements(value: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each positive the share of negatives below it, for each negative the share of positives above it.
+
+    Ties count half; the mean of either is the AUC.
+    """
+    ranks = stats.rankdata(value)
+    up, down = stats.rankdata(value[truth]), stats.rankdata(value[~truth])
+    return (ranks[truth] - up) / len(down), 1 - (ranks[~truth] - down) / len(up)
+
+
+def holm(pvalues) -> np.ndarray:
+    """Holm's adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given.
+
+    The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one's; at most 1. NaN stays
+    NaN and does not count: it is no test.
+    """
+    values = np.asarray(pvalues, float)
+    adjusted = np.full(values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
+
+
+def metric_table(tables: dict[str, pd.DataFrame], metric: str = "AUC", positive: str = "") -> pd.DataFrame:
+    """Methods x folds: the metric of each fold, averaged over its seeds.
+
+    Seeds of a fold share their training and test slides: counted as runs of their own they would be the same
+    evidence several times (on data without a difference, the t-test above then rejects up to 19 % at alpha .05).
+    """
+    return pd.DataFrame({name: score_by_fold(table, positive).groupby("fold")[metric].mean()
+                         for name, table in tables.items()}).T
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Average ranks (1 = best, ascending), Friedman's p, Nemenyi's critical difference, and the blocks counted."""
+
+    ranks: pd.Series
+    p: float
+    cd: float
+    blocks: int
+
+
+def friedman_nemenyi(table: pd.DataFrame) -> Ranks:
+    """Friedman's test and Nemenyi's critical difference (Demsar, JMLR 7, 2006) of a table methods x blocks.
+
+    Higher is better; ties share their mean rank; blocks with a NaN are left out. Two methods whose average ranks
+    differ by less than cd = q sqrt(k (k + 1) / (6 N)) are not told apart at alpha .05; q is the studentized range's
+    quantile over sqrt 2. Blocks are folds (`metric_table`), which share training data and are therefore not the
+    independent blocks that the test assumes: it describes, and the tests of `compare` decide.
+    p is NaN when all methods tie in all blocks. Raises InputError below three methods or two blocks.
+    """
+    whole = table.dropna(axis=1)
+    k, n = whole.shape
+    if k < 3 or n < 2:
+        raise InputError(f"{k} methods and {n} complete folds: ranks need at least 3 methods and 2 folds")
+    ranks = whole.rank(axis=0, ascending=False).mean(axis=1).sort_values(kind="stable").rename("rank")
+    tied = (whole.nunique() == 1).all()
+    p = float("nan") if tied else float(stats.friedmanchisquare(*whole.to_numpy()).pvalue)
+    q = stats.studentized_range.ppf(1 - ALPHA, k, np.inf) / np.sqrt(2)
+    return Ranks(ranks, p, float(q * np.sqrt(k * (k + 1) / (6 * n))), n)
+
+
+def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "",
+            slides: int = 0) -> pd.DataFrame:
+    """The reference against each other method: one row a method, differences are reference minus method.
+
+    reference, others: predictions tables on the same folds; slides: how many the study has (0: as many as were tested
+    by any of the methods), from which the share tested by one fold follows.
+    Columns: name, folds (compared), slides (compared); for ACC and AUC <metric>_difference (mean over folds), _low,
+    _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both metrics) and
+    _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all methods), _note.
+    Intervals are 95 % each, not adjusted. A method trained on less than all other slides (an inner validation part)
+    has a larger n_test / n_train than is assumed here, and its p is a little too small.
+    Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
+    """
+    if not others:
+        raise InputError("there is no method to compare with: name at least one besides the reference")
+    tested = pd.concat([reference, *others.values()])
+    share = reference.groupby("fold").slide_id.nunique().mean() / (slides or tested.slide_id.nunique())
+    if share >= 1:
+        raise InputError("one fold tests all slides: a comparison needs predictions of at least 2 folds")
+    mine = score_by_fold(reference, positive).groupby("fold")[list(METRICS)].mean()
+    rows = []
+    for name, table in others.items():
+        gap = (mine - score_by_fold(table, positive).groupby("fold")[list(METRICS)].mean())
+        gap = gap.loc[sorted(set(mine.index) & set(table.fold))]
+        if gap.empty:
+            raise InputError(f"{name} has no fold in common with the reference: run it on the same folds")
+        pooled = delong(reference, table, positive)
+        row = {"name": name, "folds": len(gap), "slides": pooled.slides}
+        for metric in TESTED:
+            row |= _columns(metric, corrected_resampled_ttest(gap[metric], share))
+        rows.append(row | {"F1_difference": float(gap.F1.mean())} | _columns("DeLong", pooled.test))
+    result = pd.DataFrame(rows)
+    family = [f"{metric}_p" for metric in TESTED]
+    result[[f"{column}_holm" for column in family]] = holm(result[family].to_numpy().ravel()).reshape(-1, len(family))
+    result["DeLong_p_holm"] = holm(result.DeLong_p)
+    parts = ("difference", "low", "high", "p", "p_holm", "note")
+    order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts]
+    return result[["name", "folds", "slides", *order, "F1_difference"]]
+
+
+def _columns(prefix: str, test: PairedTest) -> dict:
+    return {f"{prefix}_difference": test.difference, f"{prefix}_low": test.low, f"{prefix}_high": test.high,
+            f"{prefix}_p": test.p, f"{prefix}_note": test.reason}
+
+
+def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
+    """What a row of `compare` says about `name` (the reference), in words that follow from its numbers.
+
+    metric: 'AUC' or 'ACC' (corrected resampled t-test) or 'DeLong' (pooled AUC). Better or worse is said only when
+    the p value after Holm's correction is below .05.
+    """
+    other, difference, p = row["name"], row[f"{metric}_difference"], row[f"{metric}_p_holm"]
+    unit = "pooled AUC" if metric == "DeLong" else metric
+    if np.isnan(p):
+        seen = "" if np.isnan(difference) else f" ({difference:+.3f})"
+        return f"{name} against {other} by {unit}{seen} is not tested: {row[f'{metric}_note']}."
+    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+    worse = p < ALPHA and difference < 0
+    low, high = sorted((-1 if worse else 1) * row[[f"{metric}_low", f"{metric}_high"]])
+    interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    if p < ALPHA:
+        direction = "worse" if worse else "better"
+        return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {said}."
+    return f"{name} is not shown to be better than {other}: {difference:+.3f} {unit}{interval}, corrected {said}."

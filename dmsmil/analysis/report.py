@@ -1,0 +1,145 @@
+"""Tables and the sentences that follow from them: what a study found, said from its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from pandas.api.types import is_numeric_dtype
+
+from dmsmil.analysis.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
+from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.files import InputError, fingerprint, read_json
+from dmsmil.models import METHODS
+from dmsmil.training.baselines import CHEAP, COLOUR
+from dmsmil.training.fit import RunConfig
+from dmsmil.training.results import COLLAPSED, FITTED, run_names, scales_name
+from dmsmil.training.runs import Runs
+
+
+def failures_table(home: str | Path) -> pd.DataFrame:
+    """What failed in a study: unit, stage, reason."""
+    return read_failures(home)[["unit", "stage", "reason"]]
+
+
+def saved_tables(home: str | Path, pattern: str = "*") -> dict[str, pd.DataFrame]:
+    """The tables a study has written, by name; an empty cell of text is empty text."""
+    found = {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))}
+    return {name: table.fillna({c: "" for c in table if not is_numeric_dtype(table[c])})
+            for name, table in found.items()}
+
+
+def saved_results(home: str | Path) -> pd.DataFrame:
+    """The result tables of all methods trained so far as one: DMSMIL first, each baseline once, last."""
+    tables = saved_tables(home, "04_compare") | saved_tables(home, "03_*_results")
+    if not tables:
+        raise InputError("the study has no result table yet: run 03_train first")
+    table = pd.concat(tables.values()).drop_duplicates("name")
+    place = table.name.map(lambda name: 2 if name in CHEAP else name != "DMSMIL")
+    return table.iloc[place.argsort(kind="stable")].reset_index(drop=True)
+
+
+def saved_settings(home: str | Path) -> pd.DataFrame:
+    """The parameters a study was run with, from its params.yaml."""
+    path = Path(home) / "params.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name="parameter"))
+
+
+def saved_environment(home: str | Path) -> pd.DataFrame:
+    """What a study ran on, from its environment.json: processor, memory, GPU, Python, and the packages' versions."""
+    found = read_json(Path(home) / "environment.json")
+    values = {key: value for key, value in found.items() if key != "packages"} | found["packages"]
+    return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name=""))
+
+
+def saved_times(home: str | Path) -> pd.DataFrame:
+    """How long each notebook of a study took: columns notebook and seconds (no row where nothing was timed)."""
+    path = Path(home) / "times.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame({"notebook": [], "seconds": []})
+
+
+def run_ledger(home: str | Path) -> pd.DataFrame:
+    """All finished runs of a study by configuration (options that are not default): runs, collapsed, median seconds."""
+    records = [read_json(path) for path in sorted((Path(home) / "runs").glob("*/*/config.json"))]
+    rows = pd.DataFrame([{"method": r["config"]["method"], "scales": scales_name(r["config"]["scales"]),
+                          "options": _own(r["config"]), "epochs": r["config"]["epochs"], "parameters": r["parameters"],
+                          "seconds": r["seconds"], "device": r["device"], COLLAPSED: r[COLLAPSED],
+                          "key": fingerprint(r["config"])} for r in records])
+    keys = ["method", "scales", "options", "epochs", "parameters", "device", "key"]
+    table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
+                                   seconds=("seconds", "median")).reset_index()
+    return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
+
+
+def _own(config: dict) -> str:
+    """The options and settings of a recorded configuration that are not default."""
+    usual = {**METHODS[config["method"]].options(), **{k: getattr(RunConfig, k) for k in FITTED}}
+    given = {**config["options"], **{k: config[k] for k in FITTED}}
+    usual = {k: list(v) if isinstance(v, tuple) else v for k, v in usual.items()}  # as JSON has it
+    return ", ".join(f"{k}={v}" for k, v in sorted(given.items()) if usual.get(k) != v)
+
+
+def paired_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
+    """The first of `runs`, in column reference, against each other: `comparison.compare`, names as in result tables."""
+    first, *others = run_names(runs)
+    tables = {name: r.predictions for name, r in zip([first, *others], runs)}
+    found = compare(tables.pop(first), tables, positive, slides)
+    found.insert(0, "reference", first)
+    return found
+
+
+def paired_sentences(tests: pd.DataFrame, name: str) -> str:
+    """Markdown: for each method, whether `name` (the first of the runs) is better, worse, or not shown to be either."""
+    return "\n".join(f"- {sentence(row, name)}" for _, row in tests.iterrows())
+
+
+def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
+    """Average ranks by AUC over folds, with the Nemenyi critical difference."""
+    return friedman_nemenyi(metric_table(dict(zip(run_names(runs), (r.predictions for r in runs))), "AUC", positive))
+
+
+def ranking(table: pd.DataFrame) -> str:
+    """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
+    ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
+    best, colour = ordered.iloc[0], table[table.name == COLOUR]
+    lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
+    if (table.name == "DMSMIL").any():
+        mine = table[table.name == "DMSMIL"].iloc[0]
+        above = table[(table.AUC_mean > mine.AUC_mean) & (table[COLLAPSED] == 0)]
+        lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
+                     + (f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}." if len(above)
+                        else "no row is above it."))
+    if len(colour):
+        weak = table[(table.AUC_mean <= colour.AUC_mean.iloc[0]) & ~table.name.isin(CHEAP)]
+        lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
+    fallen = table[table[COLLAPSED] > 0]
+    if len(fallen):
+        lines.append("Collapsed, and so no result: " + ", ".join(fallen.name) + ".")
+    lines.append("Intervals that overlap widely are no ranking.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _some(names: pd.Series, most: int = 6) -> str:
+    """Names in a sentence: all of a few, the first of many."""
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+ADAPTED = {
+    "multiattn": "MultiAttnMIL reads the tiles of all scales as one bag. It is the multi-attention MIL of Wibawa "
+                 "(2022), not Konstantinov and Utkin's, which has a convolutional extractor on raw pixels.",
+    "hagmil": "HAG-MIL on one scale is one level of the model: its hierarchy is in `hagmil_hier`.",
+    "hifuse": "HiFuse comes from image classification: 20x tiles go to its local branch and 10x tiles to its window "
+              "attention, on the grid of the slide's tiles. Its score is a gated activation norm, ours.",
+    "amgcfn": "AMGCFN comes from hyperspectral imaging: 10x tiles are the nodes of its graph, 20x tiles its image.",
+    "dsmil": "DSMIL joins each 20x tile with its 10x parent (its pyramidal concatenation).",
+    "transmil": "TransMIL depends on tile order: raster order.",
+}
+
+
+def adaptations(runs: list[Runs]) -> str:
+    """Markdown: what was adapted of the methods that were run."""
+    names = dict.fromkeys(r.config.method for r in runs)
+    return "\n".join(f"- {ADAPTED[name]}" for name in names if name in ADAPTED) or "Nothing was adapted here."

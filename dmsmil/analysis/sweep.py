@@ -1,0 +1,175 @@
+"""λ of eq. (14), and what L_ot does to the features: Fig. 3 of the paper, and when and where a run collapses.
+
+L_train = L_ot + λ L_ce. Nothing in L_ot keeps tiles apart: it is least when all of them coincide, and λ says how
+strongly L_ce objects. What counts as a collapse: `training.collapsed`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
+from dmsmil.features.bags import Bags
+from dmsmil.jobs.files import InputError
+from dmsmil.training.fit import RunConfig, configure
+from dmsmil.training.metrics import METRICS, summarise
+from dmsmil.training.results import pretty
+from dmsmil.training.runs import Runs
+
+ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
+SHRUNK, STUCK = 0.01, 0.9  # the two halves of a collapse: spread by its start below, L_ce by the prior's entropy above
+LINEAR = "linear projection"
+PLACEMENTS = {LINEAR: {}, "ReLU": {"activation": "relu"}, "LayerNorm, ReLU": {"activation": "layernorm_relu"},
+              "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"activation": "relu", "ot_on": "unit"},
+              "frozen features": {"ot_on": "raw"}}
+
+
+def check_lams(lams: list) -> list[float]:
+    """λ values, ascending, each once. Raises InputError for none, or one that is no positive number."""
+    for lam in lams:
+        if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 < lam < math.inf:
+            raise InputError(f"λ is {lam!r}: give numbers above 0, such as 0.1 (YAML reads 1e-1 as text, write 1.0e-1)")
+    if not lams:
+        raise InputError("the list of λ is empty: give at least one, such as [0.1, 1.0, 10.0]")
+    return sorted({float(lam) for lam in lams})
+
+
+def lam_name(lam: float) -> str:
+    """How a λ is called in tables and sentences."""
+    return "L_ce alone" if lam == ALONE else f"λ = {lam:g}"
+
+
+def final_terms(runs: Runs) -> pd.DataFrame:
+    """One row a run: L_ot, L_ce and spread of its last epoch, spread_relative (to the spread before the first step),
+    ce_relative (L_ce by the entropy of the class shares) and collapsed."""
+    last = runs.history.groupby(["fold", "seed"])[["L_ot", "L_ce", "spread"]].last()
+    known = runs.records.set_index(["fold", "seed"])
+    return last.assign(spread_relative=last.spread / known.spread_start, ce_relative=last.L_ce / known.prior_entropy,
+                       collapsed=known.collapsed).reset_index()
+
+
+# ------------------------------------------------------------------------------------------------ Fig. 3
+
+
+def lam_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict[float, RunConfig]:
+    """λ -> DMSMIL at that λ, ascending, and cross-entropy alone under `ALONE`; λ = 1, the paper's, is always there.
+
+    settings: as for `training.configure`, without lam. Raises InputError as `check_lams`.
+    """
+    values = check_lams([*check_lams(lams), 1.0])
+    return {**{lam: configure(bags, folds, "dmsmil", lam=lam, **settings) for lam in values},
+            ALONE: configure(bags, folds, "dmsmil", 0, {"ot": "none"}, **settings)}
+
+
+def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
+    """One row a λ: name, lam (inf: L_ce alone), the metrics as in `metrics.summarise`; L_ot, L_ce, spread and
+    spread_relative of the last epoch, means over runs (L_ot is empty where it is not computed); runs, collapsed,
+    parameters."""
+    rows = []
+    for lam, r in runs.items():
+        terms = final_terms(r)[["L_ot", "L_ce", "spread", "spread_relative"]].mean()
+        if lam == ALONE:
+            terms["L_ot"] = math.nan
+        rows.append({"name": lam_name(lam), "lam": lam, **summarise(r.predictions, positive), **terms,
+                     "runs": len(r.records), "collapsed": r.collapsed, "parameters": int(r.records.parameters[0])})
+    return pd.DataFrame(rows)
+
+
+def lam_tests(runs: dict[float, Runs], slides: int, positive: str = "") -> pd.DataFrame:
+    """λ = 1 against every other λ that did not collapse, as `comparison.compare`; no row if λ = 1 collapsed."""
+    others = {lam_name(lam): r.predictions for lam, r in runs.items() if lam != 1 and not r.collapsed}
+    if runs[1.0].collapsed or not others:
+        return pd.DataFrame(columns=["name"])
+    return compare(runs[1.0].predictions, others, positive, slides)
+
+
+def pretty_lams(table: pd.DataFrame) -> pd.DataFrame:
+    """The λ table to read: the metrics as `report.pretty` writes them, and the loss terms."""
+    shown = pretty(table).drop(columns="parameters")
+    for place, term in enumerate(("L_ot", "L_ce", "spread"), len(METRICS)):
+        shown.insert(place, term, ["not computed" if math.isnan(value) else f"{value:.3g}" for value in table[term]])
+    return shown
+
+
+def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
+    """Markdown: which λ is best here, whether it is the paper's λ = 1, whether beyond noise, what collapsed, and
+    whether a small λ aligns the scales or only shrinks the features."""
+    fallen, whole = table[table.collapsed > 0], table[table.collapsed == 0]
+    lines = [f"{row.name} collapsed in {row.collapsed} of {row.runs} runs: no result." for row in fallen.itertuples()]
+    best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in METRICS}
+    if len(whole):
+        where = {m: "everywhere" if len(names) == len(table) else "at " + ", ".join(names) for m, names in best.items()}
+        lines.append("Highest here: " + "; ".join(f"{m} {whole[f'{m}_mean'].max():.3f} {where[m]}" for m in METRICS)
+                     + ".")
+        held = [m for m in METRICS if lam_name(1) in best[m]]
+        lines.append("The paper finds λ = 1 best. Here it is " + (
+            "the best or as good as the best in all three metrics." if len(held) == len(METRICS)
+            else f"so in {' and '.join(held)} only." if held else "so in none of the three metrics."))
+    found = [sentence(row, lam_name(1), m) for _, row in tests.iterrows() for m in TESTED if row[f"{m}_p_holm"] < ALPHA]
+    if len(tests) and not found:
+        lines.append(f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
+                     "which λ is best. " + " ".join(sentence(row, lam_name(1)) for _, row in tests.iterrows()
+                                                     if row["name"] in best["AUC"]))
+    if tests.empty:
+        lines.append("Nothing can be compared with λ = 1.")
+    swept = whole[whole.lam != ALONE]
+    if len(swept) > 1:
+        small, large = swept.loc[swept.lam.idxmin()], swept.loc[swept.lam.idxmax()]
+        before, after = large.L_ot / large.spread, small.L_ot / small.spread
+        found.append(f"From {large['name']} down to {small['name']} the spread goes from {large.spread:.2g} to "
+                     f"{small.spread:.2g} and L_ot from {large.L_ot:.2g} to {small.L_ot:.2g}. Measured by the spread, "
+                     f"L_ot goes from {before:.2g} to {after:.2g}: " + (
+                         "the scales come nearer by more than the shrinking." if after < before
+                         else "the scales come no nearer, the features only shrink."))
+    return "\n".join(f"- {line.strip()}" for line in [*lines, *found])
+
+
+# ------------------------------------------------------------------------------------------------ collapse
+
+
+def collapse_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict[tuple[str, float], RunConfig]:
+    """(placement of L_ot, λ) -> RunConfig, every placement at every λ. Raises InputError as `check_lams`."""
+    return {(name, lam): configure(bags, folds, "dmsmil", 0, options, lam=lam, **settings)
+            for name, options in PLACEMENTS.items() for lam in check_lams(lams)}
+
+
+def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
+    """One row a placement and λ: placement, lam, spread_relative and ce_relative (means over the runs, last epoch) and
+    collapsed (True if any run did)."""
+    rows = []
+    for (placement, lam), r in runs.items():
+        terms = final_terms(r)
+        rows.append({"placement": placement, "lam": lam, "spread_relative": terms.spread_relative.mean(),
+                     "ce_relative": terms.ce_relative.mean(), "collapsed": bool(terms.collapsed.any())})
+    return pd.DataFrame(rows)
+
+
+def collapse_sentences(table: pd.DataFrame) -> str:
+    """Markdown: for each placement at which λ it collapsed, how far the spread fell without a collapse, and where
+    nothing was learned though the spread is not small enough to be called a collapse."""
+    lines = []
+    for name, part in table.groupby("placement", sort=False):
+        fallen, stood = part[part.collapsed], part[~part.collapsed]
+        least = part.loc[part.spread_relative.idxmin()]
+        if len(fallen):
+            lines.append(f"**{name}**: collapsed at λ = {_list(fallen.lam)}"
+                         + (f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried."))
+        elif least.spread_relative < SHRUNK:
+            lines.append(f"**{name}**: at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its "
+                         f"start, yet the classifier still reads the features: L_ce is {least.ce_relative:.2f} of the "
+                         "entropy of the class shares.")
+        else:
+            lines.append(f"**{name}**: no collapse. The spread is least at λ = {least.lam:g}: "
+                         f"{least.spread_relative:.2g} times its start.")
+        stuck = stood[stood.ce_relative > STUCK]
+        if len(stuck):
+            lines[-1] += (f" At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
+                          f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
+                          f"{stuck.spread_relative.min():.2g} times its start.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _list(values) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,127 @@
+"""What a comparison answers beyond its table: DAMIL at one scale, the rules that know no tissue, luck against patients.
+
+Every question is a family of tests of its own (Holm's correction), and every sentence follows from numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dmsmil.analysis.comparison import compare, holm, sentence
+from dmsmil.analysis.paper import LEADS
+from dmsmil.training.baselines import MAJORITY, baseline_predictions
+from dmsmil.training.metrics import METRICS, score_by_fold
+from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names, scales_name
+from dmsmil.training.runs import Runs
+
+
+def best_other(table: pd.DataFrame, name: str, pooling: bool = False) -> pd.Series | None:
+    """The row with the highest ACC among other published methods than `name` (registry key), collapsed ones left out.
+
+    table: a result table or a part of one; pooling: whether plain pooling counts. None where there is no such row.
+    """
+    rows = table[(table.method != "") & (table.method != name) & (table[COLLAPSED] == 0)]
+    rows = rows[(~rows.method.map(is_pooling).astype(bool) | pooling) & rows.method.map(is_published).astype(bool)]
+    return rows.loc[rows.ACC_mean.idxmax()] if len(rows) else None
+
+
+# ------------------------------------------------------------------------------------------------ one scale
+
+
+def scale_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
+    """DAMIL at one scale against every other method there: columns scales and reference, then `comparison.compare`'s.
+
+    slides: how many the study has. Each scale is a family. No row where DAMIL shares no scale with another method.
+    """
+    named, found = dict(zip(run_names(runs), runs)), []
+    for scales in dict.fromkeys(r.config.scales for r in runs if len(r.config.scales) == 1):
+        here = {name: r for name, r in named.items() if r.config.scales == scales}
+        mine = next((name for name, r in here.items() if r.config.method == "damil"), None)
+        others = {name: r.predictions for name, r in here.items() if name != mine}
+        if mine and others:
+            tests = compare(here[mine].predictions, others, positive, slides)
+            found.append(pd.concat({(scales_name(scales), mine): tests}, names=["scales", "reference"]).droplevel(2))
+    return pd.concat(found).reset_index() if found else pd.DataFrame(columns=["scales", "reference", "name"])
+
+
+def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
+    """Markdown: at each scale, DAMIL against the best other published method and against mean pooling, by ACC.
+
+    table: a result table; tests: `scale_tests`.
+    """
+    lines = []
+    for scales, family in tests.groupby("scales", sort=False):
+        name, rows = family.reference.iloc[0], family.set_index("name", drop=False)
+        scale = int(scales.removesuffix("x"))
+        best, lead = best_other(part(table, scale), "damil"), LEADS.get(scale)
+        said = "no other published method was run, or all collapsed." if best is None else \
+            "of the others the best is " + best["name"] + ". " + sentence(rows.loc[best["name"]], name, "ACC") + (
+                f" The paper: ahead of the second best by {lead}." if lead else "")
+        if table.loc[table.name == name, COLLAPSED].iloc[0]:
+            said = f"{name} collapsed, and so is no result."
+        lines.append(f"**{scales}**: {said}")
+        mean = table.name[(table.method == "meanpool") & (table.scales == scales)]
+        lines += [f"**{scales}**: {sentence(rows.loc[m], name, 'ACC')}" for m in mean]
+    return "\n".join(f"- {line}" for line in lines) or "DAMIL was not compared with another method at one scale."
+
+
+# ------------------------------------------------------------------------------------------------ cheap rules
+
+
+def cheap_tests(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame, positive: str = "") -> pd.DataFrame:
+    """The first of `runs` against mean pooling of all scales and the baselines: reference, `comparison.compare`'s.
+
+    The majority rule says the same of all slides of a fold; pooled it would rank folds, so it has no DeLong test.
+    """
+    named = dict(zip(run_names(runs), runs))
+    first, *others = named
+    mean = {n: named[n].predictions for n in others
+            if named[n].config.method == "meanpool" and len(named[n].config.scales) > 1}
+    found = compare(named[first].predictions, {**mean, **baseline_predictions(bags, folds, cohort)}, positive,
+                    len(cohort))
+    constant = found.name == MAJORITY
+    found.loc[constant, [f"DeLong_{column}" for column in ("difference", "low", "high", "p")]] = np.nan
+    found.loc[constant, "DeLong_note"] = "the same answer for all slides of a fold"
+    found["DeLong_p_holm"] = holm(found.DeLong_p)
+    found.insert(0, "reference", first)
+    return found
+
+
+def cheap_sentences(tests: pd.DataFrame) -> str:
+    """Markdown: whether the reference of `cheap_tests` is better than each; by AUC, the majority rule by ACC."""
+    return "\n".join(f"- {sentence(row, row.reference, 'ACC' if row['name'] == MAJORITY else 'AUC')}"
+                     for _, row in tests.iterrows())
+
+
+# ------------------------------------------------------------------------------------------------ seeds
+
+
+def seed_scatter(runs: list[Runs], positive: str = "") -> pd.DataFrame:
+    """How far runs differ by seed and by fold: one row a method, no row where one seed was run.
+
+    Columns: name, seeds, and for each metric <metric>_seeds, the standard deviation among the seeds of a fold (root
+    of the mean variance), and <metric>_folds, that of the folds' means over their seeds.
+    """
+    rows = []
+    for name, r in zip(run_names(runs), runs):
+        scores = score_by_fold(r.predictions, positive)
+        by_fold = scores.groupby("fold")[list(METRICS)]
+        if scores.seed.nunique() > 1:
+            rows.append({"name": name, "seeds": scores.seed.nunique(),
+                         **by_fold.var().mean().pow(0.5).add_suffix("_seeds"),
+                         **by_fold.mean().std().add_suffix("_folds")})
+    return pd.DataFrame(rows, columns=["name", "seeds", *(f"{m}_{of}" for of in ("seeds", "folds") for m in METRICS)])
+
+
+def seed_sentence(scatter: pd.DataFrame) -> str:
+    """Markdown: whether training luck or the choice of patients moves ACC more."""
+    if scatter.empty:
+        return "One seed a fold was run: training luck and the choice of patients cannot be told apart here."
+    middle = scatter.median(numeric_only=True)
+    more = middle.ACC_folds > middle.ACC_seeds
+    return (f"Standard deviation of ACC and AUC, median over methods: **{middle.ACC_seeds:.3f}** and "
+            f"**{middle.AUC_seeds:.3f}** among the {middle.seeds:.0f} seeds of a fold, **{middle.ACC_folds:.3f}** and "
+            f"**{middle.AUC_folds:.3f}** among folds. " + (
+                "Folds differ more than seeds: further seeds would hardly narrow an interval, more patients would."
+                if more else "Seeds differ as much as folds: here more seeds are worth their time."))

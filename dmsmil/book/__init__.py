@@ -1,0 +1,1 @@
+"""Pages for a browser, the committed notebooks, the results on the first page."""

@@ -1,0 +1,153 @@
+"""A notebook as a page: what it does not say by itself, as notes for myst-nb.
+
+Alternative texts of its pictures, cells that are folded, pictures too wide for a phone, columns of words, and where
+links lead inside the book.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import inspect
+import io
+import posixpath
+import re
+from importlib import import_module
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from dmsmil import figures
+from dmsmil.book.reference import module_name
+
+FOLDED = {"parameters": "Parameters: their meaning and defaults", "injected-parameters": "The values in this study"}
+WORDS = re.compile(r"(?!nan|inf)[^\W\d_]{3}", re.I)  # what a cell that is no number holds
+WIDE = 520  # px: what is wider cannot be read when squeezed into a phone
+
+
+def prepared(notebook: dict, name: str, known: set[str], root: Path) -> dict:
+    """The notebook with notes for myst-nb in its cells' metadata: what pictures show, what is folded, what is wide.
+    Cells and outputs stay as they are, but for the classes of columns and links to what is no page.
+
+    name: the place of the notebook in the book, as in the checkout `root`; known: the places of all pages.
+    """
+    heading, drawers = "", _drawers(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            prose = re.sub(r"^```.*?^```", "", _text(cell), flags=re.M | re.S)
+            heading = ([heading] + re.findall(r"^#+ +(.+)$", prose, re.M))[-1]
+            cell["source"] = _linked(_text(cell), name, known, root)
+        elif cell["cell_type"] == "code":
+            tags, notes = cell["metadata"].setdefault("tags", []), cell["metadata"].setdefault("mystnb", {})
+            if label := _folded(cell):
+                tags.append("hide-input")
+                notes |= {"code_prompt_show": label, "code_prompt_hide": label}
+            pictures = [output["data"]["image/png"] for output in cell["outputs"]
+                        if "image/png" in output.get("data", {})]
+            if pictures:
+                wide = max(Image.open(io.BytesIO(base64.b64decode("".join(p)))).width for p in pictures)
+                notes["image"] = {"alt": alt_text(_text(cell), heading, drawers), "width": f"{wide}px"}
+                tags += ["wide"] * (wide > WIDE)
+            for output in cell["outputs"]:
+                if "text/html" in output.get("data", {}):
+                    output["data"]["text/html"] = _aligned("".join(output["data"]["text/html"]))
+    return notebook
+
+
+def _folded(cell: dict) -> str:
+    """The label that a cell of parameters or of imports is folded behind, else nothing: readers came for the story."""
+    named = [label for tag, label in FOLDED.items() if tag in cell["metadata"]["tags"]]
+    body = _statements(cell)
+    only_imports = body and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in body)
+    return named[0] if named else "Imports" if only_imports else ""
+
+
+def _statements(cell: dict) -> list[ast.stmt]:
+    """The statements of a code cell; none where it is not plain Python, with a magic, say."""
+    try:
+        return ast.parse(_text(cell)).body
+    except SyntaxError:
+        return []
+
+
+def _aligned(html: str) -> str:
+    """pandas' tables with the class `words` on the columns that hold words: these read from the left."""
+    soup = BeautifulSoup(html, "html.parser")
+    for table in soup.select("table.dataframe"):
+        columns = list(zip(*(row.find_all("td") for row in table.select("tbody tr"))))
+        names = [] if table.select("th[colspan]") else table.select("thead tr:first-child th")[-len(columns):]
+        for number, cells in enumerate(columns):
+            if any(WORDS.search(cell.get_text(strip=True)) for cell in cells):
+                for cell in [*names[number:number + 1], *cells]:
+                    cell["class"] = "words"
+    return str(soup)
+
+
+def _linked(text: str, name: str, known: set[str], root: Path) -> str:
+    """Markdown of the page `name` with its links to files of the checkout leading to the page about each, or but words.
+
+    A file of the package has its page in the reference. What names a page in backticks, as `05_ablation`, leads there
+    too. What is no file of the checkout stays as it is.
+    """
+    here = posixpath.dirname(name)
+    stems = {posixpath.splitext(posixpath.basename(page))[0]: page for page in known}
+
+    def link(found: re.Match) -> str:
+        words, target = found.groups()
+        path = posixpath.normpath(posixpath.join(here, target.partition("#")[0]))
+        if path in known or not (root / path).exists():
+            return found[0]
+        page = f"reference/{module_name(path)}.md"
+        return f"[{words}]({posixpath.relpath(page, here)})" if page in known else words
+
+    def mention(found: re.Match) -> str:
+        page = stems.get(found[1], name)
+        return found[0] if page == name else f"[{found[0]}]({posixpath.relpath(page, here)})"
+
+    text = re.sub(r"(?<!!)\[([^\]]*)\]\(([^\s):]+)\)", link, text)
+    return re.sub(r"(?<![`\[])`([\w.]+)`(?![`\]])", mention, text)
+
+
+def _drawers(notebook: dict) -> dict[str, object]:
+    """The modules and functions of `dmsmil.figures` by the names that a notebook imports them under."""
+    found = {}
+    for cell in notebook["cells"]:
+        for line in _statements(cell) if cell["cell_type"] == "code" else []:
+            if isinstance(line, ast.ImportFrom) and f"{line.module}.".startswith("dmsmil.figures."):
+                module = import_module(line.module)
+                found |= {a.asname or a.name: getattr(module, a.name, None) or import_module(f"{line.module}.{a.name}")
+                          for a in line.names}
+    return found
+
+
+def alt_text(source: str, heading: str, drawers: dict[str, object] | None = None) -> str:
+    """What a picture shows, for who cannot see it: the heading above its cell, and the first sentence of the
+    documentation of the function that drew it.
+
+    drawers: functions that draw, and modules of such, by name in `source`, beside `figures` itself.
+    """
+    heading = re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", heading).strip()
+    heading = heading if heading.endswith(("?", "!", ".")) else heading + "."
+    for name, part in re.findall(r"\b(\w+)(?:\.(\w+))?", source):
+        drawer = {"figures": figures, **(drawers or {})}.get(name)
+        drawer = getattr(drawer, part, None) if inspect.ismodule(drawer) else drawer
+        if inspect.isfunction(drawer) and (said := inspect.getdoc(drawer)):
+            return f"{heading} {first_sentence(said).replace('`', '')}"
+    return heading
+
+
+def first_sentence(said: str) -> str:
+    """The first sentence of a text, on one line; `Fig. 3` ends none."""
+    paragraph = " ".join(said.strip().split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) (?=\W*[A-Z])", paragraph)[0]
+
+
+def opening(notebook: dict) -> tuple[str, str]:
+    """The title of a notebook and the first sentence below it."""
+    title, _, rest = _text(notebook["cells"][0]).partition("\n")
+    return title.lstrip("# "), first_sentence(rest)
+
+
+def _text(cell: dict) -> str:
+    return "".join(cell["source"])

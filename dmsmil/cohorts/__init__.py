@@ -1,0 +1,1 @@
+"""Which slides, whose, which label, which fold? (notebook 00)"""

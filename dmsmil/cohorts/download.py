@@ -1,0 +1,335 @@
+"""Files from a server: continued, checked, side by side. A file has its name only when its size and MD5 are right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from dmsmil.cohorts.server import LONGEST_WAIT, Again, Server, Traffic, amount, duration, first_byte, whole_size
+from dmsmil.jobs.failures import failure_row
+from dmsmil.jobs.files import DiskFull, InputError, file_md5, one_line
+from dmsmil.jobs.parallel import progress
+
+WORKERS = 4      # files at a time: polite to a server that all share
+MOST_WORKERS = 8
+BLOCK = 1 << 16  # bytes written at a time: at most these are lost when the process is killed
+QUIET = 30.0     # s without a line before one says how far it is; doubled each time, up to LONGEST_WAIT
+
+
+class _Refused(Exception):
+    """The server has no such file for us (HTTP 401, 403, 404, 410)."""
+
+
+@dataclass(frozen=True)
+class Remote(Server):
+    """A server of files, as the GDC is one: GET /data/<file id>. Picklable: worker processes fetch with it too.
+
+    checked: a file that remembers which files were read and found right; without it each is read again each time.
+    renew: (file name, md5) -> its file id of today, asked when the server refuses the old one; raises InputError when
+    there is none. The other fields: see Server.
+    """
+
+    checked: str = ""
+    renew: Callable[[str, str], str] | None = None
+
+    def fetch(self, file_id: str, path: str | Path, size: int, md5: str, say: Callable[[str], None] | None = None,
+              traffic: Traffic | None = None) -> Path:
+        """Bring file `file_id` of `size` bytes to `path`, whose name is the file's own; returns the path.
+
+        A file that is there already is left as it is: accepted when size and MD5 are right, an InputError otherwise.
+        What has come before an interruption stays in `<path>.part` and is continued. Two processes that want the same
+        file take turns. say: gets a line for each attempt that failed. Raises InputError when the file cannot be had,
+        DiskFull when there is no room for it, Stopped when `traffic` says so.
+        """
+        path, say, traffic = Path(path), say or (lambda line: None), traffic or Traffic()
+        name = plain_name(path.name)
+        file_id, size, md5 = _entry(name, file_id, size, md5)
+        try:
+            if self._is_there(path, size, md5):
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _turn(path.with_name(f".{name}.lock"), name, say, traffic):
+                if not self._is_there(path, size, md5):
+                    part = self._download(file_id, path, size, md5, say, traffic)
+                    if self._is_there(path, size, md5):  # someone has put it there meanwhile
+                        part.unlink()
+                    else:
+                        os.replace(part, path)
+                        self._remember(path, md5)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"no space left on the disk while downloading {name}: free some space and start the "
+                               "same command again, it continues") from error
+            raise InputError(f"{name} cannot be written where it belongs ({error.strerror or error}): check the key "
+                             "'slides'") from error
+        return path
+
+    def remembers(self, path: Path, size: int, md5: str) -> bool:
+        """Whether the file at `path` has been found right before and is unchanged since: nothing is to be done."""
+        try:
+            known = Path(self.checked).read_text(encoding="utf-8").splitlines() if self.checked else []
+            return bool(known) and path.stat().st_size == size and _memory(path, md5) in known
+        except OSError:
+            return False
+
+    def _remember(self, path: Path, md5: str) -> None:
+        if self.checked:
+            with suppress(OSError):  # it saves time, nothing else
+                Path(self.checked).parent.mkdir(parents=True, exist_ok=True)
+                with open(self.checked, "a", encoding="utf-8") as handle:  # one short write: processes do not mix lines
+                    handle.write(_memory(path, md5) + "\n")
+
+    def _is_there(self, path: Path, size: int, md5: str) -> bool:
+        """Whether the file is at `path` already and right; InputError when what is there is something else."""
+        if not path.exists():
+            if path.is_symlink():
+                raise InputError(f"{path.name} is a link to a file that is not there: mend the link, or remove it")
+            return False
+        if self.remembers(path, size, md5):
+            return True
+        found = path.stat().st_size
+        if not path.is_file() or found != size:
+            raise InputError(f"{path.name} is there but has {found:,} bytes where {size:,} are due: it is left as it "
+                             "is; move it away to have it downloaded")
+        if file_md5(path) != md5:
+            raise InputError(f"{path.name} is there but its MD5 is not {md5}: it is left as it is; move it away to "
+                             "have it downloaded")
+        self._remember(path, md5)
+        return True
+
+    def _download(self, file_id: str, path: Path, size: int, md5: str, say, traffic: Traffic) -> Path:
+        """The whole and right `.part` beside `path`; from the start once more if the first one is wrong."""
+        name, part, tries, renewed = path.name, path.with_name(path.name + ".part"), 2, False
+        while tries:
+            try:
+                self._complete(file_id, part, size, name, say, traffic)
+            except _Refused as refusal:
+                now = self.renew(name, md5) if self.renew and not renewed else file_id
+                if now == file_id:
+                    raise InputError(str(refusal)) from refusal
+                file_id, renewed = now, True
+                continue
+            if file_md5(part) == md5:
+                with open(part, "rb") as handle:
+                    os.fsync(handle.fileno())
+                return part
+            part.unlink()
+            tries -= 1
+            say(f"{name}: what came is not what the MD5 says" + (": from the start" if tries else ""))
+        raise InputError(f"{name}: what the server sends is not what the table says (MD5 {md5}): its file has changed, "
+                         "or something on the way changes it")
+
+    def _complete(self, file_id: str, part: Path, size: int, name: str, say, traffic: Traffic) -> None:
+        """Bring `part` to `size` bytes, however many requests that takes."""
+        self.persist(name, lambda: self._pull(file_id, part, size, name, traffic), say, traffic, lambda: _size(part))
+
+    def _pull(self, file_id: str, part: Path, size: int, name: str, traffic: Traffic) -> None:
+        """One request for what `part` lacks."""
+        have = _size(part)
+        if have > size:
+            part.unlink()
+            have = 0
+        if have == size:
+            return
+        headers = {"Accept-Encoding": "identity"}  # a range counts the bytes of the file itself
+        headers |= {"Range": f"bytes={have}-"} if have else {}
+        with self.answer("GET", f"data/{file_id}", headers=headers | self.secret(), stream=True) as answer:
+            status = answer.status_code
+            if status in (401, 403, 404, 410):
+                raise _Refused(self._refusal(status, file_id, name))
+            if status == 416 or (status == 206 and first_byte(answer) != have):
+                part.unlink(missing_ok=True)
+                raise Again("the server cannot continue it: from the start")
+            if status not in (200, 206):
+                raise InputError(f"{name}: the server answers HTTP {status}, which is no file")
+            if (total := whole_size(answer)) not in (None, size):
+                raise Again(f"the server offers {total:,} bytes where {size:,} are due")
+            with open(part, "ab" if status == 206 else "wb") as handle:
+                for block in answer.iter_content(BLOCK):
+                    handle.write(block)
+                    traffic.add(len(block))
+                    if handle.tell() > size:
+                        raise Again(f"the server sends more than {size:,} bytes")
+        if _size(part) < size:
+            raise Again("the connection was cut")
+
+    def _refusal(self, status: int, file_id: str, name: str) -> str:
+        if status in (404, 410):
+            return f"{name}: the server has no file {file_id} (HTTP {status})"
+        what = ("the token of the key 'gdc_token' has expired or does not cover it, get a new one" if self.token else
+                "it may ask for a token, whose file the key 'gdc_token' names")
+        return f"{name}: the server refuses it (HTTP {status}): {what}"
+
+
+# ------------------------------------------------------------------------------------------------ many files
+
+
+def downloadable(frame: pd.DataFrame) -> bool:
+    """Whether a table says what to download: columns file_id, md5 and size, and a file_id in some row."""
+    return {"file_id", "md5", "size"} <= set(frame) and bool((frame.file_id.fillna("") != "").any())
+
+
+def slide_path(row, folder: str | Path) -> Path:
+    """Where the slide of a table's row is or will be: its `path` if something is there, else `folder`/its name.
+
+    row: has slide_id, and maybe file_name and path. The name is file_name, else that of path, else `<slide_id>.svs`.
+    Raises InputError when that is not a plain file name.
+    """
+    given, slide_id = getattr(row, "path", ""), str(row.slide_id)
+    if given and os.path.lexists(given):
+        return Path(given)
+    name = getattr(row, "file_name", "") or Path(given).name
+    return Path(folder) / plain_name(name or (slide_id if slide_id.endswith(".svs") else f"{slide_id}.svs"))
+
+
+def fetch_all(remote: Remote, entries: pd.DataFrame, folder: str | Path, workers: int = WORKERS,
+              report: Callable[[str], None] = print) -> list[dict]:
+    """Bring every slide of a table to `slide_path(row, folder)`, `workers` (at most 8) at a time.
+
+    entries: columns slide_id, file_id, md5, size, and maybe file_name and path; rows without file_id are passed over.
+    report: gets a line a file, with the rate of all of them together and the time left, and one now and then between.
+    Returns a failure row (stage download) for each slide that could not be had; it stops no other. Raises InputError
+    when the table cannot be used or the disk has no room for all of it, DiskFull when it is full later. After an
+    interruption, Ctrl-C too, the same call continues.
+    """
+    if not downloadable(entries):
+        raise InputError("the cohort table has no columns file_id, md5 and size that say what to download: add them, "
+                         "or bring the slides")
+    entries = entries.astype(object).where(entries.notna(), "")
+    units, need, failures, here = {}, {}, [], 0
+    for row in entries[entries.file_id != ""].itertuples():
+        try:
+            path = slide_path(row, folder)
+            file_id, size, md5 = _entry(path.name, row.file_id, row.size, row.md5)
+        except InputError as error:
+            failures.append(failure_row(row.slide_id, "download", error))
+            report(f"{row.slide_id} failed: {one_line(error)}")
+            continue
+        if remote.remembers(path, size, md5):
+            here += 1
+            continue
+        units[row.slide_id] = (file_id, path, size, md5)
+        need[row.slide_id] = 0 if path.exists() else max(size - _size(path.with_name(path.name + ".part")), 0)
+    _check_room(need, Path(folder))
+    if here:
+        report(f"{here} slides are there")
+    with closing(_fetched(remote, units, need, workers, report)) as results:
+        for number, (unit, error, pace) in enumerate(progress(results, len(units), "download"), 1):
+            if error is None:
+                report(f"[{number}/{len(units)}] {unit}  {amount(units[unit][2])}  {pace}")
+            else:
+                failures.append(failure_row(unit, "download", error))
+                report(f"[{number}/{len(units)}] {unit} failed: {one_line(error)}")
+    return failures
+
+
+def _fetched(remote: Remote, units: dict, need: dict, workers: int, report) -> Iterator[tuple]:
+    """(slide, error or None, its pace in words) in the order they finish; on the way, notes and how far it is."""
+    traffic, notes, due, quiet = Traffic(), SimpleQueue(), sum(need.values()), QUIET
+    started = spoke = time.monotonic()
+    with ThreadPoolExecutor(max(1, min(workers, MOST_WORKERS)), "download") as pool:
+        flying = {pool.submit(remote.fetch, *args, notes.put, traffic): unit for unit, args in units.items()}
+        try:
+            while flying:
+                done = wait(flying, timeout=0.2, return_when=FIRST_COMPLETED).done
+                while not notes.empty():
+                    report("  " + notes.get())
+                for future in done:
+                    unit, error = flying.pop(future), future.exception()
+                    if isinstance(error, DiskFull):
+                        raise error
+                    due -= need[unit] if error else 0
+                    pace = _pace(due, traffic.bytes, time.monotonic() - started)
+                    yield unit, error, pace if need[unit] else "was there, checked"
+                now = time.monotonic()
+                if done:
+                    spoke = now
+                elif now - spoke >= quiet:
+                    report(f"  {amount(traffic.bytes)} of {amount(due)}  {_pace(due, traffic.bytes, now - started)}")
+                    spoke, quiet = now, min(2 * quiet, LONGEST_WAIT)
+        except BaseException:  # Ctrl-C, a full disk: what has come is kept
+            traffic.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _pace(due: int, done: int, seconds: float) -> str:
+    """The rate so far, and the time that the rest will take at it."""
+    rate = done / max(seconds, 1e-3)
+    return f"{amount(rate)}/s" + (f"  {duration((due - done) / rate)} left" if rate and due > done else "")
+
+
+def _check_room(need: dict[str, int], folder: Path) -> None:
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free, due = shutil.disk_usage(there).free, sum(need.values())
+    if due > free:
+        raise InputError(f"{len(need)} slides need {amount(due)} more, and the disk of the slides folder has "
+                         f"{amount(free)} free: make room, or set keep_slides: false")
+
+
+# ------------------------------------------------------------------------------------------------ small things
+
+
+def plain_name(name: str) -> str:
+    """`name` if it is a plain file name; InputError if it could lead elsewhere or hide (a server may send any)."""
+    odd = not name.isprintable() or re.search(r'[/\\:*?"<>|]', name) or name.startswith((".", "-", "~", " "))
+    if odd or not name or name.endswith((".", " ")) or len(name.encode()) > 240:
+        raise InputError(f"{name[:60]!r} is not a plain file name: no folder, no leading dot, no odd signs")
+    return name
+
+
+def _entry(name: str, file_id, size, md5) -> tuple[str, int, str]:
+    """What a table says of one file, checked: (file id, bytes, MD5 in lower case)."""
+    file_id, md5 = str(file_id).strip(), str(md5).strip().lower()
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", file_id, re.ASCII):
+        raise InputError(f"{name}: {file_id[:60]!r} is no file_id: letters, digits and - are expected")
+    if not re.fullmatch(r"[0-9a-f]{32}", md5):
+        raise InputError(f"{name}: its md5 must be 32 hexadecimal digits, not {md5[:60]!r}")
+    try:
+        size = int(size)
+    except (TypeError, ValueError):
+        size = 0
+    if size <= 0:
+        raise InputError(f"{name}: its size must be a number of bytes")
+    return file_id, size, md5
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _memory(path: Path, md5: str) -> str:
+    found = path.stat()
+    return f"{md5} {found.st_size} {found.st_mtime_ns} {path.absolute()}"
+
+
+@contextmanager
+def _turn(lock: Path, name: str, say, traffic: Traffic) -> Iterator[None]:
+    """Hold `lock` so that no other process fetches the same file; a process that dies lets go of it."""
+    held, told = FileLock(lock), False
+    while not held.is_locked:
+        try:
+            held.acquire(timeout=0.5 if told else 0)
+        except Timeout:
+            if not told:
+                say(f"{name}: another process is fetching it; waiting")
+            told = True
+            traffic.sleep(0)
+    try:
+        yield
+        with suppress(OSError):
+            lock.unlink()  # the file is there: who waits for the lock finds it and is done
+    finally:
+        held.release()

@@ -1,0 +1,306 @@
+"""Feature files of a cohort as padded tensors: (slide, scale, tile, channel) with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor
+
+from dmsmil.jobs.files import InputError, atomic, fingerprint, one_line
+from dmsmil.slides.linking import choose_rows
+from dmsmil.slides.store import ScaleFeatures, Store
+
+MEMORY_SHARE = 0.5  # of the available memory that features may take before they are memory-mapped
+
+
+@dataclass
+class Bags:
+    """The slides of a cohort that have features, as tensors. N slides, S scales, K tiles, C channels.
+
+    x (N, S, K, C) float32, zero where there is no tile; mask (N, S, K) bool; coords (N, S, K, 2) int64, level-0 px;
+    labels (N,) int64, an index into classes (sorted). Tiles in raster order, row j of every scale belongs together.
+    colour (N, 6) float32: mean of R, G, B, then of their standard deviations, over the slide's tiles; density (N, K)
+    float32 of the first scale's tiles (both NaN when the files do not say). missing: {slide_id: reason} for the slides
+    left out. identity: a fingerprint of what made the features, the same on every machine and at every path.
+    file: where x is memory-mapped from, if it is.
+    """
+
+    x: Tensor
+    mask: Tensor
+    coords: Tensor
+    labels: Tensor
+    classes: list[str]
+    slide_ids: list[str]
+    patient_ids: list[str]
+    scales: tuple[int, ...] = (10, 20)
+    colour: Tensor | None = None
+    density: Tensor | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    identity: str = ""
+    store: Store | None = None
+    file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    def rows(self, slide_ids) -> Tensor:
+        """Row numbers (len(slide_ids),) int64 of these slides; InputError when one is not here."""
+        index = {name: row for row, name in enumerate(self.slide_ids)}
+        if unknown := [name for name in slide_ids if name not in index]:
+            raise InputError(f"slide {unknown[0]} has no features here"
+                             + (f": {self.missing[unknown[0]]}" if unknown[0] in self.missing else ""))
+        return torch.tensor([index[name] for name in slide_ids], dtype=torch.int64)
+
+    def subset(self, slide_ids) -> Bags:
+        """Only these slides, in this order (a copy of their features)."""
+        rows, names = self.rows(slide_ids), list(slide_ids)
+        return replace(self, **{name: value[rows] for name, value in self._tensors().items()}, slide_ids=names,
+                       patient_ids=[self.patient_ids[row] for row in rows], missing={}, file=None,
+                       identity=fingerprint([self.identity, names]))
+
+    def view(self, scales) -> Bags:
+        """Only these scales; the features stay where they are when the scales are neighbours."""
+        if unknown := [s for s in scales if s not in self.scales]:
+            raise InputError(f"scale {unknown[0]} is not among the study's {list(self.scales)}")
+        if tuple(scales) == self.scales:
+            return self
+        at = [self.scales.index(s) for s in scales]
+        pick = slice(at[0], at[-1] + 1) if at == list(range(at[0], at[-1] + 1)) else at
+        return replace(self, x=self.x[:, pick], mask=self.mask[:, pick], coords=self.coords[:, pick],
+                       scales=tuple(scales), file=None)
+
+    def to(self, device) -> Bags:
+        """All tensors on `device`; itself when they are there."""
+        device = torch.device(device)
+        if self.x.device.type == device.type and device.index in (None, self.x.device.index):
+            return self
+        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()}, file=None)
+
+    def share(self) -> Bags:
+        """The same bags with x memory-mapped from the study's folder, so that worker processes read one copy.
+
+        A file, not shared memory, whose room is 64 MB in many containers. Without a store: itself, copied by workers.
+        """
+        if self.file or self.store is None or not self.identity:
+            return self
+        path = _cache_path(self.store, self.identity)
+        if not path.exists():
+            with atomic(path) as temporary, open(temporary, "wb") as handle:
+                np.save(handle, self.x.numpy())
+        return replace(self, x=_mapped(path), file=path)
+
+    def batches(self, rows, batch_size: int = 1, generator: torch.Generator | None = None,
+                device=None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (x, mask, coords, labels, rows) a batch of the slides `rows`, shuffled by `generator` if given.
+
+        One slide is a view (no copy), more are gathered. With a CUDA `device` features travel through pinned memory.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        if generator is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in rows.split(batch_size):
+            pick = slice(int(batch[0]), int(batch[0]) + 1) if len(batch) == 1 else batch
+            # several slides are gathered scale by scale: a layer with its own weights a scale then needs no copy
+            x = self.x[pick] if len(batch) == 1 else self.x.transpose(0, 1)[:, batch].transpose(0, 1)
+            parts = (x, self.mask[pick], self.coords[pick], self.labels[pick])
+            if device is not None and torch.device(device).type == "cuda" and self.x.device.type == "cpu":
+                parts = tuple(part.pin_memory().to(device, non_blocking=True) for part in parts)
+            yield *parts, batch
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in ("x", "mask", "coords", "labels", "colour", "density")}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def __getstate__(self) -> dict:
+        """Memory-mapped features go to another process as the name of their file."""
+        return {**self.__dict__, "x": None} if self.file else self.__dict__
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.file:
+            self.x = _mapped(self.file)
+
+
+def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0.5, signal: float = 1.0, seed: int = 0,
+             scales: tuple[int, ...] = (10, 20)) -> Bags:
+    """Bags of random numbers whose class is planted: for walkthroughs and tests, seconds instead of slides.
+
+    In class "b", `share` of a slide's tiles, at random places, are shifted by `signal` in the first channel, at every
+    scale. Every third slide has a quarter fewer tiles. Tiles lie on a grid eight wide.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(slides) % 2
+    x = rng.normal(size=(slides, len(scales), k, channels)).astype(np.float32)
+    mask = np.ones((slides, len(scales), k), bool)
+    mask[::3, :, k - k // 4:] = False
+    for row in np.flatnonzero(labels):
+        tiles = int(mask[row, 0].sum())
+        x[row, :, rng.permutation(tiles)[:max(1, round(share * tiles))], 0] += signal
+    x[~mask] = 0
+    coords = np.stack([np.arange(k) % 8, np.arange(k) // 8], -1).astype(np.int64) * 1024
+    names = [f"{row:03d}" for row in range(slides)]
+    return Bags(torch.from_numpy(x), torch.from_numpy(mask),
+                torch.from_numpy(coords).expand(slides, len(scales), k, 2).contiguous(), torch.from_numpy(labels),
+                ["a", "b"], [f"slide{n}" for n in names], [f"patient{n}" for n in names], scales,
+                colour=torch.from_numpy(rng.normal(size=(slides, 6)).astype(np.float32)),
+                identity=fingerprint(["toy", slides, k, channels, share, signal, seed, list(scales)]))
+
+
+def fits_in_memory(size: float) -> bool:
+    """Whether features of `size` bytes are held in memory; else they are memory-mapped from the disk."""
+    return size < MEMORY_SHARE * psutil.virtual_memory().available
+
+
+def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
+              in_memory: bool | str = "auto") -> Bags:
+    """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.
+
+    A slide with fewer tiles is padded at the end and masked; of more, `choose_rows` takes k. A tile of the first scale
+    without one at another scale is masked there. in_memory: True, False (memory-mapped from a cache file in the
+    study's folder), or "auto": in memory when the features take less than half of what is free.
+    Slides are sorted by name, so that the order of the cohort table never changes a result. A slide whose features are
+    absent or damaged is left out and named in `missing`. Raises InputError when the features were made by different
+    encoders, or when no slide is left.
+    """
+    store = Store(store.home, store.tile_px, scales, store.encoder)
+    return _load(store, cohort.sort_values("slide_id"), k, in_memory, {})
+
+
+def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, missing: dict[str, str]) -> Bags:
+    plans, dims, made_by = [], {}, {}
+    for name in [name for name in cohort.slide_id if name not in missing]:
+        try:
+            plan, (made_by[name], dim) = _Plan.of(store, name, k), store.features_made_by(name)
+        except InputError as error:
+            missing[name] = one_line(error)
+            continue
+        plans.append(plan)
+        dims[name] = dim
+    if not plans:
+        raise InputError(f"no slide of the cohort has features by '{store.encoder}'"
+                         + (f" (the first: {next(iter(missing.values()))})" if missing else ""))
+    names = [plan.slide_id for plan in plans]
+    _same_encoder(store, made_by, dims)
+
+    known = cohort.set_index("slide_id").loc[names]
+    classes = sorted(known.label.astype(str).unique())
+    shape = (len(names), len(store.scales), k, dims[names[0]])
+    identity = fingerprint([k, list(store.scales), [(name, made_by[name]) for name in names]])
+    if in_memory == "auto":
+        in_memory = fits_in_memory(4 * np.prod(shape, dtype=float))
+    path = None if in_memory else _cache_path(store, identity)
+    try:
+        if in_memory:
+            x = np.zeros(shape, np.float32)
+            _fill(x, store, plans)
+        elif not path.exists():
+            with atomic(path) as temporary:
+                mapped = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+                _fill(mapped, store, plans)
+                mapped.flush()
+    except _Damaged as error:  # found only while reading their features: once more without them
+        return _load(store, cohort, k, in_memory, missing | error.reasons)
+    return Bags(
+        x=torch.from_numpy(x) if in_memory else _mapped(path), mask=torch.from_numpy(np.stack([p.mask for p in plans])),
+        coords=torch.from_numpy(np.stack([p.coords for p in plans])),
+        labels=torch.tensor([classes.index(str(label)) for label in known.label], dtype=torch.int64), classes=classes,
+        slide_ids=names, patient_ids=known.patient_id.astype(str).tolist(), scales=store.scales,
+        colour=torch.from_numpy(np.stack([p.colour for p in plans])),
+        density=torch.from_numpy(np.stack([p.density for p in plans])), missing=missing, identity=identity, store=store,
+        file=path)
+
+
+@dataclass
+class _Plan:
+    """Where the tiles of one slide go: source (S, K) row in the feature file, -1 for padding."""
+
+    slide_id: str
+    source: np.ndarray
+    coords: np.ndarray
+    density: np.ndarray
+    colour: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.source >= 0
+
+    @classmethod
+    def of(cls, store: Store, slide_id: str, k: int) -> _Plan:
+        where, tiles = store.read_features(slide_id, values=False), store.read_tiles(slide_id)
+        first, density, colour = where[store.scales[0]], tiles.density, tiles.colour
+        if not np.array_equal(tiles.coords[store.scales[0]], first.coords):
+            raise InputError(f"slide {slide_id} has features of {len(first.coords)} tiles that are not the "
+                             f"{len(density)} it has now: run the features stage again")
+        chosen = choose_rows(first.coords, density, k)
+        plan = cls(slide_id, np.full((len(store.scales), k), -1), np.zeros((len(store.scales), k, 2), np.int64),
+                   np.zeros(k, np.float32), colour[chosen].mean(0).astype(np.float32) if len(chosen)
+                   else np.full(6, np.nan, np.float32))
+        plan.density[:len(chosen)] = density[chosen]
+        for s, scale in enumerate(store.scales):
+            linked = _linked(where[scale], first.parent[chosen], slide_id, scale) if s else chosen
+            plan.source[s, :len(chosen)] = linked
+            plan.coords[s, :len(chosen)][linked >= 0] = where[scale].coords[linked[linked >= 0]]
+        return plan
+
+
+def _linked(here: ScaleFeatures, parents: np.ndarray, slide_id: str, scale: int) -> np.ndarray:
+    """The row of this scale that belongs to each of these parents, -1 where there is none."""
+    if here.parent is None:
+        raise InputError(f"the features of slide {slide_id} at {scale}x are not linked to the first scale (no "
+                         f"'parent'): use scales: [{scale}] alone")
+    children = {}
+    for row, parent in enumerate(here.parent.tolist()):
+        children.setdefault(parent, row)  # of several, the first
+    return np.array([children.get(parent, -1) for parent in parents.tolist()], np.int64)
+
+
+class _Damaged(Exception):
+    """Slides whose features could not be read: {slide_id: reason}."""
+
+    def __init__(self, reasons: dict[str, str]):
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
+def _fill(x: np.ndarray, store: Store, plans: list[_Plan]) -> None:
+    """Read the features into x (N, S, K, C), all that can be; raises _Damaged when some could not."""
+    damaged = {}
+    for row, plan in enumerate(plans):
+        try:
+            found = store.read_features(plan.slide_id)
+            for s, scale in enumerate(store.scales):
+                features, source = found[scale].features, plan.source[s]
+                if features.shape[1] != x.shape[-1]:
+                    raise InputError(f"slide {plan.slide_id} has {features.shape[1]} channels at {scale}x and "
+                                     f"{x.shape[-1]} at {store.scales[0]}x: make its features again")
+                x[row, s, source >= 0] = features[source[source >= 0]]
+        except InputError as error:
+            damaged[plan.slide_id] = one_line(error)
+    if damaged:
+        raise _Damaged(damaged)
+
+
+def _same_encoder(store: Store, made_by: dict[str, dict], dims: dict[str, int]) -> None:
+    """Features of two encoders, or of two sets of weights, must never meet in one study."""
+    groups: dict[str, list[str]] = {}
+    for name, dim in dims.items():
+        groups.setdefault(fingerprint([made_by[name].get("encoder"), dim]), []).append(name)
+    if len(groups) > 1:
+        least = min(groups.values(), key=len)
+        raise InputError(f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
+                         "...) differ in weights, size or precision from the others; run the features stage again")
+
+
+def _cache_path(store: Store, name: str) -> Path:
+    return store.home / "features" / f"bags-{name}.npy"
+
+
+def _mapped(path: Path) -> Tensor:
+    """x memory-mapped, copy on write: nothing done to the tensor reaches the file."""
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -1,0 +1,148 @@
+"""The feature files of other programs, one scale of one slide at a time, in one shape: TRIDENT's, CLAM's and STAMP's.
+
+    TRIDENT  features_<encoder>/<slide>.h5: features, coords with their attributes
+    CLAM     h5_files/<slide>.h5: features, coords; or pt_files/<slide>.pt: a tensor. patches/<slide>.h5: coords with
+             patch_size (px of patch_level) and downsample (of that level)
+    STAMP    <slide>.h5: feats (float16), coords in micrometres, tile_size_um and tile_size_px
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.linking import Part
+from dmsmil.slides.reader import AGREE
+
+Files = dict[str, Path]  # "features", and where there is one "tiles", a file that has only coords
+
+
+def kind_of(folder: Path) -> str:
+    """Whose features a folder of one scale holds: TRIDENT, CLAM or STAMP; InputError when nobody's."""
+    if (folder / "h5_files").is_dir() or (folder / "pt_files").is_dir():
+        return "CLAM"
+    for path in sorted(folder.rglob("[!.]*.h5")):
+        try:
+            with _reading(path) as file:
+                if "feats" in file:
+                    return "STAMP"
+                if {"features", "coords"} <= set(file):
+                    return "TRIDENT"
+        except InputError:  # a damaged file says nothing of the others
+            continue
+    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM or STAMP, but {told(folder)}: check the key "
+                     "'features'")
+
+
+def told(folder: Path) -> str:
+    """What is in a folder, in a few words."""
+    names = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") or "nothing"
+
+
+def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
+    """TRIDENT's file of a slide; what its attributes lack is looked up in its patches/<slide>_patches.h5."""
+    path, density, colour = files["features"], None, None
+    with _reading(path) as file:
+        features, coords = _arrays(file, path, "features")
+        about, encoder = dict(file["coords"].attrs), str(file["features"].attrs.get("encoder", ""))
+        parent = file["parent"][:].astype(np.int64) if "parent" in file else None
+    if "tiles" in files:
+        with _reading(files["tiles"]) as file:
+            about = {**file["coords"].attrs, **about}
+            density, colour = (file[name][:] if name in file else None for name in ("density", "colour"))
+    px, target, overlap = (_number(about, name) for name in ("patch_size", "target_magnification", "overlap"))
+    if (px and px != tile_px) or (target and target != scale) or overlap:
+        raise InputError(f"{path.name} has tiles of {px:g} px at {target:g}x with {overlap:g} px overlap, not of "
+                         f"{tile_px} px at {scale}x without: set tile_px and scales to what is there")
+    base = _number(about, "level0_magnification")
+    side = _number(about, "patch_size_level0") or (base * px // target if target else 0)
+    return Part(features, coords, side, parent, base, (_number(about, "level0_width"), _number(about, "level0_height")),
+                encoder, density, colour)
+
+
+def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
+    """CLAM's file of a slide, h5 or pt. A tile's side is patch_size times the downsample of its level."""
+    path, coords, side, size = files["features"], None, 0.0, (0.0, 0.0)
+    if path.suffix == ".pt":
+        features = _tensor(path)
+    else:
+        with _reading(path) as file:
+            features, coords = _arrays(file, path, "features")
+    if "tiles" in files:
+        with _reading(files["tiles"]) as file:
+            about, here = dict(file["coords"].attrs), file["coords"][:].astype(np.int64).reshape(-1, 2)
+        coords, step = here if coords is None else coords, _number(about, "downsample") or 1.0
+        side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
+        size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
+    if coords is None:
+        raise InputError(f"{path.name} does not say where its tiles are: put CLAM's folder patches, or h5_files, "
+                         "beside pt_files")
+    return Part(features, coords, side, size=size)
+
+
+def read_stamp(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
+    """STAMP's file of a slide, its micrometres divided by `mpp`, those of a level-0 pixel."""
+    path = files["features"]
+    with _reading(path) as file:
+        (features, coords), about = _arrays(file, path, "feats", np.float64), dict(file.attrs)
+    um, px = _number(about, "tile_size_um"), _number(about, "tile_size_px") or tile_px
+    if about.get("unit") != "um" or not um:
+        raise InputError(f"{path.name} does not say that its coordinates are micrometres (unit, tile_size_um): it is "
+                         "of a STAMP before 2.1; make it again")
+    ratio = 10 * px / um / scale
+    if px != tile_px or max(ratio, 1 / ratio) > AGREE:
+        raise InputError(f"{path.name} has tiles of {px:g} px and {um:g} µm ({ratio * scale:.3g}x), not of "
+                         f"{tile_px} px at {scale}x: set tile_px and scales to what is there")
+    return Part(features, np.rint(coords / mpp).astype(np.int64), round(um / mpp),
+                encoder=str(about.get("extractor", "")))
+
+
+READERS: dict[str, Callable[[Files, int, int, float], Part]] = {
+    "TRIDENT": read_trident, "CLAM": read_clam, "STAMP": read_stamp}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """The open file; whatever h5py finds wrong with it is an InputError."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path.parent.name}/{path.name} is damaged or incomplete "
+                         f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+
+
+def _arrays(file: h5py.File, path: Path, name: str, kind: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
+    """Features as float32, and coords."""
+    if missing := [key for key in (name, "coords") if key not in file]:
+        raise InputError(f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
+                         f"{', '.join(sorted(file)) or 'nothing'}: is it of another program than the others?")
+    return file[name][:].astype(np.float32), file["coords"][:].astype(kind).reshape(-1, 2)
+
+
+def _number(attributes: dict, name: str) -> float:
+    """An attribute as a number (the first, where there is one an axis); 0 without it."""
+    return float(np.ravel(attributes[name])[0]) if name in attributes else 0.0
+
+
+def _tensor(path: Path) -> np.ndarray:
+    import torch  # seconds, which only those who have such files need to spend
+
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, for a damaged file or one that would run code
+        raise InputError(f"{path.parent.name}/{path.name} is damaged, or more than a tensor "
+                         f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+    if not isinstance(value, torch.Tensor):
+        keys = f" with {', '.join(map(str, list(value)[:4]))}" if isinstance(value, dict) else ""
+        raise InputError(f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not CLAM's plain "
+                         "tensor: save its features alone, or give h5_files")
+    return value.float().numpy()

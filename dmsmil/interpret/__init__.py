@@ -1,0 +1,1 @@
+"""Where does a method look, and is that right? (notebook 07)"""

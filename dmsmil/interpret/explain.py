@@ -1,0 +1,240 @@
+"""What a trained model attends to: tile scores, the transport plan, the sampling points; and other explanations of the
+same prediction, against which the scores are held in faithfulness.py.
+
+A place is a row of a slide's bag: one tile, or a 10x tile with its 20x child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dmsmil.features.bags import Bags
+from dmsmil.jobs.files import InputError
+from dmsmil.models import MIL, transport
+from dmsmil.models.base import masked_mean
+from dmsmil.slides.reader import open_slide
+from dmsmil.training.fit import load_model
+from dmsmil.training.runs import Runs
+
+ROWS = 64  # bags in one forward of occlusion and removal: bounds their memory
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One slide as a model sees it.
+
+    scores: scale -> (N,) the method's own importance of each tile. plan: (N, N') coupling between the two scales, or
+    None for methods without transport. sampling: (query (Q, 2), points (Q, M U, 2), weights (Q, M U)) in level-0
+    pixels for a few queries of the first scale, or None for methods without deformable attention.
+    """
+
+    scores: dict[int, np.ndarray]
+    plan: np.ndarray | None
+    sampling: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tested slide and the model of the fold that did not train on it (of the first seed).
+
+    x (1, S, K, C), mask (1, S, K), coords (1, S, K, 2) of the method's scales, with their padding; label: its index.
+    """
+
+    slide_id: str
+    patient_id: str
+    label: int
+    fold: int
+    model: MIL
+    x: Tensor
+    mask: Tensor
+    coords: Tensor
+
+    @property
+    def bag(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(x, mask, coords), as a model takes them."""
+        return self.x, self.mask, self.coords
+
+    @property
+    def places(self) -> np.ndarray:
+        """(P,) rows of the bag with a tile at any scale."""
+        return np.flatnonzero(self.mask[0].any(0).numpy())
+
+
+def cases(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> Iterator[Case]:
+    """A `Case` for each tested slide, or for those named, fold by fold. InputError for a slide that was not tested."""
+    data = bags.view(runs.config.scales)
+    tested = runs.predictions[runs.predictions.seed == runs.predictions.seed.min()]
+    tested = tested.drop_duplicates("slide_id").set_index("slide_id")  # of several folds that test it, the first
+    if unknown := [name for name in slide_ids or [] if name not in tested.index]:
+        near = [name for name in tested.index if unknown[0] in name]
+        hint = f"did you mean {near[0]}?" if near else f"one that was is {tested.index[0]}"
+        raise InputError(f"slide {unknown[0]} was not tested in this study: {hint}")
+    for fold, part in tested.loc[slide_ids or tested.index].groupby("fold"):
+        model = load_model(runs.folders[fold, part.seed.iloc[0]], data.x.shape[-1], len(data.classes))
+        for slide_id in part.index:
+            row = data.slide_ids.index(slide_id)
+            pick = slice(row, row + 1)
+            yield Case(slide_id, data.patient_ids[row], int(data.labels[row]), int(fold), model, data.x[pick],
+                       data.mask[pick], data.coords[pick])
+
+
+def tile_scores(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> pd.DataFrame:
+    """The method's own scores of all tiles of tested slides, as Fig. 6 and 7 draw them.
+
+    Columns: slide_id, patient_id, label, fold, scale, place, x, y (level-0 px), score (as the method gives it) and
+    normalised (min-max within the slide and scale; 0.5 where all tiles score alike).
+    """
+    parts = []
+    for case in cases(runs, bags, slide_ids):
+        score = own_scores(case)
+        for s, scale in enumerate(runs.config.scales):
+            places = np.flatnonzero(case.mask[0, s].numpy())
+            at = case.coords[0, s].numpy()[places]
+            parts.append(pd.DataFrame({
+                "slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
+                "fold": case.fold, "scale": scale, "place": places, "x": at[:, 0], "y": at[:, 1],
+                "score": score[s, places], "normalised": normalise(score[s, places])}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def normalise(score: np.ndarray) -> np.ndarray:
+    """Min-max to [0, 1]; 0.5 throughout where all are alike (to rounding)."""
+    low, high = score.min(), score.max()
+    flat = high - low <= 1e-6 * max(abs(low), abs(high), 1e-30)
+    return np.full(score.shape, 0.5) if flat else (score - low) / (high - low)
+
+
+# ------------------------------------------------------------------------------------------------ explanations
+
+
+@torch.inference_mode()
+def own_scores(case: Case) -> np.ndarray:
+    """(S, K) the method's own scores, 0 where there is no tile."""
+    return case.model(*case.bag).scores[0].double().numpy()
+
+
+def at_places(score: np.ndarray, case: Case) -> np.ndarray:
+    """(S, K) scores -> (P,) one a place: each scale's share of its sum, averaged over scales."""
+    total = np.abs(score).sum(1, keepdims=True)
+    return (score / np.where(total > 0, total, 1)).mean(0)[case.places]
+
+
+def own(case: Case) -> np.ndarray:
+    """(P,) the method's own scores of places."""
+    return at_places(own_scores(case), case)
+
+
+def occlusion(case: Case) -> np.ndarray:
+    """(P,) how far the probability of the predicted class moves, up or down, when a place shows only the mean tile."""
+    keep = np.ones((1 + len(case.places), len(case.places)), bool)
+    keep[1 + np.arange(len(case.places)), np.arange(len(case.places))] = False
+    said = probabilities(case, keep, replace=True)
+    return np.abs(said[1:] - said[0])
+
+
+def gradient_times_input(case: Case) -> np.ndarray:
+    """(P,) sum over scales of |sum_c x_jc dz/dx_jc|, z the predicted class's logit less the mean of all logits."""
+    x = case.x.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = case.model(x, case.mask, case.coords).logits[0]
+        (logits.max() - logits.mean()).backward()
+    return (x * x.grad).sum(-1).abs()[0].sum(0).detach().double().numpy()[case.places]
+
+
+EXPLANATIONS = {"own": own, "occlusion": occlusion, "gradient": gradient_times_input}
+
+
+@torch.inference_mode()
+def probabilities(case: Case, keep: np.ndarray, replace: bool = False) -> np.ndarray:
+    """(R,) probability of the class predicted from the whole bag, when only these places are left.
+
+    keep (R, P) bool, at least one True a row; a place goes at all scales together. The others are taken out of the bag,
+    which moves the tiles of methods that lay them out on a map; or, with `replace`, they stay where they are and show
+    the mean of the slide's tiles.
+    """
+    predicted = int(case.model(*case.bag).logits[0].argmax())
+    left = torch.zeros(len(keep), 1, case.mask.shape[2], dtype=torch.bool)
+    left[:, 0, case.places] = torch.from_numpy(keep)
+    mean = masked_mean(case.x, case.mask).unsqueeze(2)
+    said = []
+    for part in left.split(ROWS):
+        count = len(part)
+        x, mask = case.x.expand(count, -1, -1, -1), case.mask.expand(count, -1, -1)
+        if replace:
+            x = torch.where((part | ~mask).unsqueeze(-1), x, mean)
+        output = case.model(x, mask if replace else mask & part, case.coords.expand(count, -1, -1, -1))
+        said.append(output.probabilities[:, predicted])
+    return torch.cat(said).double().numpy()
+
+
+# ------------------------------------------------------------------------------------------------ inside one slide
+
+
+@torch.inference_mode()
+def look_inside(runs: Runs, bags: Bags, view: dict, queries: int = 6) -> Inside:
+    """The scores, plan and sampling points of a tested slide, by the model of the fold that did not train on it."""
+    case = next(cases(runs, bags, [view["slide_id"]]))
+    output = case.model(*case.bag)
+    scores = {s: output.scores[0, i][case.mask[0, i]].numpy() for i, s in enumerate(runs.config.scales)}
+    return Inside(scores, _plan(case.model, output), _sampling(case.model, *case.bag, view, queries))
+
+
+def attention_flow(case: Case, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Where the attention of each tile of the first scale goes: start (N, 2), end (N, M, 2), mass received (N,).
+
+    start: tile centres, level-0 px; end: for each head, the mean of the tile's sampling points weighted by their
+    attention; side: of a tile. None for methods without deformable attention between tiles.
+    """
+    branches = getattr(case.model, "branches", None)
+    if getattr(branches, "attend", None) is None or branches.cells > 1 or branches.square:
+        return None
+    points = case.model.sampling(*case.bag)
+    there = case.mask[0, 0].numpy()
+    weight = points["attention"][0, 0] / points["attention"][0, 0].sum(2, keepdim=True)
+    end = (points["deformed_px"][0, 0] * weight.unsqueeze(-1)).sum(2).numpy()[there]
+    mass = own_scores(case)[0, there]
+    return case.coords[0, 0].numpy()[there] + side / 2, end + side / 2, mass / mass.sum()
+
+
+def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict[str, list[dict]]]:
+    """The `count` highest and lowest tiles of a slide at full resolution: scale -> {'highest', 'lowest'} -> dicts of
+    tile (px, px, 3), place, normalised. view: `features.slide_views`; scores: `tile_scores` of this slide."""
+    found = {}
+    with open_slide(view["path"], view["mpp"]) as slide:
+        for scale, part in scores.groupby("scale"):
+            ordered = part.sort_values(["normalised", "place"], ascending=[False, True])
+            found[int(scale)] = {
+                which: [{"tile": slide.read(row.x, row.y, scale, view["tile_px"]), "place": row.place,
+                         "normalised": row.normalised} for row in rows.itertuples()]
+                for which, rows in (("highest", ordered.head(count)), ("lowest", ordered.tail(count).iloc[::-1]))}
+    return found
+
+
+def _plan(model, output) -> np.ndarray | None:
+    """The coupling of eq. (1) between the first two scales, in the space the loss uses."""
+    if getattr(model, "ot", "none") == "none":
+        return None
+    features, mask = output.extras["transported"], output.extras["mask"]
+    coupling = transport.plan(features[:, 0], features[:, 1], mask[:, 0], mask[:, 1], model.ot)[0]
+    return coupling[mask[0, 0]][:, mask[0, 1]].numpy()
+
+
+def _sampling(model, x, mask, coords, view, queries):
+    """A few queries of the first scale, spread over the slide, with where their heads sample."""
+    if getattr(getattr(model, "branches", None), "attend", None) is None:
+        return None
+    points = model.sampling(x, mask, coords)
+    if "deformed_px" not in points:
+        return None
+    count = int(mask[0, 0].sum())
+    rows = np.unique(np.linspace(0, count - 1, queries + 2).astype(int)[1:-1])
+    half = view["side"][min(view["side"])] / 2
+    deformed = points["deformed_px"][0, 0, rows].flatten(1, 2).numpy() + half
+    return (points["reference_px"][0, 0, rows].numpy() + half, deformed,
+            points["attention"][0, 0, rows].flatten(1, 2).numpy())

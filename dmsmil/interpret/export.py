@@ -1,0 +1,105 @@
+"""A slide's scores for other programs: QuPath (GeoJSON) and any viewer of OME-TIFF."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import tifffile
+from matplotlib import colormaps
+
+from dmsmil.jobs.files import InputError, atomic
+
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "dmsmil.slides.tiles")  # the same tile has the same id in every export
+BANDS = 5  # classes of the normalised score, so that QuPath colours tiles without a measurement map
+CELL = 16  # pixels of the heatmap along a tile of the finest scale
+
+
+def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None) -> dict:
+    """A GeoJSON FeatureCollection of one slide: 10x tiles as QuPath tile objects, their 20x tiles nested inside.
+
+    scores: `explain.tile_scores` of one slide; side: scale -> a tile's side in level-0 px; extra: further measurements
+    (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none. As QuPath's reader
+    wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children in childObjects.
+    Tiles without a parent at the coarsest scale stand at the top. Raises InputError for scores of several slides.
+    """
+    if scores.slide_id.nunique() != 1:
+        raise InputError(f"scores of {scores.slide_id.nunique()} slides were given: export one slide a file")
+    slide_id, scales = scores.slide_id.iloc[0], sorted(scores.scale.unique())
+    if extra is not None:
+        scores = scores.merge(extra, on=["scale", "place"], how="left", validate="one_to_one")
+    numbers = [c for c in scores if c not in ("slide_id", "patient_id", "label", "fold", "scale", "place", "x", "y")]
+    top, parents = [], {}
+    for scale in scales:
+        for row in scores[scores.scale == scale].to_dict("records"):
+            feature = _feature(slide_id, row, side[scale], numbers)
+            parent = parents.get(row["place"])
+            if scale == scales[0]:
+                parents[row["place"]] = feature
+            (top if parent is None else parent["properties"].setdefault("childObjects", [])).append(feature)
+    return {"type": "FeatureCollection", "features": top}
+
+
+def _feature(slide_id: str, row: dict, side: int, numbers: list[str]) -> dict:
+    x, y = int(row["x"]), int(row["y"])
+    band = min(int(row["normalised"] * BANDS), BANDS - 1)
+    colour = [int(round(255 * c)) for c in colormaps["inferno"]((band + 0.5) / BANDS)[:3]]
+    said = {name: float(row[name]) for name in numbers}
+    return {
+        "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"{slide_id}/{row['scale']}/{row['place']}")),
+        "geometry": {"type": "Polygon",
+                     "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]]},
+        "properties": {"objectType": "tile", "name": f"{row['scale']}x tile {row['place']}",
+                       "classification": {"name": f"score {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}",
+                                          "color": colour},
+                       "measurements": {name: value if np.isfinite(value) else "NaN" for name, value in said.items()},
+                       "isLocked": True}}
+
+
+def write_qupath(features: dict, path: str | Path) -> Path:
+    """Write a FeatureCollection as .geojson, for QuPath's File > Import objects."""
+    with atomic(path) as temporary:
+        Path(temporary).write_text(json.dumps(features), encoding="utf-8")
+    return Path(path)
+
+
+def heatmap(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """(S, H, W) float32 normalised scores, NaN where there is no tile, and how many level-0 px a pixel covers.
+
+    One channel a scale, coarse to fine; a tile of the finest scale is about CELL pixels wide.
+    """
+    step = min(side.values()) / CELL
+    width, height = (int(np.ceil(size / step)) for size in dimensions)
+    scales = sorted(scores.scale.unique())
+    image = np.full((len(scales), height, width), np.nan, np.float32)
+    for channel, scale in zip(image, scales):
+        for x, y, value in scores.loc[scores.scale == scale, ["x", "y", "normalised"]].itertuples(index=False):
+            left, top, right, bottom = (int(round(v / step)) for v in (x, y, x + side[scale], y + side[scale]))
+            channel[top:bottom, left:right] = value
+    return image, step
+
+
+def write_heatmap(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int], mpp: float,
+                  path: str | Path) -> Path:
+    """Write `heatmap` as a pyramidal OME-TIFF (.ome.tif), a channel a scale; mpp: um a level-0 pixel of the slide.
+
+    Its pixel size in the OME metadata is that of the slide times the step, so that a viewer which knows both lays the
+    one over the other. NaN (no tile) is kept.
+    """
+    image, step = heatmap(scores, side, dimensions)
+    levels = max(0, int(np.log2(max(image.shape[1:]) / 256)))
+    names = [f"score {scale}x" for scale in sorted(scores.scale.unique())]
+    size = {"PhysicalSizeX": mpp * step, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp * step,
+            "PhysicalSizeYUnit": "µm"}
+    options = dict(photometric="minisblack", tile=(256, 256), compression="zlib")
+    with atomic(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as tif:
+        tif.write(image, subifds=levels, metadata={"axes": "CYX", "Channel": {"Name": names}, **size}, **options)
+        for level in range(1, levels + 1):
+            shape = tuple(max(1, n >> level) for n in image.shape[1:])
+            small = np.stack([cv2.resize(c, shape[::-1], interpolation=cv2.INTER_NEAREST) for c in image])
+            tif.write(small, subfiletype=1, **options)
+    return Path(path)

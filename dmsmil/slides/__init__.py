@@ -1,0 +1,1 @@
+"""Which tiles of a slide, and why those? (notebook 01)"""

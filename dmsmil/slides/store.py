@@ -1,0 +1,269 @@
+"""Tiles and features on disk: TRIDENT's layout, one file a slide and scale, whole or absent, and what made each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from dmsmil.jobs.failures import failure_row, write_failures
+from dmsmil.jobs.files import InputError, atomic, one_line
+from dmsmil.jobs.parallel import check_shared, progress, run_units
+from dmsmil.slides.reader import tile_size_level0
+from dmsmil.slides.tiles import Tiles
+
+
+class ScaleFeatures(NamedTuple):
+    """One scale of one slide: features (N, D) float32 (None when only asked where the tiles are), coords (N, 2) int64
+    level-0 px, parent (N,) int64: tiles of all scales with the same number belong together. It is the row of the tile
+    of the study's first scale, which itself has none in its file (None where another scale is taken as the first)."""
+
+    features: np.ndarray | None
+    coords: np.ndarray
+    parent: np.ndarray | None
+
+
+class Store:
+    """The features/ folder of a study.
+
+    Each file carries `config`, the JSON of everything that made it (for features its "encoder" is Encoder.identity):
+    `has_tiles` and `has_features` are true only for whole files made by exactly that configuration, so that a stage
+    makes again what was made otherwise, and reading refuses it. What other programs made is imported (formats.py).
+    """
+
+    def __init__(self, home: str | Path, tile_px: int = 512, scales: tuple[int, ...] = (10, 20), encoder: str = ""):
+        self.home, self.tile_px, self.scales, self.encoder = Path(home), tile_px, tuple(scales), encoder
+
+    def tiles_path(self, scale: int, slide_id: str) -> Path:
+        """Where the tiles of a slide at a scale lie."""
+        return self._folder(scale) / "patches" / f"{slide_id}_patches.h5"
+
+    def features_path(self, scale: int, slide_id: str) -> Path:
+        """Where the features of a slide at a scale lie."""
+        return self._folder(scale) / encoder_folder(self.encoder) / f"{slide_id}.h5"
+
+    def write_tiles(self, tiles: Tiles, config: dict) -> None:
+        """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first."""
+        for scale in self.scales:
+            with self._writing(self.tiles_path(scale, tiles.slide_id), config) as file:
+                _coords(file, self._attributes(tiles, scale, "patches"), tiles.coords[scale])
+                if scale == self.scales[0]:
+                    file["density"] = np.asarray(tiles.density, np.float64)
+                    file["colour"] = np.asarray(tiles.colour, np.float32)
+                    file.attrs["grid"], file.attrs["read"] = tiles.grid, tiles.read
+                else:
+                    file["parent"] = np.asarray(tiles.parent, np.int64)
+
+    def read_tiles(self, slide_id: str, config: dict | None = None) -> Tiles:
+        """The tiles of a slide. With `config`, every key in it must be as the file's own (else InputError).
+
+        Density and colour are NaN when the first scale here is not the one that they were measured on.
+        """
+        coords, parent = {}, None
+        for scale in self.scales:
+            with self._reading(self.tiles_path(scale, slide_id), slide_id, config) as file:
+                coords[scale] = file["coords"][:].astype(np.int64)
+                if scale == self.scales[0]:
+                    count = len(coords[scale])
+                    density = file["density"][:] if "density" in file else np.full(count, np.nan)
+                    colour = file["colour"][:] if "colour" in file else np.full((count, 6), np.nan, np.float32)
+                    grid, read = (int(file.attrs.get(name, count)) for name in ("grid", "read"))
+                    about = {name: value.item() for name, value in file["coords"].attrs.items()
+                             if name.startswith("level0_")}
+                elif "parent" in file:
+                    parent = file["parent"][:]
+        return Tiles(slide_id, self.tile_px, coords, density, colour, np.arange(count) if parent is None else parent,
+                     (about["level0_width"], about["level0_height"]), float(about["level0_magnification"]), grid, read)
+
+    def write_features(self, slide_id: str, features: dict[int, np.ndarray], tiles: Tiles, config: dict) -> None:
+        """Keep {scale: (N, D)} features of the tiles of a slide, row for row; InputError when one is not finite."""
+        for scale in self.scales:
+            values = np.ascontiguousarray(features[scale], np.float32)
+            _check_features(values, tiles.coords[scale], slide_id, scale)
+        for scale in self.scales:
+            values, path = np.ascontiguousarray(features[scale], np.float32), self.features_path(scale, slide_id)
+            with self._writing(path, config) as file:
+                # one uncompressed chunk: read in .6 ms where row chunks take .9 and gzip 16; resizable, as TRIDENT's
+                data = file.create_dataset("features", data=values, chunks=(max(len(values), 1), values.shape[1]),
+                                           maxshape=(None, values.shape[1]))
+                attributes = self._attributes(tiles, scale, path.parent.name)
+                data.attrs.update({"name": slide_id, "savetodir": attributes["savetodir"], "encoder": self.encoder})
+                _coords(file, attributes, tiles.coords[scale])
+                if scale != self.scales[0]:
+                    file["parent"] = np.asarray(tiles.parent, np.int64)
+
+    def read_features(self, slide_id: str, config: dict | None = None,
+                      values: bool = True) -> dict[int, ScaleFeatures]:
+        """The features of a slide by scale; without `values` only where its tiles are.
+
+        Raises InputError: absent, truncated, not finite, made by another encoder than this store's, or, with `config`,
+        differing from it in one of its keys.
+        """
+        found = {}
+        for scale in self.scales:
+            with self._reading(self.features_path(scale, slide_id), slide_id, config) as file:
+                coords = file["coords"][:].astype(np.int64)
+                features = file["features"][:].astype(np.float32, copy=False) if values else None
+                if values:
+                    _check_features(features, coords, slide_id, scale)
+                parent = file["parent"][:] if "parent" in file else None
+                if parent is None and scale == self.scales[0]:
+                    parent = np.arange(len(coords))
+                found[scale] = ScaleFeatures(features, coords, parent)
+        return found
+
+    def features_made_by(self, slide_id: str) -> tuple[dict, int]:
+        """What made the features of a slide, and how many channels they have.
+
+        Raises InputError when its scales were not made alike, as a killed process can leave them.
+        """
+        found = []
+        for scale in self.scales:
+            with self._reading(self.features_path(scale, slide_id), slide_id) as file:
+                found.append((_config(file), file["features"].shape[1]))
+        if any(_plain(one) != _plain(found[0]) for one in found):
+            raise InputError(f"slide {slide_id} has features that were made otherwise at one scale than at another: "
+                             "run the features stage again")
+        return found[0]
+
+    def has_tiles(self, slide_id: str, config: dict) -> bool:
+        """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
+        return all(self._has(self.tiles_path(s, slide_id), slide_id, config, ("coords",)) for s in self.scales)
+
+    def has_features(self, slide_id: str, config: dict) -> bool:
+        """Whether the features of a slide are there, whole, and made by exactly this configuration."""
+        return all(self._has(self.features_path(s, slide_id), slide_id, config, ("features", "coords"))
+                   for s in self.scales)
+
+    def _folder(self, scale: int) -> Path:
+        return self.home / "features" / f"{scale:g}x_{self.tile_px}px_0px_overlap"
+
+    def _attributes(self, tiles: Tiles, scale: int, folder: str) -> dict:
+        """TRIDENT's attributes of `coords`; the folder is told relative to the study, for studies move."""
+        base = float(tiles.magnification)
+        return {"patch_size": self.tile_px, "patch_size_level0": tile_size_level0(base, scale, self.tile_px),
+                "level0_magnification": int(base) if base.is_integer() else base, "target_magnification": scale,
+                "overlap": 0, "name": tiles.slide_id, "savetodir": f"features/{self._folder(scale).name}/{folder}",
+                "level0_width": int(tiles.dimensions[0]), "level0_height": int(tiles.dimensions[1])}
+
+    @contextmanager
+    def _writing(self, path: Path, config: dict) -> Iterator[h5py.File]:
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["config"] = json.dumps(config, sort_keys=True)
+            yield file
+
+    @contextmanager
+    def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[h5py.File]:
+        """The open file, after the checks of what made it; whatever is wrong with it is an InputError."""
+        where = path.relative_to(self.home).as_posix()
+        what = f"features by '{self.encoder}'" if path.parent.name != "patches" else "tiles"
+        if not path.exists():
+            raise InputError(f"slide {slide_id} has no {what} ({where}): make them, or see failures.csv why not")
+        try:
+            with h5py.File(path, "r", locking=False) as file:  # files never change: locks only fail, on NFS
+                made_by = _config(file)
+                if made_by is None:
+                    raise InputError(f"{where} does not say what made it: name its folder with the key 'features', or "
+                                     "delete it and start the same command again")
+                wanted = dict(config or {})
+                if what != "tiles" and "encoder" not in wanted and isinstance(made_by.get("encoder"), dict):
+                    wanted["encoder"] = {**made_by["encoder"], "name": self.encoder}
+                if difference := _difference({k: made_by.get(k) for k in wanted}, wanted):
+                    raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
+                                     "study folder")
+                yield file
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): delete it and "
+                             "start the same command again") from error
+
+    def _has(self, path: Path, slide_id: str, config: dict, names: tuple[str, ...]) -> bool:
+        try:
+            with self._reading(path, slide_id) as file:
+                made_by = _config(file)
+                return _plain(made_by) == _plain(config) and len({len(file[name]) for name in names}) == 1
+        except InputError:
+            return False
+
+
+def encoder_folder(encoder: str) -> str:
+    """The name of the folder of an encoder's features, as TRIDENT's: hf-hub:a/b -> features_hf-hub-a-b."""
+    return "features_" + re.sub(r"[^\w.-]+", "-", encoder)
+
+
+def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], function: Callable, stage: str,
+                has: Callable[[str, dict], bool], workers: int = 0, report: Callable[[str], None] = print,
+                scheduler: str = "", initializer: Callable | None = None, initargs: tuple = ()) -> pd.DataFrame:
+    """Do `function(*units[slide_id])` for each slide that is not done, in processes (see `run_units`).
+
+    The last argument of a unit is the configuration of what it makes; `has(slide_id, config)` says whether that is
+    there. The function returns tiles, warnings and seconds. A slide that fails is a row of failures.csv and a line.
+    Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
+    Raises InputError when no slide could be done.
+    """
+    check_shared(store.home, scheduler)
+    todo = {name: args for name, args in units.items() if not has(name, args[-1])}
+    failures, done = [], {}
+    for number, (name, result, error) in enumerate(
+            progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1):
+        if error is not None:
+            failures.append(failure_row(name, stage, error))
+            report(f"[{number}/{len(todo)}] {name} failed: {one_line(error)}")
+        else:
+            done[name] = result
+            report(f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
+                   + (f"  note: {result['warnings']}" if result["warnings"] else ""))
+    write_failures(store.home, stage, failures)
+    if len(units) > len(todo):
+        report(f"{len(units) - len(todo)} of {len(units)} slides were done before")
+    failed = {row["unit"] for row in failures}
+    rows = [_summary(store, row, done.get(row.slide_id)) for row in cohort.itertuples() if row.slide_id not in failed]
+    if not rows:
+        raise InputError(f"no slide could be done ({len(failures)} failed, the first: {failures[0]['reason']})")
+    return pd.DataFrame(rows)
+
+
+def _summary(store: Store, row, result: dict | None) -> dict:
+    tiles = store.read_tiles(row.slide_id)
+    return {"slide_id": row.slide_id, "label": row.label, "tiles": len(tiles.density),
+            "density": float(tiles.density.mean()), "magnification": tiles.magnification,
+            "warnings": (result or {}).get("warnings", ""), "seconds": (result or {}).get("seconds", 0.0)}
+
+
+def _coords(file: h5py.File, attributes: dict, coords: np.ndarray) -> None:
+    data = file.create_dataset("coords", data=np.asarray(coords, np.int64).reshape(-1, 2), maxshape=(None, 2),
+                               chunks=(max(len(coords), 1), 2))
+    data.attrs.update(attributes)
+
+
+def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, scale: int) -> None:
+    if features.ndim != 2 or len(features) != len(coords):
+        raise InputError(f"slide {slide_id} has features of shape {features.shape} for {len(coords)} tiles at "
+                         f"{scale}x: delete its feature files and make them again")
+    if bad := int((~np.isfinite(features)).any(1).sum()):
+        raise InputError(f"slide {slide_id} has {bad} tiles at {scale}x whose features are NaN or infinite: "
+                         "look at its tiles and at the encoder's weights, then make its features again")
+
+
+def _config(file: h5py.File) -> dict | None:
+    return json.loads(file.attrs["config"]) if "config" in file.attrs else None
+
+
+def _plain(config) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+def _difference(have, want, name: str = "") -> str:
+    """The first place where two JSON-like values differ, in words; "" when they do not."""
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted(have.keys() | want.keys()):
+            if text := _difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
+                return text
+        return ""
+    return "" if _plain(have) == _plain(want) else f"{name} is {have!r}, not {want!r}"

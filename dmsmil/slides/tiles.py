@@ -1,0 +1,273 @@
+"""Score the density of a slide's tiles and choose the linked 10x and 20x tiles of paper 2.2.
+
+The selection is exactly that of reading and scoring every tile, at a fraction of its cost (`screen`, `select_tiles`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.reader import Level, Slide, shrink, tile_size_level0
+
+WHITE = 200                  # a pixel with R, G or B below this is tissue (paper 2.2)
+SCREEN_NOISE = 4             # grey levels between a low-resolution pixel and the mean of the pixels below it (JPEG)
+SCREEN_STRAY = 0.002         # share of a tile's pixels that may be off by more than that
+SCREEN_PIXELS = 200_000_000  # a level with more pixels is not screened on: it is held in memory whole
+
+
+@dataclass
+class Tiles:
+    """The tiles chosen on one slide: row i of every scale belongs together; rows in raster order of the first scale.
+
+    coords: {scale: (N, 2) int64} top-left corners (x, y) in level-0 pixels. density: (N,) of the first scale's tile.
+    colour: (N, 6) float32, mean R, G, B then standard deviation R, G, B of that tile, in [0, 1]. parent: (N,) int64,
+    row of the first scale's tile that holds row i. dimensions: (width, height) of level 0; magnification: of level 0.
+    grid, read: how many tiles the slide has, how many of them were read to choose. pixels: {scale: uint8 (N, tile_px,
+    tile_px, 3)} if asked for.
+    """
+
+    slide_id: str
+    tile_px: int
+    coords: dict[int, np.ndarray]
+    density: np.ndarray
+    colour: np.ndarray
+    parent: np.ndarray
+    dimensions: tuple[int, int]
+    magnification: float
+    grid: int
+    read: int
+    pixels: dict[int, np.ndarray] | None = field(default=None, repr=False)
+
+
+def tissue_pixels(tile: np.ndarray) -> int:
+    """How many pixels of an RGB tile have at least one of R, G, B below 200; their share is its density (paper 2.2)."""
+    white = cv2.inRange(tile, (WHITE, WHITE, WHITE), (255, 255, 255))
+    return white.size - cv2.countNonZero(white)
+
+
+def child_corner(seed: int, slide_id: str, parent: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
+    """Corner of the random tile of `scale` inside the tile at `parent`, uniform over the (room + 1)² level-0 offsets.
+
+    A hash of (seed, slide, tile, scale) decides, so that neither order nor parallelism changes it.
+    """
+    digest = hashlib.sha256(f"{seed}|{slide_id}|{parent[0]}|{parent[1]}|{scale}".encode()).digest()
+    dx, dy = (int.from_bytes(part, "big") % (room + 1) for part in (digest[:16], digest[16:]))
+    return parent[0] + dx, parent[1] + dy
+
+
+def screening_level(slide: Slide, magnification: float, tile_px: int) -> Level | None:
+    """The finest level on which tiles of `magnification` can be screened at less cost than reading them, if any.
+
+    Its pixels must each be made of whole tile pixels: base magnification and step whole multiples, and a level size
+    that is the slide's divided by the step (rounded, as scanners do, which is what makes downsamples odd).
+    """
+    source, _ = slide.source(magnification, tile_px)
+    ratio, side = slide.magnification / magnification, tile_size_level0(slide.magnification, magnification, tile_px)
+    for level in slide.levels:
+        whole = ratio == round(ratio) and level.step % round(ratio) == 0
+        blocks = all(abs(n * level.step - n0) < level.step
+                     for n, n0 in zip((level.width, level.height), slide.dimensions))
+        if whole and blocks and 2 * source.downsample * (1 - 1e-3) <= level.step <= side \
+                and level.width * level.height <= SCREEN_PIXELS:
+            return level
+    return None
+
+
+def screen(slide: Slide, level: Level, magnification: float, tile_px: int, columns: int, rows: int) -> np.ndarray:
+    """Upper bounds (rows, columns) on the number of tissue pixels of every tile, from a low-resolution level.
+
+    Suppose a pixel of `level` with mean m in a channel stands for n tile pixels, k of them below 200 in that channel
+    and none brighter than W. Then n m <= 199 k + W (n - k), so k <= n (W - m) / (W - 199), rounded down. A tile pixel
+    is tissue if it is below 200 in any channel: the bounds of the three channels add up, to n at most. W is 255, but on
+    glass, where that would be too loose, it is the brightest of the 5 x 5 low-resolution pixels around.
+    Assumed of the slide, then: m is that mean, and W that maximum, within SCREEN_NOISE, but for a share SCREEN_STRAY of
+    the tile. `select_tiles` checks the bound on every tile that it reads and drops it for a slide where it fails once.
+    Where the downsample is odd, one more pixel around each tile is counted in, as it may be shifted.
+    """
+    pixels = slide.whole(level)
+    n = (level.step * magnification / slide.magnification) ** 2
+    below = n * (255 - np.arange(256)[:, None].repeat(3, 1) + SCREEN_NOISE) / (255 - (WHITE - 1))
+    table = np.clip(np.floor(below), 0, n).astype(np.uint8 if 3 * n < 256 else np.float32)[None]
+    # n (W - m + noise) < W - 199 with W = around + noise: no pixel below 200
+    glass = (WHITE - 1) + (2 * n - 1) * SCREEN_NOISE
+    side, ring = tile_size_level0(slide.magnification, magnification, tile_px), 0 if level.exact else 1
+
+    def span(index: int) -> tuple[int, int]:
+        """The pixels of `level` that tile row or column `index` touches."""
+        return max(index * side // level.step - ring, 0), -(-(index + 1) * side // level.step) + ring
+
+    bounds = np.zeros((rows, columns))
+    for row in range(rows):
+        top, bottom = span(row)
+        strip = pixels[top:bottom]
+        tissue = cv2.min(cv2.transform(cv2.LUT(strip, table), np.ones((1, 3))), n)
+        if glass < 255:
+            around = cv2.dilate(pixels[max(top - 2, 0) : bottom + 2], np.ones((5, 5), np.uint8))[min(top, 2) :]
+            clear = cv2.addWeighted(strip, n, around[: len(strip)], 1 - n, 0)
+            tissue[cv2.inRange(clear, (glass + 1,) * 3, (255,) * 3) > 0] = 0
+        # what the level leaves out at its right and lower edges might all be tissue
+        line = np.full(span(columns - 1)[1], n * (bottom - top))
+        line[: level.width] = cv2.reduce(tissue, 0, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[0, : len(line)]
+        line[: level.width] += n * (bottom - top - len(strip))
+        total = np.concatenate([[0.0], np.cumsum(line)])
+        for column in range(columns):
+            left, right = span(column)
+            bounds[row, column] = total[right] - total[left]
+    return np.minimum(bounds + SCREEN_STRAY * tile_px**2, tile_px**2)
+
+
+def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, min_density: float = 0.05,
+                 scales: tuple[int, ...] = (10, 20), pixels: bool = False) -> Tiles:
+    """The `k` densest tiles of the first scale and, for each, one random tile of every other scale inside it.
+
+    Tiles of `tile_px` lie on a grid without overlap, whole inside the slide; those less dense than `min_density` are
+    glass, so that fewer than `k` is normal. Equal densities are ranked by position (y, then x).
+
+    Exact at a fraction of the cost: tiles are read in the order of their upper bounds (`screen`), until the worst of
+    the k best read so far ranks before the best that the next tile could still reach; then no unread tile can displace
+    any. `pixels` keeps the decoded tiles (k pairs in memory), so that choosing and encoding need one decode.
+
+    Raises InputError: no tissue, slide smaller than a tile or scanned below a scale, damaged file.
+    """
+    if k < 1 or tile_px < 1:
+        raise InputError(f"k = {k} and tile_px = {tile_px}: both must be at least 1")
+    name, first = slide.path.name, scales[0]
+    for scale in scales:
+        slide.source(scale, tile_px)  # refuses a scale above the slide's own
+    side = tile_size_level0(slide.magnification, first, tile_px)
+    columns, rows = (n // side for n in slide.dimensions)
+    if not columns or not rows:
+        raise InputError(f"slide {name} ({slide.dimensions[0]} x {slide.dimensions[1]} px) is smaller than one "
+                         f"{first}x tile of {side} px: take it out of the cohort table or lower tile_px")
+
+    level, area = screening_level(slide, first, tile_px), tile_px**2
+    bounds = np.full((rows, columns), float(area)) if level is None \
+        else screen(slide, level, first, tile_px, columns, rows)
+    waiting = sorted((-bound, *cell) for cell, bound in np.ndenumerate(bounds) if bound / area >= min_density)
+    best = _Best(slide, min(k, bounds.size), tile_px, seed, min_density, scales, pixels)
+    done = set()
+    while waiting:
+        for bound, *cell in waiting:
+            if best.surpass(-bound, *cell):
+                waiting = []
+                break
+            done.add(tuple(cell))
+            if best.read(*cell) > -bound:  # what the screen assumes is not so on this slide: read all the others
+                slide.warnings.append(f"slide {name}: its low-resolution level does not match its pixels; "
+                                      "every tile was read")
+                waiting = [(-float(area), *cell) for cell in np.ndindex(rows, columns) if cell not in done]
+                break
+        else:
+            waiting = []
+    if not best.heap:
+        raise InputError(f"slide {name} has no tissue: no {first}x tile reaches density {min_density:g}; "
+                         "look at its thumbnail, then take it out of the cohort table or lower min_density")
+    return best.tiles(grid=bounds.size, read=len(done))
+
+
+class _Best:
+    """The k densest tiles read so far: a heap of (tissue pixels, -row, -column), the worst first, and what they are."""
+
+    def __init__(self, slide, k, tile_px, seed, min_density, scales, pixels):
+        self.slide, self.k, self.tile_px, self.seed = slide, k, tile_px, seed
+        self.min_density, self.scales = min_density, scales
+        self.sides = {scale: tile_size_level0(slide.magnification, scale, tile_px) for scale in scales}
+        self.heap, self.known = [], {}
+        self.images = {scale: np.empty((k, tile_px, tile_px, 3), np.uint8) for scale in scales} if pixels else None
+
+    def surpass(self, tissue: float, row: int, column: int) -> bool:
+        """Whether a tile with this many tissue pixels, or fewer, at this place or later, cannot be among the best."""
+        return len(self.heap) == self.k and self.heap[0] > (tissue, -row, -column)
+
+    def read(self, row: int, column: int) -> int:
+        """Read and score a tile, keep it if it is among the best; return its number of tissue pixels."""
+        slide, first, tile_px = self.slide, self.scales[0], self.tile_px
+        corners = {first: (column * self.sides[first], row * self.sides[first])}
+        source, size = slide.source(first, tile_px)
+        region = slide.region(source, *corners[first], size)
+        tile = shrink(region, tile_px)
+        tissue = tissue_pixels(tile)
+        if tissue / tile_px**2 < self.min_density or self.surpass(tissue, row, column):
+            return tissue
+        slot = len(self.heap) if len(self.heap) < self.k else self.known.pop(heapq.heappop(self.heap))[0]
+        for scale in self.scales[1:]:
+            room = self.sides[first] - self.sides[scale]
+            corners[scale] = child_corner(self.seed, slide.slide_id, corners[first], scale, room)
+        heapq.heappush(self.heap, (tissue, -row, -column))
+        mean, deviation = cv2.meanStdDev(tile)
+        self.known[tissue, -row, -column] = slot, corners, np.concatenate([mean, deviation])[:, 0] / 255
+        if self.images is not None:
+            self.images[first][slot] = tile
+            for scale, cut in _inside(slide, region, corners, self.scales, tile_px).items():
+                self.images[scale][slot] = cut
+        return tissue
+
+    def tiles(self, grid: int, read: int) -> Tiles:
+        """The best, in raster order."""
+        order = sorted(self.heap, key=lambda key: (-key[1], -key[2]))
+        slots, corners, colours = zip(*(self.known[key] for key in order))
+        tiles = Tiles(
+            slide_id=self.slide.slide_id, tile_px=self.tile_px, parent=np.arange(len(order)),
+            coords={scale: np.array([at[scale] for at in corners], np.int64) for scale in self.scales},
+            density=np.array([key[0] for key in order]) / self.tile_px**2, colour=np.array(colours, np.float32),
+            dimensions=self.slide.dimensions, magnification=self.slide.magnification, grid=grid, read=read)
+        if self.images is None:
+            return tiles
+        tiles.pixels = {}
+        for scale in self.scales:
+            if scale == self.scales[0] or _shared(self.slide, self.scales[0], scale, self.tile_px):
+                tiles.pixels[scale] = _arrange(self.images[scale], slots)
+            else:
+                tiles.pixels[scale] = self.images[scale][: len(order)]
+                for image, at in zip(tiles.pixels[scale], corners):
+                    image[:] = self.slide.read(*at[scale], scale, self.tile_px)
+        return tiles
+
+
+def _arrange(images: np.ndarray, slots: tuple[int, ...]) -> np.ndarray:
+    """images[slots] without a second copy in memory: `slots` is a permutation of the first rows, followed in cycles."""
+    waiting = dict(enumerate(slots))
+    while waiting:
+        start, source = waiting.popitem()
+        first, row = images[start].copy(), start
+        while source != start:
+            images[row] = images[source]
+            row, source = source, waiting.pop(source)
+        images[row] = first
+    return images[: len(slots)]
+
+
+def read_tiles(slide: Slide, tiles: Tiles) -> Iterator[dict[int, np.ndarray]]:
+    """The pixels of `tiles`, row by row: {scale: uint8 (tile_px, tile_px, 3)}. One decode a row where levels allow."""
+    scales = tuple(tiles.coords)
+    source, size = slide.source(scales[0], tiles.tile_px)
+    for i in range(len(tiles.density)):
+        corners = {scale: tuple(tiles.coords[scale][i].tolist()) for scale in scales}
+        region = slide.region(source, *corners[scales[0]], size)
+        cuts = _inside(slide, region, corners, scales, tiles.tile_px)
+        yield {scales[0]: shrink(region, tiles.tile_px)} | {
+            scale: cuts[scale] if scale in cuts else slide.read(*corners[scale], scale, tiles.tile_px)
+            for scale in scales[1:]}
+
+
+def _shared(slide: Slide, first: int, scale: int, tile_px: int) -> bool:
+    """Whether every tile of `scale` can be cut out of the pixels that its tile of the first scale is read from."""
+    return slide.source(first, tile_px)[0] is slide.source(scale, tile_px)[0] is slide.levels[0]
+
+
+def _inside(slide: Slide, region: np.ndarray, corners: dict, scales, tile_px: int) -> dict[int, np.ndarray]:
+    """The tiles of the other scales that can be cut out of `region`, the pixels that the first scale's is read from."""
+    first, cuts = scales[0], {}
+    for scale in scales[1:]:
+        if _shared(slide, first, scale, tile_px):
+            left, top = (at - origin for at, origin in zip(corners[scale], corners[first]))
+            size = slide.source(scale, tile_px)[1]
+            cuts[scale] = shrink(region[top : top + size, left : left + size], tile_px)
+    return cuts

@@ -1,0 +1,1 @@
+"""How is a study run? Its parameters, its notebooks in order, and the command `dmsmil`."""

@@ -1,0 +1,1 @@
+"""What is learned, and what is a number worth? Fitting, the run store, metrics, cheap rules. (notebook 03)"""

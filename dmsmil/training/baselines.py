@@ -1,0 +1,78 @@
+"""What a number is worth: rules that know nothing of tissue, on the same folds as the methods.
+
+A method that does not beat the first has learned nothing, the second stain, the third who prepared the slide.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dmsmil.cohorts.folds import fold_count
+from dmsmil.features.bags import Bags
+from dmsmil.training.metrics import predictions_table
+
+MAJORITY, COLOUR, SITE = "always the majority", "six colour numbers", "the site alone"
+CHEAP = (COLOUR, SITE, MAJORITY)  # as rows of a table
+
+
+def baseline_predictions(bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The predictions of each baseline that this cohort allows, by name: the site alone needs two sites or more, colour
+    the tiles' colours, which features made elsewhere do not tell."""
+    found = {} if bags.colour is None or bags.colour.isnan().any() else {COLOUR: colour_predictions(bags, folds)}
+    if cohort.site[cohort.site != ""].nunique() > 1:
+        found[SITE] = site_predictions(folds, cohort)
+    return {**found, MAJORITY: majority_predictions(folds)}
+
+
+def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
+    """Logistic regression on six colour numbers: mean and deviation of R, G, B over a slide's tiles. No tuning."""
+    names, parts = np.asarray(bags.classes)[bags.labels], []
+    here = folds.set_index("slide_id").reindex(bags.slide_ids)
+    for fold in range(fold_count(folds)):
+        test, rest = (where.to_numpy() for where in _parts(here, fold))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(np.asarray(bags.colour)[rest], names[rest])
+        table = predictions_table(np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test],
+                                  model.predict_proba(np.asarray(bags.colour)[test]), list(model.classes_))
+        parts.append(table.assign(fold=fold, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
+    """The class shares of the site's training patients, one pseudo-patient of the prior added to each site.
+
+    A site that was not trained on, or is not named, gets the prior: on site-preserved folds this rule is blind.
+    """
+    classes, parts = sorted(folds.label.unique()), []
+    table = folds.assign(site=cohort.set_index("slide_id").site.reindex(folds.slide_id).fillna("").to_numpy())
+    for fold in range(fold_count(folds)):
+        test, rest = (table[where] for where in _parts(folds, fold))
+        patients = rest.drop_duplicates("patient_id")
+        prior = patients.label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
+        counts = patients[patients.site != ""].groupby(["site", "label"]).size().unstack(fill_value=0)
+        share = counts.reindex(columns=classes, fill_value=0).add(prior)
+        share = share.div(share.sum(1), axis=0).reindex(test.site).fillna(prior).to_numpy()
+        said = predictions_table(test.slide_id, test.patient_id, test.label, share, classes)
+        parts.append(said.assign(fold=fold, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def majority_predictions(folds: pd.DataFrame) -> pd.DataFrame:
+    """The always-majority rule: each fold's tested slides get the commonest class of its training slides."""
+    classes, parts = sorted(folds.label.unique()), []
+    for fold in range(fold_count(folds)):
+        test, rest = (folds[where] for where in _parts(folds, fold))
+        prior = rest.label.value_counts(normalize=True).reindex(classes, fill_value=0.0).to_numpy()
+        table = predictions_table(test.slide_id, test.patient_id, test.label, np.tile(prior, (len(test), 1)), classes)
+        parts.append(table.assign(fold=fold, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _parts(folds: pd.DataFrame, fold: int) -> tuple[pd.Series, pd.Series]:
+    """Which rows fold `fold` tests, and which it may learn from."""
+    column = folds[f"fold_{fold}"]
+    return column == "test", (column == "train") | (column == "val")

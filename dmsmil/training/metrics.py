@@ -1,0 +1,174 @@
+"""ACC, F1 and AUC; mean and deviation over folds; intervals by patient; calibration.
+
+A predictions table has one row a tested slide: slide_id, patient_id, label, prob_<class> for each class, pred, and
+fold and seed where several runs are pooled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
+
+from dmsmil.jobs.files import InputError
+
+METRICS = ("ACC", "F1", "AUC")
+
+
+def predictions_table(slide_ids, patient_ids, labels, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """A predictions table from (N, n_classes) probabilities; labels are class names."""
+    table = pd.DataFrame({"slide_id": slide_ids, "patient_id": patient_ids, "label": labels})
+    for c, name in enumerate(classes):
+        table[f"prob_{name}"] = probabilities[:, c]
+    table["pred"] = np.asarray(classes)[probabilities.argmax(1)]
+    return table
+
+
+def class_names(predictions: pd.DataFrame) -> list[str]:
+    """The classes of a predictions table, in the order of its columns."""
+    return [c[5:] for c in predictions.columns if c.startswith("prob_")]
+
+
+def positive_class(classes: list[str], positive: str = "") -> str:
+    """The class that F1 and AUC are about: the one named, else the last in alphabetical order."""
+    if positive and positive not in classes:
+        raise InputError(f"positive is '{positive}', which is no class: choose one of {', '.join(classes)}")
+    return positive or sorted(classes)[-1]
+
+
+def score(predictions: pd.DataFrame, positive: str = "") -> dict[str, float]:
+    """ACC, F1 and AUC of a predictions table.
+
+    Two classes: F1 and AUC of the `positive` class. More: macro F1 and macro one-against-rest AUC. AUC is NaN where
+    only one class was tested (a fold too small to say).
+    """
+    classes = class_names(predictions)
+    labels, pred = predictions.label, predictions.pred
+    result = {"ACC": float(accuracy_score(labels, pred))}
+    if len(classes) == 2:
+        name = positive_class(classes, positive)
+        result["F1"] = float(f1_score(labels, pred, pos_label=name, zero_division=0.0))
+        truth, value = labels.eq(name), predictions[f"prob_{name}"]
+        result["AUC"] = float(roc_auc_score(truth, value)) if truth.nunique() == 2 else float("nan")
+    else:
+        result["F1"] = float(f1_score(labels, pred, average="macro", labels=classes, zero_division=0.0))
+        aucs = [roc_auc_score(labels.eq(c), predictions[f"prob_{c}"]) for c in classes if labels.eq(c).nunique() == 2]
+        result["AUC"] = float(np.mean(aucs)) if aucs else float("nan")
+    return result
+
+
+def score_by_fold(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
+    """One row a (fold, seed): fold, seed, slides, ACC, F1, AUC."""
+    rows = [{"fold": fold, "seed": seed, "slides": len(part), **score(part, positive)}
+            for (fold, seed), part in predictions.groupby(["fold", "seed"])]
+    return pd.DataFrame(rows)
+
+
+def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Mean and standard deviation over runs, and a 95 % interval by patient, of each metric.
+
+    Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1), ACC_low, ACC_high (bootstrap of patients on the pooled
+    out-of-fold predictions), and so for F1 and AUC.
+    """
+    by_fold, (low, high) = score_by_fold(predictions, positive), bootstrap(predictions, positive, draws, seed)
+    result = {}
+    for name in METRICS:
+        values = by_fold[name].dropna()
+        result |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std(ddof=1)),
+                   f"{name}_low": low[name], f"{name}_high": high[name]}
+    return result
+
+
+def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0,
+              level: float = 0.95) -> tuple[dict[str, float], dict[str, float]]:
+    """Percentile interval of each metric on the pooled predictions, when patients, not slides, are drawn again.
+
+    Each class's patients are drawn among themselves, so that no draw lacks a class. With several seeds a slide is
+    predicted several times: a drawn patient brings all of its rows, for they are not independent.
+    Returns ({metric: low}, {metric: high}).
+    """
+    rng = np.random.default_rng(seed)
+    values = draw_metrics(predictions, patient_draws(predictions, draws, rng), positive)
+    edges = (1 - level) / 2, (1 + level) / 2
+    low, high = (values.quantile(q) for q in edges)
+    return low.to_dict(), high.to_dict()
+
+
+def patient_draws(predictions: pd.DataFrame, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, rows) how often each row is drawn when patients are drawn with replacement within their class."""
+    patients = predictions.groupby("patient_id").label.first().sort_index()
+    counts = np.zeros((draws, len(patients)))
+    for label in sorted(patients.unique()):
+        where = np.flatnonzero(patients == label)
+        counts[:, where] = rng.multinomial(len(where), np.full(len(where), 1 / len(where)), size=draws)
+    return counts[:, patients.index.get_indexer(predictions.patient_id)]
+
+
+def mean_interval(values, patients, draws: int = 1000, seed: int = 0,
+                  level: float = 0.95) -> tuple[float, float, float]:
+    """Mean over patients of a value a slide (a patient's slides averaged first), and its interval when patients are
+    drawn again: (mean, low, high). NaN values are left out; all NaN where none is left."""
+    means = pd.Series(np.asarray(values, float)).groupby(np.asarray(patients)).mean().dropna().to_numpy()
+    if not len(means):
+        return float("nan"), float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).choice(means, (draws, len(means))).mean(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(means.mean()), float(low), float(high)
+
+
+def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str = "") -> pd.DataFrame:
+    """ACC, F1 and AUC of weighted rows: weights (draws, rows) -> one row a draw.
+
+    AUC counts pairs within a run (fold and seed) alone: the probabilities of two models do not share a scale, and
+    comparing them across folds would punish a rule for its folds' different class shares.
+    """
+    run = np.zeros(len(predictions))
+    if "fold" in predictions:
+        run = predictions.groupby(["fold", "seed"]).ngroup().to_numpy()
+    classes = class_names(predictions)
+    labels, pred = predictions.label.to_numpy(), predictions.pred.to_numpy()
+    names = [positive_class(classes, positive)] if len(classes) == 2 else classes
+    f1s, aucs = [], []
+    for name in names:
+        truth, said, value = labels == name, pred == name, predictions[f"prob_{name}"].to_numpy()
+        hits = weights @ (truth & said)
+        f1s.append(2 * hits / np.maximum(weights @ truth.astype(float) + weights @ said.astype(float), 1e-12))
+        same = (run[truth, None] == run[None, ~truth]).astype(float)
+        above = (value[truth, None] > value[None, ~truth]) + 0.5 * (value[truth, None] == value[None, ~truth])
+        up, down = weights[:, truth], weights[:, ~truth]
+        pairs = ((up @ same) * down).sum(1)
+        aucs.append(((up @ (same * above)) * down).sum(1) / np.where(pairs > 0, pairs, np.nan))
+    return pd.DataFrame({"ACC": weights @ (labels == pred) / weights.sum(1), "F1": np.mean(f1s, 0),
+                         "AUC": np.mean(aucs, 0)})
+
+
+def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Confusion matrix with class names: rows are the truth, columns the prediction."""
+    classes = class_names(predictions)
+    matrix = confusion_matrix(predictions.label, predictions.pred, labels=classes)
+    return pd.DataFrame(matrix, index=pd.Index(classes, name="truth"), columns=pd.Index(classes, name="predicted"))
+
+
+def roc_points(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
+    """ROC curve of each (fold, seed): fold, seed, fpr, tpr (two classes: `positive` against the other)."""
+    name = positive_class(class_names(predictions), positive)
+    parts = []
+    for (fold, seed), part in predictions.groupby(["fold", "seed"]):
+        if part.label.eq(name).nunique() == 2:
+            fpr, tpr, _ = roc_curve(part.label.eq(name), part[f"prob_{name}"])
+            parts.append(pd.DataFrame({"fold": fold, "seed": seed, "fpr": fpr, "tpr": tpr}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) -> tuple[pd.DataFrame, float]:
+    """Reliability in bins of equal count, and the expected calibration error.
+
+    Returns (table with columns predicted, observed, slides; ECE = sum over bins of share x |observed - predicted|).
+    """
+    name = positive_class(class_names(predictions), positive)
+    ordered = predictions.sort_values(f"prob_{name}", kind="stable")
+    parts = [p for p in np.array_split(np.arange(len(ordered)), min(bins, len(ordered))) if len(p)]
+    table = pd.DataFrame([{"predicted": ordered[f"prob_{name}"].iloc[p].mean(),
+                           "observed": ordered.label.eq(name).iloc[p].mean(), "slides": len(p)} for p in parts])
+    gap = (table.observed - table.predicted).abs()
+    return table, float((gap * table.slides).sum() / table.slides.sum())

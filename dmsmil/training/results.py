@@ -1,0 +1,150 @@
+"""Result tables: one row a method, the cheap rules below, and the names by which tables call a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.jobs.files import write_csv
+from dmsmil.models import METHODS, method
+from dmsmil.training.baselines import CHEAP, COLOUR, SITE, baseline_predictions
+from dmsmil.training.fit import RunConfig
+from dmsmil.training.metrics import METRICS, summarise
+from dmsmil.training.runs import Runs
+
+COLLAPSED = "collapsed"
+
+SECONDS = "epoch_seconds"
+
+FITTED = ("lr", "weight_decay", "batch_size", "select")  # of RunConfig, besides epochs
+
+
+def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame,
+                 positive: str = "") -> pd.DataFrame:
+    """One row a method, the baselines (colour, site, majority) below: what each number is worth.
+
+    Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
+    <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled out-of-fold
+    predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the median run's
+    time by its epochs; 0 for what is not trained by epochs).
+    """
+    rows = [{"name": name, "method": r.config.method, "scales": scales_name(r.config.scales),
+             **summarise(r.predictions, positive), "runs": len(r.records),
+             COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
+             SECONDS: float(r.records.seconds.median()) / r.config.epochs}
+            for name, r in zip(run_names(runs), runs)]
+    for name, predictions in baseline_predictions(bags, folds, cohort).items():
+        rows.append({"name": name, "method": "", "scales": "", **summarise(predictions, positive),
+                     "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
+                     SECONDS: 0.0})
+    return pd.DataFrame(rows)
+
+
+def scales_name(scales: Sequence[int]) -> str:
+    """Scales as tables write them: 10x, or 10x+20x."""
+    return "+".join(f"{s}x" for s in scales)
+
+
+def run_name(config: RunConfig) -> str:
+    """How a run is called in tables: the method, its scale where it has only one, and options that are not default."""
+    scales = f" {scales_name(config.scales)}" if len(config.scales) == 1 else ""
+    options = "".join(f", {k}={v}" for k, v in sorted(config.options.items()))
+    return f"{method(config.method).title}{scales}{options}"
+
+
+def run_names(runs: list[Runs]) -> list[str]:
+    """Names of the runs of one table: `run_name`, with the settings in which a run is not like the first."""
+    usual, names = runs[0].config, []
+    for r in runs:
+        own = [f", {key}={getattr(r.config, key)}" for key in FITTED if getattr(r.config, key) != getattr(usual, key)]
+        epochs = f", {r.config.epochs} epochs" if r.config.epochs != usual.epochs else ""
+        names.append(run_name(r.config) + "".join(own) + epochs)
+    return names
+
+
+def is_pooling(name: str) -> bool:
+    """Whether a method (registry key) is plain pooling, which is no published method but what one must beat."""
+    return name in METHODS and METHODS[name].reference.startswith("baseline")
+
+
+def part(table: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
+    """The rows of a result table that the paper compares with each other: of one scale, or of most scales at once (0).
+
+    Published methods first, then pooling at these scales, then the rules that know nothing of tissue.
+    """
+    wanted = scales_name([scale]) if scale else max(table.scales, key=lambda s: s.count("x"))
+    chosen = table[(table.scales == wanted) | table.name.isin(CHEAP)]
+    place = chosen.method.map(is_pooling).astype(int) + 2 * chosen.name.isin(CHEAP)
+    return chosen.iloc[place.to_numpy().argsort(kind="stable")].reset_index(drop=True)
+
+
+def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """What the paper prints (a table of dmsmil.analysis.paper) for each row: of a method that sees several scales, the first."""
+    if not printed:
+        return [{}] * len(table)
+    several = table.method.where(table.scales.str.contains("+", regex=False), "")
+    return [printed.get(name, {}) for name in several.where(~several.duplicated(), "")]
+
+
+def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None) -> pd.DataFrame:
+    """A result table to read: mean ± deviation [95 % interval]; a collapsed row says so instead of pretending.
+
+    printed: what the paper prints (`paper.printed_results`); then each metric has a column of it, a dash where the
+    paper has nothing.
+    """
+    shown = pd.DataFrame({"": table.name})
+    theirs = beside(table, printed or {})
+    for metric in METRICS:
+        shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
+                         table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
+        if printed:
+            shown[f"{metric} in the paper"] = [row.get(metric, "—") for row in theirs]
+    shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
+    if SECONDS in table:
+        shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
+    shown["note"] = ["" if not c else f"{c} of {n} runs collapsed" for c, n in zip(table[COLLAPSED], table.runs)]
+    return shown.set_index("")
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Markdown: what the first row of a result table is worth beside the baselines below it."""
+    first = table.iloc[0]
+    lines = []
+    if first[COLLAPSED]:
+        lines.append(f"**{first['name']} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
+                     "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
+    for name in [name for name in CHEAP if (table.name == name).any()]:
+        other = table[table.name == name].iloc[0]
+        metric = "AUC" if name in (COLOUR, SITE) else "ACC"
+        mine, theirs = first[f"{metric}_mean"], other[f"{metric}_mean"]
+        word = "above" if mine > theirs else "not above"
+        lines.append(f"{first['name']} is {word} *{name}*: {metric} {mine:.3f} against {theirs:.3f}.")
+    low, high = first.AUC_low, first.AUC_high
+    sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
+    lines.append(f"The 95 % interval of its AUC, [{low:.2f}, {high:.2f}], {sure} 0.5, which is guessing.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame:
+    """Write tables/<name>.csv of a study and return the table.
+
+    What depends on the clock stays out of the file: the same study gives the same bytes, interrupted or not.
+    """
+    write_csv(table.drop(columns=SECONDS, errors="ignore"), Path(home) / "tables" / f"{name}.csv", digits=6)
+    return table
+
+
+def save_run_tables(home: str | Path, runs: Runs, table: pd.DataFrame) -> str:
+    """Write the result table and the pooled predictions of a method; returns the stem their figures share."""
+    config = runs.config
+    stem = f"03_{config.method}" + (f"_{config.scales[0]}x" if len(config.scales) == 1 else "")
+    save_table(table, home, f"{stem}_results")
+    save_table(runs.predictions, home, f"{stem}_predictions")
+    return stem
+
+
+def is_published(method_name: str) -> bool:
+    """Whether a method decides the paper's claims; one of the reader's own does not."""
+    return method_name not in METHODS or METHODS[method_name].published

@@ -1,0 +1,151 @@
+"""A cohort with everything wrong in it: the good slides are done, each bad one is a row and a line, nothing is lost."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from dmsmil.cohorts.table import load_cohort, read_cohort
+from dmsmil.features.bags import load_bags
+from dmsmil.features.stages import encode_cohort, linked_similarity, pair_views, project, slide_views, tile_cohort
+from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.store import Store
+from tests.conftest import dmsmil
+from tests.slides.pyramids import make_slide
+
+GOOD = [f"good{i}" for i in range(8)]
+BAD = {"nottissue": "no tissue", "nomag": "states no magnification", "text": "cannot be read", "cut": "cannot be read",
+       "gone": "no slide file", "tiny": "smaller than one", "twice": "2 rows", "unlabelled": "no label",
+       "both1": "two classes", "both2": "two classes", "folder": "is a folder"}
+
+
+@pytest.fixture(scope="module")
+def cohort_folder(tmp_path_factory):
+    """A folder of slides and its cohort.csv: eight good slides, one of a single tile, and one of each bad kind."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for i, name in enumerate(GOOD):
+        make_slide(folder / f"{name}.svs", 900, 800, seed=i)
+    make_slide(folder / "onetile.svs", 140, 140, coverage=1, factors=(1,))
+    make_slide(folder / "nottissue.svs", 600, 600, coverage=0)
+    make_slide(folder / "nomag.svs", 600, 600, objective=None, mpp=None)
+    make_slide(folder / "tiny.svs", 16, 16, factors=(1,))
+    (folder / "text.svs").write_text("this is not a slide")
+    whole = make_slide(folder / "cut.svs", 900, 800, coverage=1).read_bytes()
+    (folder / "cut.svs").write_bytes(whole[: len(whole) // 2])
+    for name in ("twice", "unlabelled", "both1", "both2"):
+        make_slide(folder / f"{name}.svs", 300, 300)
+    (folder / "folder.svs").mkdir()
+    rows = [dict(slide_id=n, patient_id=f"p{i}", label="ab"[i % 2], path="") for i, n in enumerate([*GOOD, "onetile"])]
+    for i, name in enumerate(n for n in BAD if not n.startswith("both")):
+        rows.append(dict(slide_id=name, patient_id=f"q{i}", label="ab"[i % 2], path=""))
+    rows += [dict(rows[-1], slide_id="twice"), dict(slide_id="both1", patient_id="z", label="a", path=""),
+             dict(slide_id="both2", patient_id="z", label="b", path="")]
+    table = pd.DataFrame(rows)
+    table.loc[table.slide_id == "unlabelled", "label"] = ""
+    table.loc[table.slide_id == "folder", "path"] = "folder.svs"
+    table.to_csv(folder / "cohort.csv", index=False)
+    return folder
+
+
+def silent(line):
+    """A report that nobody reads."""
+
+
+@pytest.fixture(scope="module")
+def done(cohort_folder, tmp_path_factory):
+    """(store, cohort) of the good slides, tiled and encoded."""
+    home = tmp_path_factory.mktemp("study")
+    cohort, _ = load_cohort(cohort_folder / "cohort.csv")
+    cohort = cohort[cohort.slide_id.isin([*GOOD, "onetile"])].reset_index(drop=True)
+    store = Store(home, 64, (10, 20), "random:resnet18")
+    encode_cohort(store, cohort, k=5, workers=1, report=silent)
+    return store, cohort
+
+
+@pytest.mark.xdist_group("smoke")
+def test_a_study_of_everything_wrong_ends_with_the_good_slides_and_a_row_for_each_bad_one(cohort_folder, tmp_path):
+    params = {"study": "wrong", "cohort": str(cohort_folder / "cohort.csv"), "outputs": str(tmp_path), "k": 1000,
+              "tile_px": 64, "encoder": "random:resnet18", "encoder_px": 64, "folds": 2, "epochs": 2}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(params))
+    done = dmsmil("run", tmp_path / "wrong.yaml")
+    assert done.returncode == 1, done.stdout + done.stderr
+    failures = read_failures(tmp_path / "wrong")
+    for name, reason in BAD.items():
+        rows = failures[failures.unit == name]
+        assert len(rows) and rows.reason.str.contains(reason).all(), (name, list(rows.reason))
+        assert not rows.reason.str.contains("\n|/tmp").any()
+    assert set(failures.unit) == set(BAD)
+    predictions = pd.read_csv(tmp_path / "wrong/tables/03_dmsmil_predictions.csv")
+    assert set(predictions.slide_id) == {*GOOD, "onetile"}
+    assert "random weights (seed 0), as asked for" in done.stdout
+    allowed = dmsmil("run", tmp_path / "wrong.yaml", "-p", "allow_failures", "true", "--only", "09")
+    assert allowed.returncode == 0, allowed.stdout + allowed.stderr
+
+
+def test_a_done_slide_is_not_done_again_and_a_changed_setting_is(done):
+    store, cohort = done
+    lines = []
+    encode_cohort(store, cohort, k=5, workers=1, report=lines.append)
+    assert lines[-1] == "9 of 9 slides were done before" and len(lines) == 2
+    times = {p: p.stat().st_mtime_ns for p in store.home.rglob("*.h5")}
+    tile_cohort(store, cohort, k=4, workers=1, report=lines.append)
+    changed = [p for p in times if p.stat().st_mtime_ns != times[p]]
+    assert changed and all("patches" in str(p) for p in changed)
+    tile_cohort(store, cohort, k=5, workers=1, report=silent)
+
+
+def test_one_decode_or_two_stages_give_the_same_features(done, tmp_path):
+    store, cohort = done
+    two = Store(tmp_path, 64, (10, 20), store.encoder)
+    tile_cohort(two, cohort, k=5, workers=2, report=silent)
+    encode_cohort(two, cohort, k=5, workers=1, report=silent)
+    for slide_id in cohort.slide_id:
+        one, other = store.read_features(slide_id), two.read_features(slide_id)
+        for scale in (10, 20):
+            np.testing.assert_array_equal(one[scale].features, other[scale].features)
+            np.testing.assert_array_equal(one[scale].coords, other[scale].coords)
+
+
+def test_features_of_another_encoder_are_made_again_not_mixed(done, tmp_path):
+    store, cohort = done
+    some = cohort.head(2)
+    mixed = Store(tmp_path, 64, (10, 20), "random:resnet18")
+    encode_cohort(mixed, some, k=5, px=32, workers=1, report=silent)
+    before = mixed.read_features(some.slide_id[0])[10].features
+    encode_cohort(mixed, some, k=5, workers=1, report=silent)
+    assert not np.array_equal(before, mixed.read_features(some.slide_id[0])[10].features)
+
+
+def test_no_usable_slide_at_all_is_one_clear_line(tmp_path):
+    make_slide(tmp_path / "blank.svs", 600, 600, coverage=0)
+    cohort = pd.DataFrame([dict(slide_id="blank", patient_id="p", label="a", site="", path=str(tmp_path / "blank.svs"),
+                                mpp=0.0)])
+    with pytest.raises(InputError, match="no slide could be done .1 failed, the first: .*no tissue"):
+        tile_cohort(Store(tmp_path, 64), cohort, workers=1, report=silent)
+
+
+def test_views_pass_over_what_cannot_be_opened_and_show_the_classes_in_turn(done, cohort_folder):
+    store, cohort = done
+    broken = cohort.head(1).assign(slide_id="text", patient_id="none", path=str(cohort_folder / "text.svs"))
+    views = slide_views(pd.concat([broken, cohort], ignore_index=True), store, limit=4)
+    assert [v["label"] for v in views].count("a") == [v["label"] for v in views].count("b") == 2
+    assert views[0]["side"] == {10: 128, 20: 64} and len(views[0]["coords"][10]) == len(views[0]["density"])
+    pair = pair_views(views[0], store, 3)[0]
+    assert pair["share"] == 0.5 and all(0 <= o <= 0.5 for o in pair["offset"])
+    assert pair["tiles"][10].shape == (64, 64, 3)
+
+
+def test_linked_tiles_are_more_alike_than_others_and_the_map_has_a_point_a_slide(done):
+    store, cohort = done
+    bags = load_bags(store, cohort, 5)
+    table = linked_similarity(bags)
+    assert (table.linked > table.other).mean() > 0.7
+    assert project(bags).shape == (len(bags), 2)
+    np.testing.assert_array_equal(project(bags), project(bags))
+
+
+def test_folds_stay_when_a_slide_fails_later(cohort_folder, smoke):
+    home, _ = smoke
+    cohort, folds = read_cohort(home)
+    assert list(cohort.slide_id) == list(folds.slide_id)

@@ -1,0 +1,254 @@
+"""Figures: saved with the data behind them, which are the numbers drawn; the same input gives the same bytes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dmsmil import figures
+from dmsmil.analysis.comparison import compare, friedman_nemenyi
+from dmsmil.cohorts.folds import make_folds
+from dmsmil.interpret.faithfulness import MEASURES
+from dmsmil.interpret.morphology import associations
+from dmsmil.training.metrics import calibration
+from tests.cohorts.test_table import cohort
+from tests.training.test_metrics import table
+
+
+def drawn(figure, out):
+    """The picture is there and not blank; returns the data saved beside it."""
+    assert isinstance(figure, Figure)
+    pixels = np.asarray(Image.open(out.with_suffix(".png")).convert("L"))
+    assert pixels.std() > 3 and min(pixels.shape) > 200
+    path = out.with_suffix(".csv")
+    return pd.read_csv(path) if path.exists() else np.load(out.with_suffix(".npz"))
+
+
+def test_cohort_figure(tmp_path):
+    frame = cohort(20, 5).assign(site="A")
+    data = drawn(figures.cohort_overview(frame, make_folds(frame, 4), tmp_path / "f"), tmp_path / "f")
+    assert data.slides.sum() == 25 and data.patients.sum() == 20
+
+
+def test_site_balance_counts_the_tested_patients(tmp_path):
+    frame = cohort(40, 5).assign(site=[f"S{i % 60}" if i % 7 else "" for i in range(45)])
+    table = make_folds(frame, 4)
+    data = drawn(figures.site_balance(frame, table, tmp_path / "f"), tmp_path / "f")
+    at = frame.assign(site=frame.site.replace("", "not given")).set_index("slide_id").site
+    for row in data.itertuples():
+        here = table[(table[f"fold_{row.fold}"] == "test") & (table.label == row.label)]
+        assert row.patients == here.patient_id[here.slide_id.map(at) == row.site].nunique()
+    assert set(data.site) == set(at) and set(data.fold) == set(range(4))
+    many = pd.concat([frame.assign(slide_id=f"{i}" + frame.slide_id, patient_id=f"{i}" + frame.patient_id,
+                                   site=f"hospital {i}" * 3) for i in range(60)])
+    drawn(figures.site_balance(many, make_folds(many, 2), tmp_path / "g"), tmp_path / "g")
+
+
+def test_slide_figures(slide, tmp_path):
+    assert len(drawn(figures.slide_thumbnails([slide] * 5, tmp_path / "a"), tmp_path / "a")) == 5
+    data = drawn(figures.chosen_tiles([slide], tmp_path / "b"), tmp_path / "b")
+    np.testing.assert_allclose(data.density, slide["density"], atol=1e-5)
+    tile = np.zeros((16, 16, 3), np.uint8)
+    pair = {"title": "t", "tiles": {10: tile, 20: tile + 99}, "offset": (0.1, 0.2), "share": 0.5}
+    assert drawn(figures.linked_pairs([pair, pair], tmp_path / "c"), tmp_path / "c").offset_y[0] == 0.2
+
+
+def test_plan_points_and_scores(slide, tmp_path):
+    plan = np.eye(6) / 6
+    data = drawn(figures.transport_plan(slide, plan, tmp_path / "p"), tmp_path / "p")
+    np.testing.assert_allclose(data["plan"], plan, atol=1e-7)
+    query, points = np.array([[256.0, 256]]), np.full((1, 4, 2), 300.0)
+    data = drawn(figures.sampling_points(slide, query, points, np.ones((1, 4)), tmp_path / "q"), tmp_path / "q")
+    np.testing.assert_array_equal(data["points"], points)
+    scores = {10: np.arange(6.0), 20: np.zeros(6)}  # a constant score must not divide by zero
+    data = drawn(figures.tile_scores(slide, scores, tmp_path / "s"), tmp_path / "s")
+    np.testing.assert_array_equal(data["scores_10"], scores[10])
+
+
+def test_result_figures_hold_the_numbers(tmp_path):
+    t = table()
+    assert drawn(figures.roc(t, tmp_path / "r"), tmp_path / "r").fold.nunique() == 4  # three folds and the pooled one
+    assert drawn(figures.confusion_matrix(t, tmp_path / "c"), tmp_path / "c").iloc[:, 1:].to_numpy().sum() == len(t)
+    data = drawn(figures.calibration_curve(t, tmp_path / "k"), tmp_path / "k")
+    np.testing.assert_allclose(data.observed, calibration(t)[0].observed, rtol=1e-5)
+    history = pd.DataFrame([dict(fold=f, seed=0, epoch=e, L_ce=1 / (e + 1), L_ot=0.5, spread=1.0, loss=1.0)
+                            for f in range(2) for e in range(5)])
+    assert len(drawn(figures.learning_curves(history, tmp_path / "h", 0.69), tmp_path / "h")) == 10
+    only = history[["fold", "seed", "epoch", "loss"]]
+    assert drawn(figures.learning_curves(only, tmp_path / "o"), tmp_path / "o").shape == (10, 4)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        figures.roc(table(), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ comparison
+
+
+@pytest.mark.parametrize("cd, bars", [
+    (0.5, ["", "", "", ""]),  # exactly cd apart is told apart
+    (0.6, ["1", "1 2", "2", ""]),  # a-b and b-c, but not a-c
+    (1.1, ["1", "1", "1 2", "2"]),  # b-c lies inside a-b-c and gets no bar of its own
+    (9.0, ["1", "1", "1", "1"]),
+])
+def test_critical_difference_joins_what_is_nearer_than_cd(cd, bars, tmp_path):
+    ranks = pd.Series({"d": 3.5, "a": 1.5, "c": 2.5, "b": 2.0})
+    drawn(figures.critical_difference(ranks, cd, tmp_path / "c"), tmp_path / "c")
+    data = pd.read_csv(tmp_path / "c.csv", dtype={"bars": str}, keep_default_na=False)
+    assert list(data.name) == list("abcd") and list(data["rank"]) == [1.5, 2.0, 2.5, 3.5]
+    assert list(data.bars) == bars
+
+
+def test_critical_difference_takes_what_the_test_returns(tmp_path):
+    got = friedman_nemenyi(pd.DataFrame(np.random.default_rng(0).normal(size=(11, 10))))
+    data = drawn(figures.critical_difference(got.ranks, got.cd, tmp_path / "c"), tmp_path / "c")
+    np.testing.assert_allclose(data["rank"], got.ranks, rtol=1e-5)
+
+
+def test_paired_differences_hold_the_numbers_and_outlive_missing_tests(tmp_path):
+    others = {"near": table(seed=0, signal=0.9), "far": table(seed=0, signal=-1.0), "same": table()}
+    compared = compare(table(), others, "ILC")
+    figure = figures.paired_differences(compared, tmp_path / "p")
+    data = drawn(figure, tmp_path / "p")
+    np.testing.assert_allclose(data.AUC_low, compared.AUC_low, rtol=1e-5)
+    assert [a.get_title(loc="left").split(",")[0] for a in figure.axes] == ["AUC", "ACC", "AUC"]
+    untested = compared.assign(**{c: np.nan for c in compared if c.endswith(("_p", "_p_holm", "_low", "_high"))})
+    texts = [x.get_text() for a in figures.paired_differences(untested, tmp_path / "u").axes for x in a.texts]
+    assert texts.count("not tested") == 9
+
+
+# ------------------------------------------------------------------------------------------------ interpretation
+
+
+def tile_table(value=None, slides=8, count=20):
+    """A table of `tile_scores` and nuclei; value: the normalised score of every tile, or random ones."""
+    rng = np.random.default_rng(0)
+    return pd.concat([pd.DataFrame({
+        "slide_id": f"s{i}", "patient_id": f"p{i}", "label": "ab"[i % 2], "scale": scale, "place": np.arange(count),
+        "normalised": rng.uniform(size=count) if value is None else value, "area_um2": rng.uniform(20, 90, count),
+        "density_mm2": rng.uniform(0, 6000, count), "lymphocyte_share": rng.uniform(0, 1, count)})
+        for i in range(slides) for scale in (10, 20)], ignore_index=True)
+
+
+def maps_table(truth=True, **changed):
+    """A summary of `faithfulness.measure` of three methods."""
+    columns = [*MEASURES, *(f"truth_{r}{s}x" for s in (10, 20) for r in ("", "random_") if truth)]
+    values = np.random.default_rng(0).uniform(-0.2, 0.9, (3, len(columns)))
+    table = pd.DataFrame({"name": ["DMSMIL", "ABMIL 10x", "mean"], "method": ["dmsmil", "abmil", "meanpool"]})
+    for column, value in zip(columns, values.T):
+        table[[column, f"{column}_low", f"{column}_high"]] = np.stack([value, value - 0.1, value + 0.1], 1)
+    return table.assign(**changed)
+
+
+def test_extreme_tiles_hold_which_they_are_and_may_be_few(tmp_path):
+    tile = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    rows = {10: [(3, 1.0), (1, 0.8), (2, 0.7)], 20: [(5, 1.0)]}
+    tiles = {scale: {which: [{"tile": tile, "place": place, "normalised": value} for place, value in row]
+                     for which in ("highest", "lowest")} for scale, row in rows.items()}
+    figure = figures.extreme_tiles(tiles, tmp_path / "e")
+    data = drawn(figure, tmp_path / "e")
+    assert list(data.place) == [3, 1, 2] * 2 + [5] * 2 and list(data.scale) == [10] * 6 + [20] * 2
+    assert [a.get_title(loc="left") for a in figure.axes if a.images] == [f"{v:.3f}" for v in data.normalised]
+    shown = [a.images[0].get_array() for a in figure.axes if a.images]
+    assert all(np.array_equal(image, tile) for image in shown)
+
+
+def test_score_distributions_draw_the_slides_means(tmp_path):
+    table = tile_table()
+    figure = figures.score_distributions(table, tmp_path / "d")
+    data = drawn(figure, tmp_path / "d")
+    by_hand = table.groupby(["scale", "label", "slide_id"]).normalised.mean()
+    np.testing.assert_allclose(data.normalised, by_hand, rtol=1e-5)
+    for ax, scale in zip(figure.axes, (10, 20)):
+        dots = np.concatenate([c.get_offsets() for c in ax.collections if len(c.get_offsets()) == 4])[:, 0]
+        np.testing.assert_allclose(np.sort(dots), np.sort(data.normalised[data.scale == scale]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan], ids=["constant", "nan"])
+def test_distributions_of_a_map_that_says_nothing(value, tmp_path):
+    data = drawn(figures.score_distributions(tile_table(value), tmp_path / "d"), tmp_path / "d")
+    assert len(data) == 16 and (data.normalised.isna() if np.isnan(value) else data.normalised == 0.5).all()
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan], ids=["constant", "nan"])
+def test_nuclei_against_a_map_that_says_nothing(value, tmp_path):
+    table = tile_table(value)
+    found = associations(table)
+    data = drawn(figures.nuclei_against_score(table, found, tmp_path / "n"), tmp_path / "n")
+    assert data.rho.isna().all() and len(data) == (9 if np.isnan(value) else 15)  # all tiles in the middle fifth
+
+
+def test_attention_flow_draws_an_arrow_a_tile_and_head(slide, tmp_path):
+    start = slide["coords"][10] + 256.0
+    end = start[:, None] + np.array([[300.0, 0], [0, -200], [0, 0]])
+    for name, mass in (("one", np.arange(6.0) / 15), ("flat", np.full(6, 1 / 6))):
+        figure = figures.attention_flow(slide, start, end, mass, tmp_path / name)
+        data = drawn(figure, tmp_path / name)
+        for key, value in (("start", start), ("end", end), ("mass", mass)):
+            np.testing.assert_array_equal(data[key], value)
+        arrows, dots = ([c for c in figure.axes[0].collections if hasattr(c, "U") is has] for has in (True, False))
+        np.testing.assert_allclose(np.stack([arrows[0].U, arrows[0].V], 1), end[:, 0] - start)
+        np.testing.assert_allclose(dots[0].get_array(), 6 * mass)  # 1 is an equal share
+        assert [a.get_title(loc="left") for a in figure.axes[:3]] == ["head 1", "head 2", "head 3"]
+
+
+@pytest.mark.parametrize("methods", [1, 5])
+def test_removal_curves_are_the_table(methods, tmp_path):
+    share = np.linspace(0, 0.9, 10)
+    table = pd.DataFrame([
+        {"name": f"M{m}", "order": order, "share": x, "removed": 0.9 - x / 2, "replaced": 0.8 - m * x / 9}
+        for m in range(methods) for order in ("highest", "lowest", "random") for x in share])
+    table.loc[table.name == "M0", "removed"] = 0.7  # a constant curve
+    for way in ("removed", "replaced"):
+        figure = figures.removal_curves(table, tmp_path / way, way)
+        pd.testing.assert_frame_equal(drawn(figure, tmp_path / way), table, rtol=1e-5)
+        shown = [a for a in figure.axes if a.get_visible()]
+        assert [a.get_title(loc="left") for a in shown] == [f"M{m}" for m in range(methods)]
+        for ax in shown:
+            part = table[(table.name == ax.get_title(loc="left")) & (table.order == "highest")]
+            np.testing.assert_allclose(ax.lines[0].get_ydata(), part[way])
+    assert drawn(figures.removal_curves(table.assign(replaced=np.nan), tmp_path / "nan"), tmp_path / "nan") \
+        .replaced.isna().all()
+
+
+def test_map_quality_draws_the_summary_with_and_without_truth(tmp_path):
+    for truth in (True, False):
+        table = maps_table(truth)
+        figure = figures.map_quality(table, tmp_path / "q")
+        pd.testing.assert_frame_equal(drawn(figure, tmp_path / "q"), table, rtol=1e-5)
+        assert len(figure.axes) == 2 + truth
+        dots = {line.get_label(): line for line in figure.axes[1].lines}
+        np.testing.assert_allclose(dots["occlusion"].get_xdata(), table.occlusion)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(table.name)
+
+
+def test_map_quality_leaves_out_what_a_constant_map_does_not_have(tmp_path):
+    gone = {f"{c}{end}": [0.1, 0.1, np.nan] for c in ("occlusion", "gradient", "random_weights")
+            for end in ("", "_low", "_high")}
+    figure = figures.map_quality(maps_table(**gone), tmp_path / "q")
+    assert drawn(figure, tmp_path / "q").occlusion.isna().tolist() == [False, False, True]
+    dots = {line.get_label(): line for line in figure.axes[1].lines}
+    assert len(dots["occlusion"].get_xdata()) == 2
+    none = maps_table(**{column: np.nan for column in gone})
+    assert len(drawn(figures.map_quality(none, tmp_path / "n"), tmp_path / "n")) == 3
+
+
+def test_nuclei_against_score_draws_means_in_fifths_and_says_the_correlation(tmp_path):
+    table = tile_table().query("scale == 20")
+    table.loc[table.place < 3, "area_um2"] = np.nan  # tiles without nuclei
+    found = associations(table)
+    figure = figures.nuclei_against_score(table, found, tmp_path / "n")
+    data = drawn(figure, tmp_path / "n")
+    pd.testing.assert_frame_equal(data[data.fifth.isna()][list(found)], found, rtol=1e-5, check_dtype=False)
+    bins = pd.cut(table.normalised, np.linspace(0, 1, 6), right=False).rename("bin")
+    by_patient = table[table.label == "a"].groupby([bins, "patient_id"], observed=True).area_um2.mean()
+    by_hand = by_patient.groupby("bin", observed=True).mean()
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), by_hand, rtol=1e-6)
+    drawn_means = data[(data.what == "area_um2") & (data.label == "a") & data.fifth.notna()]["mean"]
+    np.testing.assert_allclose(drawn_means, by_hand, rtol=1e-5)
+    said = [x.get_text() for x in figure.axes[1].texts]
+    assert said[-1].startswith(f"all: ρ = {found.rho[5]:+.2f} [") and len(said) == 3

@@ -1,0 +1,133 @@
+"""Inside one slide: scores, plan and sampling points of a tested slide, by a model that did not train on it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dmsmil.interpret.explain import Case, attention_flow, cases, extremes, look_inside, normalise, own_scores
+from dmsmil.models import create
+from dmsmil.slides.reader import open_slide
+from dmsmil.training.runs import get_runs
+from tests.slides.pyramids import make_slide
+from tests.training.test_fit import folds_of, make_bags, quick
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    bags = make_bags()
+    folds = folds_of(bags)
+    configs = [quick(bags, folds), quick(bags, folds, "abmil", scale=20), quick(bags, folds, options={"ot": "none"}),
+               quick(bags, folds, options={"deformable": False})]
+    return bags, folds, get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, workers=1,
+                                 report=lambda line: None)
+
+
+def view(bags, row):
+    return {"slide_id": bags.slide_ids[row], "side": {10: 512, 20: 256}}
+
+
+def test_the_plan_is_a_coupling_and_scores_sum_to_one(trained):
+    bags, _, (runs, *_) = trained
+    for row in (0, 1):  # with and without padding
+        count = int(bags.mask[row, 0].sum())
+        inside = look_inside(runs, bags, view(bags, row))
+        assert inside.plan.shape == (count, count)
+        np.testing.assert_allclose(inside.plan.sum(0), 1 / count)
+        np.testing.assert_allclose(inside.plan.sum(1), 1 / count)
+        for scale in (10, 20):
+            assert inside.scores[scale].shape == (count,) and inside.scores[scale].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
+    bags, _, (runs, *_) = trained
+    query, points, weights = look_inside(runs, bags, view(bags, 1)).sampling
+    assert points.shape == (len(query), 16, 2) and weights.shape == (len(query), 16)
+    np.testing.assert_allclose(weights.sum(1), 4, rtol=1e-5)  # four heads
+    centres = bags.coords[1, 0].numpy() + 256
+    assert all((centres == q).all(1).any() for q in query), "a query is the centre of a tile"
+
+
+def test_methods_without_transport_or_sampling_say_so(trained):
+    bags, _, (_, abmil, no_ot, flat) = trained
+    assert look_inside(abmil, bags, view(bags, 0)).plan is None
+    assert look_inside(abmil, bags, view(bags, 0)).sampling is None
+    assert list(look_inside(abmil, bags, view(bags, 0)).scores) == [20]
+    assert look_inside(no_ot, bags, view(bags, 0)).plan is None and look_inside(no_ot, bags, view(bags, 0)).sampling
+    assert look_inside(flat, bags, view(bags, 0)).sampling is None
+
+
+def test_the_model_is_the_one_that_tested_the_slide(trained):
+    bags, folds, (runs, *_) = trained
+    for row in (0, 5):
+        tested = runs.predictions[runs.predictions.slide_id == bags.slide_ids[row]].iloc[0]
+        assert folds.set_index("slide_id").loc[bags.slide_ids[row], f"fold_{tested.fold}"] == "test"
+
+
+# ------------------------------------------------------------------------------------------------ where attention flows
+
+
+@pytest.mark.parametrize("row", [0, 1], ids=["padded", "full"])
+def test_attention_flows_between_the_tiles_of_the_slide(trained, row):
+    bags, _, (runs, *_) = trained
+    case = next(cases(runs, bags, [bags.slide_ids[row]]))
+    start, end, mass = attention_flow(case, 512)
+    there = bags.mask[row, 0]
+    np.testing.assert_array_equal(start, bags.coords[row, 0][there] + 256)
+    assert end.shape == (int(there.sum()), 4, 2) and mass.sum() == pytest.approx(1)
+    assert (end >= start.min(0) - 1e-3).all() and (end <= start.max(0) + 1e-3).all()
+    np.testing.assert_allclose(mass, own_scores(case)[0, there], rtol=1e-5)
+
+
+def test_an_arrow_ends_where_its_heads_points_are_on_average(trained):
+    bags, _, (runs, *_) = trained
+    start, end, _ = attention_flow(next(cases(runs, bags, [bags.slide_ids[1]])), 512)
+    query, points, weights = look_inside(runs, bags, view(bags, 1)).sampling
+    for at, of_query, weight in zip(query, points, weights):
+        heads, weight = of_query.reshape(4, 4, 2), weight.reshape(4, 4)
+        mean = [np.average(p, axis=0, weights=w) for p, w in zip(heads, weight)]
+        np.testing.assert_allclose(end[(start == at).all(1).argmax()], mean, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method, scales, options", [
+    ("abmil", (20,), {}), ("meanpool", (10, 20), {}), ("dmsmil", (10, 20), {"deformable": False}),
+    ("dmsmil", (10, 20), {"map": "tile"}), ("damil", (20,), {"grid": "square"})])
+def test_no_flow_where_attention_does_not_go_from_tile_to_tile(method, scales, options):
+    shape = (1, len(scales), 196)  # as many tiles as grid="square" has cells
+    case = Case("s", "p", 0, 0, create(method, 16, 2, scales, **options).eval(), torch.randn(*shape, 16),
+                torch.ones(shape, dtype=torch.bool), torch.arange(392).reshape(1, 1, 196, 2).expand(*shape, 2))
+    assert attention_flow(case, 256) is None
+    case.model(*case.bag)  # but it answers
+
+
+# ------------------------------------------------------------------------------------------------ the tiles themselves
+
+
+def test_extremes_are_the_tiles_of_the_slide_at_full_resolution(tmp_path):
+    path = make_slide(tmp_path / "s.svs", 700, 600, coverage=1)
+    xy = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(-1, 2) * 128
+    value = np.random.default_rng(0).permutation(16) / 15
+    scores = pd.concat([pd.DataFrame({"scale": scale, "place": np.arange(16), "x": xy[:, 0], "y": xy[:, 1],
+                                      "normalised": v}) for scale, v in ((10, value), (20, 1 - value))])
+    found = extremes({"path": path, "mpp": 0.0, "tile_px": 64}, scores, count=3)
+    assert list(found) == [10, 20]
+    by_value = np.argsort(value)
+    for scale, ordered in ((10, by_value[::-1]), (20, by_value)):
+        assert [t["place"] for t in found[scale]["highest"]] == list(ordered[:3])
+        assert [t["place"] for t in found[scale]["lowest"]] == list(ordered[::-1][:3])
+        with open_slide(path) as slide:
+            for tile in (t for side in found[scale].values() for t in side):
+                np.testing.assert_array_equal(tile["tile"], slide.read(*xy[tile["place"]].tolist(), scale, 64))
+
+
+def test_extremes_of_a_constant_map_and_of_few_tiles(tmp_path):
+    path = make_slide(tmp_path / "s.svs", 400, 300, coverage=1)
+    scores = pd.DataFrame({"scale": 20, "place": [2, 0, 1], "x": [0, 64, 128], "y": 0, "normalised": 0.5})
+    found = extremes({"path": path, "mpp": 0.0, "tile_px": 64}, scores, count=6)[20]
+    assert [t["place"] for t in found["highest"]] == [0, 1, 2] == [t["place"] for t in found["lowest"]][::-1]
+
+
+def test_a_map_that_is_constant_to_rounding_is_constant():
+    alike = np.full(7, 1 / 7) + np.arange(7) * 1e-9
+    assert (normalise(alike) == 0.5).all() and (normalise(-alike) == 0.5).all() and (normalise(0 * alike) == 0.5).all()
+    np.testing.assert_allclose(normalise(np.array([-3.0, 1.0, -1.0])), [0, 1, 0.5])

@@ -1,0 +1,109 @@
+"""Exports hold the scores, in the shapes that other programs read."""
+
+import json
+import uuid
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from dmsmil.interpret.explain import normalise
+from dmsmil.interpret.export import heatmap, qupath_features, write_heatmap, write_qupath
+from dmsmil.jobs.files import InputError
+
+SIDE = {10: 512, 20: 256}
+# What qupath-core's QuPathTypeAdapters reads: it skips ids that are no UUIDs and anything outside `properties`.
+FEATURE = {
+    "type": "object", "required": ["type", "id", "geometry", "properties"], "additionalProperties": False,
+    "properties": {
+        "type": {"const": "Feature"},
+        "id": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+        "geometry": {"type": "object", "required": ["type", "coordinates"], "properties": {
+            "type": {"const": "Polygon"},
+            "coordinates": {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 4, "items": {
+                "type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 2, "maxItems": 2}}}}},
+        "properties": {"type": "object", "required": ["objectType", "measurements"], "properties": {
+            "objectType": {"enum": ["annotation", "detection", "tile", "cell", "tmaCore", "root"]},
+            "name": {"type": "string"}, "isLocked": {"type": "boolean"},
+            "classification": {"type": "object", "required": ["name", "color"], "properties": {
+                "name": {"type": "string"}, "color": {"type": "array", "minItems": 3, "maxItems": 3, "items": {
+                    "type": "integer", "minimum": 0, "maximum": 255}}}},
+            "measurements": {"type": "object", "additionalProperties": {
+                "anyOf": [{"type": "number"}, {"const": "NaN"}]}},
+            "childObjects": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}}}
+SCHEMA = {"$defs": {"feature": FEATURE}, "type": "object", "required": ["type", "features"], "properties": {
+    "type": {"const": "FeatureCollection"}, "features": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}
+
+
+@pytest.fixture
+def scores():
+    rng, rows = np.random.default_rng(0), []
+    for scale in (10, 20):
+        value = rng.uniform(size=6)
+        for place, (score, norm) in enumerate(zip(value, normalise(value))):
+            rows.append(dict(slide_id="s", patient_id="p", label="a", fold=0, scale=scale, place=place,
+                             x=512 * (place % 3) + 128 * (scale == 20), y=512 * (place // 3) + 64 * (scale == 20),
+                             score=score, normalised=norm))
+    return pd.DataFrame(rows)
+
+
+def test_qupath_can_read_it_and_20x_tiles_lie_in_their_parent(scores, tmp_path):
+    path = write_qupath(qupath_features(scores, SIDE), tmp_path / "s.geojson")
+    found = json.loads(path.read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert len(found["features"]) == 6
+    for feature, row in zip(found["features"], scores[scores.scale == 10].itertuples()):
+        (child,) = feature["properties"]["childObjects"]
+        outer, inner = (np.array(f["geometry"]["coordinates"][0]) for f in (feature, child))
+        assert (outer.min(0) <= inner.min(0)).all() and (inner.max(0) <= outer.max(0)).all()
+        assert (np.ptp(outer, 0) == 512).all() and (np.ptp(inner, 0) == 256).all() and (outer[0] == outer[-1]).all()
+        assert feature["properties"]["measurements"]["score"] == row.score and uuid.UUID(feature["id"])
+        assert child["properties"]["name"] == f"20x tile {row.place}"
+
+
+def test_ids_are_unique_and_the_same_each_time(scores):
+    def ids(found):
+        return [f["id"] for top in found["features"] for f in (top, *top["properties"].get("childObjects", []))]
+
+    first = ids(qupath_features(scores, SIDE))
+    assert len(set(first)) == 12 and first == ids(qupath_features(scores, SIDE))
+    assert set(first).isdisjoint(ids(qupath_features(scores.assign(slide_id="t"), SIDE)))
+
+
+def test_nuclei_become_measurements_and_what_is_missing_is_nan(scores):
+    nuclei = pd.DataFrame({"scale": 20, "place": range(5), "nuclei": [3.0, 4, 5, 6, np.nan]})
+    found = qupath_features(scores, SIDE, nuclei)
+    jsonschema.validate(found, SCHEMA)
+    children = [top["properties"]["childObjects"][0]["properties"]["measurements"] for top in found["features"]]
+    assert [c["nuclei"] for c in children] == [3, 4, 5, 6, "NaN", "NaN"]
+    json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_single_scale_tiles_stand_at_the_top(scores):
+    found = qupath_features(scores[scores.scale == 20], SIDE)
+    assert len(found["features"]) == 6 and "childObjects" not in found["features"][0]["properties"]
+
+
+def test_two_slides_are_refused(scores):
+    with pytest.raises(InputError, match="2 slides"):
+        qupath_features(pd.concat([scores, scores.assign(slide_id="t")]), SIDE)
+
+
+def test_the_heatmap_shows_each_tile_its_score_and_nothing_elsewhere(scores):
+    image, step = heatmap(scores, SIDE, (2048, 1100))
+    assert image.shape == (2, 69, 128) and step == 16
+    for row in scores.itertuples():
+        inside = image[int(row.scale == 20)][row.y // 16 + 1, row.x // 16 + 1]
+        assert inside == pytest.approx(row.normalised, abs=1e-6)
+    assert np.isnan(image[0][:, 97:]).all() and np.isfinite(image[0]).sum() == 6 * 32 * 32
+
+
+def test_the_ome_tiff_is_a_pyramid_that_says_its_pixel_size(scores, tmp_path):
+    path = write_heatmap(scores, SIDE, (40000, 30000), 0.5, tmp_path / "s.ome.tif")
+    with tifffile.TiffFile(path) as tif:
+        assert tif.is_ome and tif.series[0].axes == "CYX" and len(tif.series[0].levels) == 4
+        assert 'PhysicalSizeX="8.0"' in tif.ome_metadata and "score 20x" in tif.ome_metadata
+        np.testing.assert_array_equal(tif.series[0].asarray(), heatmap(scores, SIDE, (40000, 30000))[0])
+        assert tif.series[0].levels[1].shape == (2, 937, 1250)

@@ -1,0 +1,80 @@
+"""Each baseline finds what it looks at, and nothing else."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dmsmil.cohorts.folds import make_folds
+from dmsmil.training.baselines import (
+    COLOUR,
+    MAJORITY,
+    SITE,
+    baseline_predictions,
+    colour_predictions,
+    majority_predictions,
+    site_predictions,
+)
+from dmsmil.training.metrics import score
+from tests.training.test_fit import folds_of, make_bags
+
+
+def cohort_of(bags, sites=("",)):
+    """The cohort table of bags; patient i comes from site i mod len(sites)."""
+    return pd.DataFrame([dict(slide_id=s, patient_id=p, label=bags.classes[int(label)], site=sites[i % len(sites)])
+                         for i, (s, p, label) in enumerate(zip(bags.slide_ids, bags.patient_ids, bags.labels))])
+
+
+def sites_and_labels(n=60, seed=0):
+    """Three sites that send class b with probability 0.1, 0.5 and 0.9."""
+    rng = np.random.default_rng(seed)
+    site = np.arange(n) % 3
+    label = np.where(rng.uniform(size=n) < np.array([0.1, 0.5, 0.9])[site], "b", "a")
+    return pd.DataFrame(dict(slide_id=[f"s{i:03d}" for i in range(n)], patient_id=[f"p{i:03d}" for i in range(n)],
+                             label=label, site=np.array(["X", "Y", "Z"])[site]))
+
+
+def test_majority_rule_learns_from_training_patients_alone():
+    frame = pd.DataFrame([dict(slide_id=f"s{i}", patient_id=f"p{i}", label="a" if i % 3 else "b") for i in range(30)])
+    t = majority_predictions(make_folds(frame, 5))
+    assert set(t.pred) == {"a"} and len(t) == 30 and score(t)["AUC"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_colour_baseline_finds_colour_and_only_colour():
+    bags = make_bags(40)
+    assert score(colour_predictions(bags, folds_of(bags)))["AUC"] < 0.8
+    bags.colour[:, 0] += 4 * bags.labels
+    assert score(colour_predictions(bags, folds_of(bags)))["AUC"] > 0.95
+
+
+def test_site_baseline_finds_the_site_and_only_the_site():
+    cohort = sites_and_labels()
+    folds = make_folds(cohort, 5)
+    assert score(site_predictions(folds, cohort))["AUC"] > 0.75
+    shuffled = cohort.assign(site=np.random.default_rng(1).permutation(cohort.site))
+    assert abs(score(site_predictions(folds, shuffled))["AUC"] - 0.5) < 0.2
+
+
+def test_site_baseline_is_the_smoothed_share_of_training_patients():
+    cohort = sites_and_labels()
+    folds = make_folds(cohort, 5)
+    said = site_predictions(folds, cohort).set_index("slide_id")
+    slide = folds[folds.fold_2 == "test"].iloc[0].slide_id
+    rest = cohort[(folds.fold_2 != "test").to_numpy()]
+    here = rest[rest.site == cohort.set_index("slide_id").site[slide]]
+    expected = ((here.label == "b").sum() + (rest.label == "b").mean()) / (len(here) + 1)
+    assert said.prob_b[slide] == pytest.approx(expected)
+
+
+def test_an_unseen_or_unnamed_site_gets_the_prior():
+    cohort = sites_and_labels()
+    folds = make_folds(cohort, 5)
+    lonely = cohort.assign(site=[f"only{i}" if i % 2 else "" for i in range(len(cohort))])
+    pd.testing.assert_series_equal(site_predictions(folds, lonely).prob_b, majority_predictions(folds).prob_b)
+
+
+def test_a_site_baseline_stands_only_where_sites_are_known():
+    bags = make_bags(24)
+    folds = folds_of(bags)
+    assert list(baseline_predictions(bags, folds, cohort_of(bags))) == [COLOUR, MAJORITY]
+    assert list(baseline_predictions(bags, folds, cohort_of(bags, ("A",)))) == [COLOUR, MAJORITY]
+    assert list(baseline_predictions(bags, folds, cohort_of(bags, ("A", "B")))) == [COLOUR, SITE, MAJORITY]

@@ -1,0 +1,145 @@
+"""Metrics against scikit-learn and against arithmetic done by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from dmsmil.jobs.files import InputError
+from dmsmil.training.metrics import (
+    bootstrap,
+    calibration,
+    confusion,
+    draw_metrics,
+    patient_draws,
+    positive_class,
+    predictions_table,
+    roc_points,
+    score,
+    score_by_fold,
+    summarise,
+)
+
+CLASSES = ["IDC", "ILC"]
+
+
+def table(n=60, seed=0, signal=1.0, slides_a_patient=2, classes=CLASSES):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, len(classes), n // slides_a_patient).repeat(slides_a_patient)
+    logits = rng.normal(size=(n, len(classes)))
+    logits[np.arange(n), label] += signal
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    patients = [f"p{i // slides_a_patient}" for i in range(n)]
+    made = predictions_table([f"s{i}" for i in range(n)], patients, np.asarray(classes)[label], p, list(classes))
+    return made.assign(fold=np.arange(n) // slides_a_patient % 3, seed=0)
+
+
+def test_score_agrees_with_scikit_learn_for_the_named_class():
+    t = table()
+    for name in CLASSES:
+        mine = score(t, name)
+        assert mine["ACC"] == accuracy_score(t.label, t.pred)
+        assert mine["F1"] == pytest.approx(f1_score(t.label == name, t.pred == name))
+        assert mine["AUC"] == pytest.approx(roc_auc_score(t.label == name, t[f"prob_{name}"]))
+
+
+def test_three_classes_are_macro_averaged():
+    t = table(classes=("a", "b", "c"))
+    mine = score(t)
+    assert mine["F1"] == pytest.approx(f1_score(t.label, t.pred, average="macro"))
+    assert mine["AUC"] == pytest.approx(roc_auc_score(t.label, t[["prob_a", "prob_b", "prob_c"]], multi_class="ovr"))
+
+
+def test_auc_of_one_class_is_nan_not_a_number_made_up():
+    t = table()
+    assert np.isnan(score(t[t.label == "IDC"])["AUC"])
+
+
+def test_positive_class_is_named_or_last():
+    assert positive_class(CLASSES) == "ILC" and positive_class(CLASSES, "IDC") == "IDC"
+    with pytest.raises(InputError, match="positive is 'LUAD'.*IDC, ILC"):
+        positive_class(CLASSES, "LUAD")
+
+
+def test_the_papers_majority_arithmetic():
+    """Always IDC on 426 / 120 gives ACC 0.780 and F1 0.877 (PAPER: read the tables beside that)."""
+    label = np.array(["IDC"] * 426 + ["ILC"] * 120)
+    t = predictions_table(range(546), range(546), label, np.tile([0.78, 0.22], (546, 1)), CLASSES)
+    assert score(t, "IDC")["ACC"] == pytest.approx(426 / 546)
+    assert score(t, "IDC")["F1"] == pytest.approx(2 * 426 / (2 * 426 + 120))
+    assert score(t, "IDC")["AUC"] == 0.5
+
+
+def test_weighted_draws_equal_repeating_rows():
+    t = table(40).assign(fold=0)
+    rng = np.random.default_rng(1)
+    weights = rng.integers(0, 3, (5, len(t))).astype(float)
+    fast = draw_metrics(t, weights, "ILC")
+    for w, row in zip(weights, fast.itertuples()):
+        repeated = t.loc[t.index.repeat(w.astype(int))]
+        slow = score(repeated, "ILC")
+        assert (row.ACC, row.F1, row.AUC) == pytest.approx((slow["ACC"], slow["F1"], slow["AUC"]))
+
+
+def test_auc_of_a_draw_compares_within_a_run_only():
+    """Two folds whose models are both perfect, on different scales: pooled AUC would deny it."""
+    p = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.6, 0.7, 0.8, 0.9])
+    t = pd.concat([predictions_table([f"{f}{i}" for i in range(4)], [f"p{f}{i}" for i in range(4)],
+                                     np.array(["IDC", "IDC", "ILC", "ILC"]), np.stack([1 - v, v], 1), CLASSES)
+                   .assign(fold=f, seed=0) for f, v in enumerate(p)], ignore_index=True)
+    assert draw_metrics(t, np.ones((1, 8))).AUC[0] == 1.0 and score(t)["AUC"] < 1.0
+
+
+def test_draws_take_whole_patients_and_keep_the_classes():
+    t = table(60)
+    counts = patient_draws(t, 50, np.random.default_rng(0))
+    for _, rows in t.reset_index().groupby("patient_id"):
+        assert (np.ptp(counts[:, rows.index], axis=1) == 0).all()
+    assert (counts[:, t.label == "IDC"].sum(1) == (t.label == "IDC").sum()).all()
+
+
+def test_interval_holds_the_estimate_narrows_with_data_and_repeats():
+    small, large = table(40, 1), table(400, 1)
+    for t in (small, large):
+        low, high = bootstrap(t, draws=300)
+        assert all(low[m] <= score_by_fold(t)[m].mean() <= high[m] for m in low)
+    width = [bootstrap(t, draws=300)[1]["AUC"] - bootstrap(t, draws=300)[0]["AUC"] for t in (small, large)]
+    assert width[1] < width[0] / 2
+    assert bootstrap(small, draws=50, seed=4) == bootstrap(small, draws=50, seed=4)
+
+
+def test_slides_of_one_patient_do_not_narrow_the_interval():
+    """Each slide copied five times is no new evidence: resampling slides would say it is."""
+    t = table(40, slides_a_patient=1)
+    copied = pd.concat([t.assign(slide_id=t.slide_id + f"-{i}") for i in range(5)], ignore_index=True)
+    one, five = bootstrap(t, draws=400), bootstrap(copied, draws=400)
+    assert five[1]["AUC"] - five[0]["AUC"] == pytest.approx(one[1]["AUC"] - one[0]["AUC"], rel=0.05)
+
+
+def test_summary_is_mean_and_deviation_over_folds():
+    t = table()
+    by_fold, said = score_by_fold(t), summarise(t, draws=20)
+    assert said["ACC_mean"] == pytest.approx(np.mean(by_fold.ACC))
+    assert said["ACC_std"] == pytest.approx(np.std(by_fold.ACC, ddof=1))
+
+
+def test_confusion_has_names_and_counts_all():
+    matrix = confusion(table())
+    assert list(matrix.index) == list(matrix.columns) == CLASSES and matrix.to_numpy().sum() == 60
+
+
+def test_roc_encloses_the_auc():
+    t = table()
+    for (fold, _), part in roc_points(t).groupby(["fold", "seed"]):
+        assert np.trapezoid(part.tpr, part.fpr) == pytest.approx(score(t[t.fold == fold])["AUC"])
+
+
+def test_calibration_of_a_calibrated_and_of_a_boastful_model():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=20000)
+    label = np.where(rng.uniform(size=p.size) < p, "ILC", "IDC")
+    good = predictions_table(range(p.size), range(p.size), label, np.stack([1 - p, p], 1), CLASSES)
+    bold_p = (p > 0.5).astype(float)
+    bold = predictions_table(range(p.size), range(p.size), label, np.stack([1 - bold_p, bold_p], 1), CLASSES)
+    assert calibration(good)[1] < 0.02 and calibration(bold, bins=2)[1] == pytest.approx(0.25, abs=0.02)
+    assert calibration(good)[0].slides.sum() == p.size
