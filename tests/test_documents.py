@@ -14,8 +14,10 @@ from dmsmil.cohorts.made.demo import SITES, plan_cohort
 from dmsmil.cohorts.made.mosaics import make_mosaics
 from dmsmil.cohorts.table import COLUMNS
 from dmsmil.features.bags import toy_bags
+from dmsmil.jobs.files import ROOT
 from dmsmil.models import METHODS, count_parameters, create
-from dmsmil.study.cli import ROOT, known_parameters, main, read_params
+from dmsmil.study.cli import main
+from dmsmil.study.params import known_parameters, read_params
 from dmsmil.training.fit import RunConfig, configure
 from dmsmil.training.metrics import score
 

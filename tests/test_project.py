@@ -1,5 +1,7 @@
 """The project's own promises: one list of requirements, a lock that keeps it, a README whose commands exist."""
 
+import ast
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from dmsmil.study.cli import ROOT
+from dmsmil.jobs.files import ROOT
+from dmsmil.study.params import notebooks
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()
@@ -83,20 +86,82 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
     assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
 
 
+WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
+    "jobs": "files failures cluster parallel",
+    "cohorts": "server download table gdc splits folds leakage made",
+    "cohorts.made": "histology demo mosaics",
+    "slides": "reader tiles store stages linking",
+    "features": "weights encoders foreign formats rehearsal stages bags truth views probes",
+    "models": "",  # one file a method
+    "training": "metrics baselines fit runs results",
+    "analysis": "paper comparison report verdicts ablation sweep witness claims",
+    "interpret": "explain nuclei morphology faithfulness export viewer",
+    "cost": "meter tables growth",
+    "figures": "",  # one file a notebook
+    "book": "readme reference pages build publish",
+    "study": "place params environment opening preflight run bench cli",
+}
+
+
+def imports(path):
+    """The modules of the package that a file imports, wherever in it: `wing.file`, or `wing` alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "dmsmil":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil."):
+            module = node.module.removeprefix("dmsmil.")
+            names = [name.name for name in node.names]
+            found |= {f"{module}.{name}" for name in names} if module in WINGS else {module}
+    return found
+
+
+def place(module):
+    """(wing, file) of `wing.file`; what a wing's own __init__ gives has no file."""
+    wing = max((wing for wing in WINGS if f"{module}.".startswith(f"{wing}.")), key=len)
+    return wing, module.removeprefix(wing).strip(".").split(".")[0]
+
+
+def test_the_package_is_its_wings_and_each_says_its_question():
+    top = {path.name for path in (ROOT / "dmsmil").iterdir() if path.name != "__pycache__"}
+    assert top == {"__init__.py"} | {wing for wing in WINGS if "." not in wing} and len(top) <= 13
+    for wing, files in WINGS.items():
+        folder = ROOT / "dmsmil" / wing.replace(".", "/")
+        words = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert words and words.splitlines()[0].endswith((".", "?", ")")), wing
+        if files:
+            found = {path.stem for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+            assert found - {wing} == set(files.split()), wing
+
+
 def test_arrows_go_one_way():
-    """A room imports only from rooms before it."""
-    rooms = ["files", "cluster", "parallel", "meter", "server", "download", "gdc", "cohort", "splits", "folds",
-             "leakage", "histology", "demo", "mosaics", "slides", "tiles", "weights", "encoders", "foreign",
-             "linking", "store", "formats", "rehearsal", "bags", "features", "models", "metrics", "baselines",
-             "training", "runs", "comparison", "explain", "nuclei", "paper", "report", "verdicts", "ablation",
-             "sweep", "witness", "faithfulness", "morphology", "growth", "claims", "export", "viewer", "figures",
-             "cost", "preflight", "bench", "readme", "reference", "pages", "book", "publish", "study"]
-    found = {p.stem for p in (ROOT / "dmsmil").glob("*.py")} - {"__init__"} | {"models", "figures"}
-    assert found == set(rooms)
-    for room in rooms:
-        folder = ROOT / "dmsmil" / room
-        paths = folder.glob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
-        for path in paths:
-            for used in re.findall(r"from dmsmil\.(\w+)", path.read_text()) + \
-                    re.findall(r"^\s*from dmsmil import (\w+)", path.read_text(), re.M):
-                assert used == room or rooms.index(used) < rooms.index(room), f"{path.name} imports {used}"
+    """A wing imports only from wings above it, a file only from files left of it in its wing."""
+    order = list(WINGS)
+    for path in sorted((ROOT / "dmsmil").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "dmsmil").with_suffix("").parts).removesuffix(".__init__")
+        if name == "__init__":
+            continue
+        wing, file = place(name)
+        for used in imports(path):
+            theirs, other = place(used)
+            if theirs != wing:
+                assert order.index(theirs) < order.index(wing), f"{name} imports {used}"
+            elif WINGS[wing] and file:
+                files = WINGS[wing].split()
+                assert other in files and files.index(other) < files.index(file), f"{name} imports {used}"
+
+
+def test_a_study_notebook_needs_its_own_wing_and_three_others_at_most():
+    own = {"00": "cohorts", "01": "slides", "02": "features", "03": "training", "04": "analysis", "05": "analysis",
+           "06": "analysis", "07": "interpret", "08": "cost", "09": "analysis"}
+    for notebook in notebooks():
+        source = "\n".join("".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]
+                           if cell["cell_type"] == "code")
+        used = {line.split(".")[0].split(",")[0] for line in re.findall(r"from dmsmil(?:\.| import )([\w.]+)", source)}
+        assert own[notebook.stem[:2]] in used, notebook.stem
+        assert len(used) <= 4, (notebook.stem, used)
+
+
+def test_no_module_is_longer_than_a_reader_can_hold():
+    for path in (ROOT / "dmsmil").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path.name

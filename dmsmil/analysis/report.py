@@ -9,6 +9,7 @@ import yaml
 from pandas.api.types import is_numeric_dtype
 
 from dmsmil.analysis.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
+from dmsmil.cohorts.table import describe, read_cohort
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
 from dmsmil.models import METHODS
@@ -38,6 +39,11 @@ def saved_results(home: str | Path) -> pd.DataFrame:
     table = pd.concat(tables.values()).drop_duplicates("name")
     place = table.name.map(lambda name: 2 if name in CHEAP else name != "DMSMIL")
     return table.iloc[place.argsort(kind="stable")].reset_index(drop=True)
+
+
+def saved_cohort(home: str | Path) -> pd.DataFrame:
+    """Patients and slides of a study by class and site, as `describe`."""
+    return describe(read_cohort(home)[0])
 
 
 def saved_settings(home: str | Path) -> pd.DataFrame:

@@ -28,13 +28,12 @@ from dmsmil.cohorts.folds import fold_count
 from dmsmil.cohorts.leakage import leakage
 from dmsmil.cohorts.table import read_cohort
 from dmsmil.features.bags import load_bags
-from dmsmil.features.stages import slide_views
+from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import InputError, read_json
+from dmsmil.jobs.files import ROOT, InputError, read_json
 from dmsmil.slides.store import Store
 from dmsmil.training.results import verdict
 
-ROOT = Path(__file__).resolve().parents[2]  # the checkout: walkthroughs, package, README
 STYLE = Path(__file__).with_suffix(".css")
 LESSONS = "notebooks/walkthroughs"
 HARMLESS = ("misc.highlighting_failure", "myst-nb.lexer", "myst.header", "myst.xref_missing", "toc.not_included")

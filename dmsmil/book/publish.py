@@ -22,9 +22,8 @@ import pandas as pd
 from nbformat import NotebookNode
 from PIL import Image
 
-from dmsmil.jobs.files import InputError, write_text
+from dmsmil.jobs.files import ROOT, InputError, write_text
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 1_000_000  # bytes of a committed notebook
 NARROWEST = 480  # px: a figure that was made smaller can no longer be read
 SHOWN = ("image/png", "text/html", "text/markdown", "text/plain")  # what a page without a kernel can show

@@ -23,14 +23,12 @@ from PIL import Image
 from dmsmil.analysis.ablation import PARTS, pretty_ablation
 from dmsmil.analysis.claims import tally, worth
 from dmsmil.analysis.comparison import ALPHA
-from dmsmil.analysis.paper import printed_cost
 from dmsmil.analysis.report import ranking, saved_results, saved_tables, saved_times
 from dmsmil.analysis.sweep import pretty_lams
 from dmsmil.cost.tables import cost_sentences, pretty_costs
-from dmsmil.jobs.files import InputError, atomic, read_json, write_json, write_text
+from dmsmil.jobs.files import ROOT, InputError, atomic, read_json, write_json, write_text
 from dmsmil.training.results import COLLAPSED, pretty
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and one picture
 PAGES = ("README.md", "README.zh-CN.md", "docs/model_card.md")
 NEEDED = "tables/04_compare.csv"
@@ -145,10 +143,10 @@ def lambda_block(folder: Path) -> str:
 def cost_block(folder: Path) -> str:
     """Table 3: what each method costs, on which device, and whether DMSMIL is the cheapest."""
     table = _table(folder, "08_cost")
-    first, printed = table.iloc[0], printed_cost()
-    return (f"{_markdown(pretty_costs(table, printed), 'method')}\n\nOn {first.device}; K = {first.k} tiles a scale of "
+    first = table.iloc[0]
+    return (f"{_markdown(pretty_costs(table), 'method')}\n\nOn {first.device}; K = {first.k} tiles a scale of "
             f"{first.dim} channels, an epoch of {first.slides} slides; median [least, most].\n\n"
-            f"{cost_sentences(table, printed)}")
+            f"{cost_sentences(table)}")
 
 
 def time_block(folder: Path) -> str:

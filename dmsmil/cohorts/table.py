@@ -154,3 +154,8 @@ def read_cohort(home: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         text = {c: str for c in ("slide_id", "patient_id", "label", "site", "path", "file_id", "file_name", "md5")}
         tables.append(pd.read_csv(path, dtype=text, keep_default_na=False))
     return tables[0], tables[1]
+
+
+def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
+    """The slides of a cohort whose files are on the disk: pixels can be read of these alone."""
+    return cohort[[Path(path).is_file() for path in cohort.path]]

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dmsmil.analysis.paper import printed_cost
 from dmsmil.cost.meter import (
     at_least_one,
     count_flops,
@@ -140,8 +141,9 @@ def study_costs(home: str | Path, methods: list, k: int, dim: int, slides: int, 
                          lambda: method_costs(methods, k, dim, slides, rounds, scales, device, seed=seed))
 
 
-def pretty_costs(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> pd.DataFrame:
-    """Table 3 to read: median [least, most], and what the paper prints beside (`paper.printed_cost`)."""
+def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 3 to read: median [least, most], and what the paper prints beside."""
+    printed = printed_cost()
     several = table.method.where(table.scales.str.contains("+", regex=False), "")
     theirs = [printed.get(m, {}) for m in several.where(~several.duplicated(), "")]
     shown = pd.DataFrame({"": table.name, "scales": table.scales, "parameters": [f"{n:,}" for n in table.parameters]})
@@ -161,7 +163,7 @@ def multi_scale(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.scales.str.contains("+", regex=False) & ~table.method.map(is_pooling).astype(bool)]
 
 
-def cost_sentences(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> str:
+def cost_sentences(table: pd.DataFrame) -> str:
     """Markdown: whether DMSMIL is the smallest and fastest of the multi-scale methods, as the paper says of its own."""
     rows = multi_scale(table)
     mine, others = rows[rows.method == "dmsmil"], rows[rows.method != "dmsmil"]
@@ -179,15 +181,15 @@ def cost_sentences(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> s
         if least and mine[least] <= best[most] and best[least] <= mine[most]:
             line += ", but the two were not always in this order"
         lines.append(line + f". In the paper it has {claim}.")
-    return "\n".join(f"- {line}" for line in [*lines, *count_sentences(rows, printed)])
+    return "\n".join(f"- {line}" for line in [*lines, *count_sentences(rows)])
 
 
-def count_sentences(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[str]:
+def count_sentences(table: pd.DataFrame) -> list[str]:
     """Whether our parameter counts are those that the paper prints, in whose numbers · is a digit that is lost."""
     if (table.dim != PAPER_DIM).any():
         return [f"Parameter counts depend on the width of the features: at {table.dim.iloc[0]} they cannot be compared "
                 f"with the paper's, at {PAPER_DIM}."]
-    lines = []
+    printed, lines = printed_cost(), []
     for row in table[table.method.isin(list(printed))].drop_duplicates("method").itertuples():
         said = printed[row.method]["parameters"]
         digits = said.split()[-1].replace(",", "")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from dmsmil.cohorts.table import with_files
 from dmsmil.interpret import nuclei as segmentation
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, fingerprint, write_csv
@@ -32,10 +33,10 @@ def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers:
 
     Columns: slide_id, scale, x, y (level-0 px), nuclei, area_um2, density_mm2, lymphocyte_share (`nuclei.tile_nuclei`).
     mpp: of slides whose row has none, 0 if they say it themselves. A slide is segmented once; a slide that cannot be is
-    a row of failures.csv. A cohort of no slides has no nuclei. Raises InputError when no slide could be segmented.
+    a row of failures.csv; one whose file is not on the disk is passed over. Raises InputError when no slide could be segmented.
     """
     check_shared(store.home, scheduler)
-    units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp) for row in cohort.itertuples()}
+    units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp) for row in with_files(cohort).itertuples()}
     rows = []
     missing = {name: args for name, args in units.items() if _read(store, name, args[-1]) is None}
     done = run_units(_segment_slide, missing, workers, scheduler=scheduler)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+ROOT = Path(__file__).resolve().parents[2]  # the checkout: notebooks/, params/, outputs/
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""

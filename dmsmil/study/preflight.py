@@ -18,12 +18,11 @@ from dmsmil.cohorts.gdc import COHORTS as TCGA
 from dmsmil.cohorts.gdc import connect, locate, query_cohort, read_manifest
 from dmsmil.cohorts.server import amount
 from dmsmil.cohorts.splits import read_splits
-from dmsmil.cohorts.table import load_cohort
+from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
-from dmsmil.features.stages import with_files
 from dmsmil.jobs.files import InputError, one_line
 from dmsmil.jobs.parallel import is_remote, pick_device
 from dmsmil.models import create, method

@@ -24,11 +24,11 @@ from dmsmil.analysis.witness import (
     tile_weights,
     witness_runs,
     witness_sentences,
-    witness_share,
     witness_table,
 )
 from dmsmil.cohorts.folds import bag_folds
 from dmsmil.features.bags import toy_bags
+from dmsmil.features.truth import witness_share
 from dmsmil.jobs.files import InputError
 from dmsmil.models import create
 from dmsmil.models.deformable import DeformableAttention, lay_out

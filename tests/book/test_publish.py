@@ -14,8 +14,8 @@ from PIL import Image
 
 from dmsmil.book.publish import INJECTED, LIMIT, compare, main, publish, quantised, record
 from dmsmil.book.publish import publish as publishing
-from dmsmil.jobs.files import InputError
-from dmsmil.study.cli import ROOT, notebook_parameters
+from dmsmil.jobs.files import ROOT, InputError
+from dmsmil.study.params import notebook_parameters
 from tests.conftest import assert_one_line
 from tests.slides.pyramids import texture
 

@@ -9,7 +9,8 @@ import pytest
 
 from dmsmil.book.publish import LIMIT, compare, record
 from dmsmil.book.readme import RESULTS
-from dmsmil.study.cli import ROOT, notebooks
+from dmsmil.jobs.files import ROOT
+from dmsmil.study.params import notebooks
 from tests.conftest import dmsmil
 
 ALL = notebooks()

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dmsmil.book.readme import BLOCKS, PAGES, RESULTS, ROOT, WIDTH, collect, fill, main
-from dmsmil.jobs.files import InputError
+from dmsmil.book.readme import BLOCKS, PAGES, RESULTS, WIDTH, collect, fill, main
+from dmsmil.jobs.files import ROOT, InputError
 from tests.conftest import assert_one_line
 
 WORDS = "# A study\n\nProse | with a bar, 0.123, <!-- a comment -->.\n{}\nAnd its end, without a newline"

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dmsmil.cost import meter
 from dmsmil.cost.meter import (
     TensorMemory,
     at_least_one,
@@ -23,7 +24,7 @@ from dmsmil.cost.meter import (
     spread,
     turn_seconds,
 )
-from dmsmil.cost.tables import Trainee, cost_configs, meter, random_bags
+from dmsmil.cost.tables import Trainee, cost_configs, random_bags
 from dmsmil.jobs.files import InputError
 
 CPU = torch.device("cpu")

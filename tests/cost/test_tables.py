@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dmsmil import figures
+from dmsmil.cost import meter
 from dmsmil.cost import tables as cost
 from dmsmil.cost.tables import (
     Trainee,
     cost_configs,
     cost_sentences,
-    meter,
     method_costs,
     pretty_costs,
     random_bags,
@@ -35,6 +35,7 @@ PRINTED = {"dmsmil": {"parameters": "not legible but for 6···96", "training":
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(meter, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(cost, "printed_cost", lambda: PRINTED)
 
 
 @pytest.mark.parametrize("method", ["dmsmil", "lamil", "clam_mb"])
@@ -147,13 +148,13 @@ def costs(**by_method):
 
 def test_smallest_and_fastest_is_said_only_when_it_is():
     said = cost_sentences(costs(dmsmil=(636_386, 4, 7), dsmil=(700_000, 9, 14), multiattn=(854_789, 8, 9),
-                                meanpool=(1, 0.1, 0.1), abmil=(2, 0.1, 0.1)), PRINTED)
+                                meanpool=(1, 0.1, 0.1), abmil=(2, 0.1, 0.1)))
     lines = said.splitlines()
     assert [line.split("**")[1] for line in lines[:3]] == ["has the fewest parameters", "has the shortest epoch",
                                                            "has the shortest inference"]
     assert "of the 3 multi-scale methods: 636,386 against 700,000 of DSMIL" in lines[0]
     assert "not always in this order" not in said
-    slow = cost_sentences(costs(dmsmil=(636_386, 10, 7), dsmil=(400_000, 3, 7.5), multiattn=(854_789, 8, 9)), PRINTED)
+    slow = cost_sentences(costs(dmsmil=(636_386, 10, 7), dsmil=(400_000, 3, 7.5), multiattn=(854_789, 8, 9)))
     lines = slow.splitlines()
     assert [line.split("**")[1] for line in lines[:3]] == ["does not have the fewest parameters",
                                                            "does not have the shortest epoch",
@@ -164,24 +165,24 @@ def test_smallest_and_fastest_is_said_only_when_it_is():
 
 def test_counts_are_compared_with_what_is_legible_and_only_at_the_papers_width():
     table = costs(dmsmil=(636_386, 4, 7), dsmil=(700_000, 9, 14), multiattn=(854_789, 8, 9), hifuse=(9, 9, 9))
-    said = cost_sentences(table, PRINTED)
+    said = cost_sentences(table)
     assert "MultiAttnMIL has 854,789 parameters here; the paper's count is 854,789: the same." in said
     assert "DSMIL has 700,000 parameters here; the paper's count is 1,894,072: not the same." in said
     assert "DMSMIL has 636,386 parameters here; the paper's count is not legible but for 6···96: not the same." in said
-    assert "may be the same" in cost_sentences(costs(dmsmil=(611_196, 4, 7), dsmil=(7, 9, 14)), PRINTED)
+    assert "may be the same" in cost_sentences(costs(dmsmil=(611_196, 4, 7), dsmil=(7, 9, 14)))
     assert "hifuse" not in said.lower().split("the paper's count")[-1]
-    other = cost_sentences(table.assign(dim=256), PRINTED)
+    other = cost_sentences(table.assign(dim=256))
     assert "at 256 they cannot be compared" in other and "854,789:" not in other
 
 
 @pytest.mark.parametrize("methods", [["dmsmil", "abmil", "meanpool"], ["dsmil", "multiattn"]])
 def test_without_a_comparison_none_is_claimed(methods):
-    assert cost_sentences(costs(**{m: (1, 1, 1) for m in methods}), PRINTED).count("needed to compare") == 1
+    assert cost_sentences(costs(**{m: (1, 1, 1) for m in methods})).count("needed to compare") == 1
 
 
 def test_table_3_has_the_papers_values_beside_and_no_digit_that_is_lost():
     twice = pd.concat([costs(dmsmil=(636_386, 4, 7), multiattn=(854_789, 8, 9), abmil=(5, 1, 1))] * 2)
-    shown = pretty_costs(twice, PRINTED)
+    shown = pretty_costs(twice)
     assert list(shown["parameters in the paper"]) == ["not legible but for 6···96", "854,789", "—", "—", "—", "—"]
     assert list(shown["training in the paper"])[:3] == ["4.05 s", "9.68 s", "—"]
     assert shown["s / epoch"].iloc[0] == "4 [3.6, 4.4]" and shown["parameters"].iloc[0] == "636,386"

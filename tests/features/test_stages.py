@@ -7,9 +7,12 @@ import yaml
 
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import load_bags
-from dmsmil.features.stages import encode_cohort, linked_similarity, pair_views, project, slide_views, tile_cohort
+from dmsmil.features.probes import linked_similarity, project
+from dmsmil.features.stages import encode_cohort
+from dmsmil.features.views import pair_views, slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
+from dmsmil.slides.stages import tile_cohort
 from dmsmil.slides.store import Store
 from tests.conftest import dmsmil
 from tests.slides.pyramids import make_slide

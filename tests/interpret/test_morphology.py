@@ -6,7 +6,6 @@ import pytest
 from scipy.stats import spearmanr
 
 from dmsmil.analysis.claims import claims
-from dmsmil.features.stages import tile_cohort
 from dmsmil.interpret import morphology
 from dmsmil.interpret.morphology import (
     LEAST,
@@ -21,6 +20,7 @@ from dmsmil.interpret.nuclei import tile_nuclei
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.reader import open_slide
+from dmsmil.slides.stages import tile_cohort
 from dmsmil.slides.store import Store
 from dmsmil.training.results import save_table
 from tests.slides.pyramids import make_slide

@@ -16,7 +16,6 @@ import pytest
 from dmsmil.cohorts.made.demo import make_demo
 from dmsmil.jobs.files import DiskFull, InputError
 from dmsmil.jobs.parallel import run_units, worker_count
-
 from tests.conftest import assert_one_line
 
 dask = pytest.mark.xdist_group("dask")  # clusters on few cores: one after the other

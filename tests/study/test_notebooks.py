@@ -13,8 +13,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from dmsmil.jobs.files import read_json
-from dmsmil.study.cli import ROOT, notebook_parameters, notebooks
+from dmsmil.jobs.files import ROOT, read_json
+from dmsmil.study.params import notebook_parameters, notebooks
 from tests.conftest import dmsmil
 
 pytestmark = pytest.mark.xdist_group("smoke")

@@ -5,7 +5,9 @@ import psutil
 import pytest
 
 from dmsmil.features.bags import fits_in_memory
-from dmsmil.study.cli import ROOT, read_params, resolve
+from dmsmil.jobs.files import ROOT
+from dmsmil.study.params import read_params
+from dmsmil.study.place import resolve
 from dmsmil.study.preflight import findings
 
 

@@ -11,18 +11,12 @@ import pytest
 import yaml
 
 from dmsmil.book import build as book
-from dmsmil.jobs.files import InputError, write_text
+from dmsmil.jobs.files import ROOT, InputError, write_text
 from dmsmil.study import cli as study
-from dmsmil.study.cli import (
-    ROOT,
-    known_parameters,
-    main,
-    notebook_parameters,
-    notebooks,
-    read_params,
-    run,
-    study_folder,
-)
+from dmsmil.study.cli import main
+from dmsmil.study.params import known_parameters, notebook_parameters, notebooks, read_params
+from dmsmil.study.place import study_folder
+from dmsmil.study.run import run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import nbformat
 import pytest
 
-from dmsmil.study.cli import ROOT
+from dmsmil.jobs.files import ROOT
 
 WALKTHROUGHS = sorted((ROOT / "notebooks/walkthroughs").glob("*.ipynb"))
 

@@ -1,0 +1,87 @@
+"""Slides and tiles to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dmsmil.cohorts.download import Remote
+from dmsmil.features.bags import Bags
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.reader import open_slide, tile_size_level0
+from dmsmil.slides.store import Store
+from dmsmil.slides.tiles import Tiles
+
+
+def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
+                px: int = 500, bags: Bags | None = None, mpp: float = 0.0, source: Remote | None = None) -> list[dict]:
+    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path ("" without a file), mpp (what the
+    cohort or else the study says, 0 if neither does) and slide_mpp (as it is read with, um a level-0 px); with a store
+    also coords and side by scale and density of its tiles, with bags those of the tiles in the bag.
+
+    The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. source: slides
+    that are not on the disk are fetched from there, and stay. Where only features are at hand, a slide is an empty
+    sheet with its tiles. Raises InputError when a slide that is named cannot be opened.
+    """
+    rows = cohort if slide_ids is None else cohort.set_index("slide_id").loc[slide_ids].reset_index()
+    if slide_ids is None:  # the classes in turn, one patient once
+        rank = rows.drop_duplicates("patient_id").groupby("label").cumcount()
+        rows = rows.loc[rank.sort_values(kind="stable").index]
+    views = []
+    for row in rows.itertuples():
+        kept = store or (bags.store if bags else None)
+        try:
+            if source is not None and row.path and not Path(row.path).is_file():
+                source.fetch(row.file_id, row.path, row.size, row.md5)
+            view = {"slide_id": row.slide_id, "label": row.label, "path": row.path, "mpp": row.mpp or mpp}
+            tiles = kept.read_tiles(row.slide_id) if kept else None
+            view |= _sheet(tiles, px) if kept and not row.path else _picture(view, px)
+            if kept:
+                view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
+                         "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
+            if bags is not None:
+                at = bags.slide_ids.index(row.slide_id)
+                view["coords"] = {s: bags.coords[at, i][bags.mask[at, i]].numpy() for i, s in enumerate(bags.scales)}
+                view["density"] = bags.density[at][bags.mask[at, 0]].numpy()
+        except InputError:
+            if slide_ids is not None:  # asked for by name
+                raise
+            continue
+        views.append(view)
+        if limit and len(views) == limit:
+            break
+    return views
+
+
+def _picture(view: dict, px: int) -> dict:
+    """What a slide looks like, how large it is, and its micrometres a pixel."""
+    with open_slide(view["path"], view["mpp"]) as slide:
+        return {"thumbnail": slide.thumbnail(px), "dimensions": slide.dimensions, "slide_mpp": slide.mpp}
+
+
+def _sheet(tiles: Tiles, px: int) -> dict:
+    """An empty sheet of the slide's proportions, for a slide of which only features are at hand."""
+    width, height = tiles.dimensions
+    shape = (max(1, round(px * height / max(width, height))), max(1, round(px * width / max(width, height))), 3)
+    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.dimensions,
+            "slide_mpp": 10 / tiles.magnification}
+
+
+def pair_views(view: dict, store: Store, count: int = 5) -> list[dict]:
+    """Linked tiles to draw: title, tiles by scale, offset and share of the last scale's tile inside its parent; none
+    for a slide without a file."""
+    if not view["path"]:
+        return []
+    tiles = store.read_tiles(view["slide_id"])
+    rows = np.unique(np.linspace(0, len(tiles.density) - 1, count).astype(int))
+    first, last = min(tiles.coords), max(tiles.coords)
+    pairs = []
+    with open_slide(view["path"], view["mpp"], view["slide_id"]) as slide:
+        for i in rows:
+            images = {s: slide.read(*tiles.coords[s][i].tolist(), s, tiles.tile_px) for s in tiles.coords}
+            offset = (tiles.coords[last][i] - tiles.coords[first][i]) / view["side"][first]
+            pairs.append({"title": f"density {tiles.density[i]:.2f}", "tiles": images, "offset": tuple(offset.tolist()),
+                          "share": view["side"][last] / view["side"][first]})
+    return pairs

@@ -1,0 +1,54 @@
+"""The tiles of a whole cohort: one slide a unit, finished slides are not done again, a broken slide is a row of
+failures.csv and a line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.slides.reader import Slide, open_slide
+from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.tiles import Tiles, select_tiles
+
+
+def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
+                mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
+                scheduler: str = "") -> pd.DataFrame:
+    """Choose the tiles of every slide of a cohort and keep them in the store.
+
+    workers, scheduler: as for `run_units`.
+    Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
+    Raises InputError when no slide could be tiled.
+    """
+    units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp,
+                            tile_config(store, row, k, min_density, seed, mpp)) for row in cohort.itertuples()}
+    return over_slides(store, cohort, units, _tile_slide, "tiles", store.has_tiles, workers, report, scheduler)
+
+
+def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float) -> dict:
+    """Everything that decides a slide's tiles; the size of the file stands for its content."""
+    size = Path(row.path).stat().st_size if Path(row.path).is_file() else int(getattr(row, "size", 0) or 0)
+    return {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
+            "mpp": float(row.mpp or mpp), "bytes": size}
+
+
+def _tile_slide(store: Store, slide_id: str, path: str, mpp: float, config: dict) -> dict:
+    """Choose and keep the tiles of one slide (in a worker)."""
+    started = time.perf_counter()
+    with open_slide(path, mpp, slide_id) as slide:
+        tiles = choose_tiles(slide, config)
+        store.write_tiles(tiles, config)
+        return slide_row(tiles, slide, started)
+
+
+def choose_tiles(slide: Slide, config: dict, pixels: bool = False) -> Tiles:
+    return select_tiles(slide, config["k"], config["tile_px"], config["seed"], config["min_density"],
+                        tuple(config["scales"]), pixels)
+
+
+def slide_row(tiles: Tiles, slide: Slide, started: float) -> dict:
+    return {"tiles": len(tiles.density), "warnings": "; ".join(slide.warnings),
+            "seconds": time.perf_counter() - started}

@@ -1,0 +1,95 @@
+"""What a notebook opens first: a study's cohort and where it comes from, its tiles, its bags, its slides to draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dmsmil.cohorts.download import Remote, downloadable, fetch_all
+from dmsmil.cohorts.gdc import COHORTS, keep_source, source_of, tcga_table
+from dmsmil.cohorts.made.demo import make_demo
+from dmsmil.cohorts.table import read_cohort
+from dmsmil.features.bags import Bags, load_bags
+from dmsmil.features.rehearsal import DRAWN
+from dmsmil.features.truth import slide_shares
+from dmsmil.features.views import slide_views
+from dmsmil.slides.store import Store
+from dmsmil.study.place import resolve, study_folder
+
+
+@dataclass(frozen=True)
+class Study:
+    """An opened study: its folder, its cohort and folds (as 00_cohort wrote them), and the store of its tiles and
+    features. mpp: micrometres a pixel of slides that do not say."""
+
+    home: Path
+    cohort: pd.DataFrame
+    folds: pd.DataFrame
+    store: Store
+    mpp: float = 0.0
+
+    @property
+    def source(self) -> Remote | None:
+        """The server that has the slides which are not on the disk, if one has."""
+        return source_of(self.home, self.cohort)
+
+    def bags(self, k: int) -> Bags:
+        """The bags of all its slides: at most `k` tiles a slide and scale."""
+        return load_bags(self.store, self.cohort, k, self.store.scales)
+
+    def views(self, limit: int) -> list[dict]:
+        """Slides to draw with all their tiles, the classes in turn: as `slide_views`."""
+        return slide_views(self.cohort, self.store, limit, mpp=self.mpp, source=self.source)
+
+    def view(self, slide_id: str, bags: Bags) -> dict:
+        """One slide to draw, with the tiles of its bag: as `slide_views`."""
+        return slide_views(self.cohort, slide_ids=[slide_id], bags=bags, mpp=self.mpp, source=self.source)[0]
+
+    def truth(self, bags: Bags) -> np.ndarray:
+        """(N, S, K) share of each tile of the embedded cohort that was painted as signal: as `slide_shares`."""
+        return slide_shares(bags, self.home / "cohort")
+
+
+def open_study(study: str, outputs: str, scales: list[int], tile_px: int, encoder: str, mpp: float = 0.0) -> Study:
+    """Open a study by the parameters of a notebook; InputError when 00_cohort has not run."""
+    home = study_folder(study, outputs)
+    cohort, folds = read_cohort(home)
+    return Study(home, cohort, folds, Store(home, tile_px, tuple(scales), encoder), mpp)
+
+
+def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0,
+                 scheduler: str = "", folder: Path | str = "", remote: Remote | None = None) -> Path:
+    """The CSV of a study's cohort: the one named; the embedded demo cohort, made if need be; or a TCGA cohort by its
+    name, asked of the GDC (`remote`) the first time. folder: of the slides, as `slides_folder` says."""
+    if cohort == "demo":
+        make_demo(home / "cohort", patients, seed, side, workers, scheduler)
+        return home / "cohort" / "cohort.csv"
+    if remote is not None:
+        keep_source(home, remote)
+    return tcga_table(cohort, home, folder, remote) if cohort in COHORTS else resolve(cohort)
+
+
+def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:
+    """Where a study's slides are or will be: the folder named, or <home>/slides of a TCGA cohort, made if need be; ""
+    where the table of the cohort says it itself."""
+    if cohort not in COHORTS:
+        return resolve(slides) if slides else ""
+    folder = resolve(slides) if slides else home / "slides"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch_slides(table: Path, folder: Path | str, remote: Remote) -> list[dict]:
+    """Bring every slide that the table says a server has; returns a failure row for each that could not be had."""
+    if not table.is_file():
+        return []  # load_cohort says so
+    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
+    return fetch_all(remote, frame, folder or table.parent) if downloadable(frame) else []
+
+
+def feature_source(features: str) -> str:
+    """The key `features` as `take_features` takes it: a folder, or a word."""
+    return features if features in ("", DRAWN) else str(resolve(features))
