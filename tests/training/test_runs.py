@@ -7,7 +7,7 @@ import pytest
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
-from dmsmil.training import fit
+from dmsmil.training.fit import fit
 from dmsmil.training import runs as runs_room
 from dmsmil.training.runs import get_runs, is_finished, run_folder
 from tests.training.test_fit import folds_of, quick
