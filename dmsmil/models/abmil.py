@@ -49,6 +49,8 @@ class ABMIL(MIL):
     way to tile features. As there, and unlike the paper, attention layers have biases (that of w changes nothing).
     """
 
+    stacks = True
+
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, gated: bool = True, M: int = 500,
                  L: int = 128, one_logit: bool = False):
         super().__init__(in_dim, n_classes, scales)
@@ -70,8 +72,8 @@ class ABMIL(MIL):
         """L_ce; with `one_logit` the official -(Y log p + (1 - Y) log(1 - p)), p clamped."""
         if not self.one_logit:
             return super().loss(output, labels)
-        p = output.logits[:, 1].sigmoid().clamp(1e-5, 1 - 1e-5)
-        nll = -torch.where(labels == 1, p, 1 - p).log().mean()
+        p = output.logits[..., 1].sigmoid().clamp(1e-5, 1 - 1e-5)
+        nll = -torch.where(labels == 1, p, 1 - p).log().mean(-1)
         return nll, {"L_ce": nll.detach()}
 
 

@@ -41,6 +41,8 @@ class MIL(nn.Module):
     one; gradients are finite on bags of 1, 2 and K tiles.
     """
 
+    stacks = False  # whether several of it train in one pass (`stacked`): only where forward draws no random number
+
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...]):
         super().__init__()
         self.in_dim, self.n_classes, self.scales = in_dim, n_classes, tuple(scales)
@@ -59,9 +61,22 @@ class MIL(nn.Module):
         raise NotImplementedError
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise and its named terms (detached). labels (B,) int64. Default: L_ce, eq. (13)."""
-        ce = F.cross_entropy(output.logits, labels)
+        """Scalar to minimise and its named terms (detached). labels (B,) int64. Default: L_ce, eq. (13).
+
+        Of a method that stacks everything may have a leading axis of runs, in logits, extras, labels and the result.
+        """
+        ce = mean_cross_entropy(output.logits, labels)
         return ce, {"L_ce": ce.detach()}
+
+    def grouped(self) -> str:
+        """The name of the part whose parameters all have a leading axis of groups, for `stacked`; "" for none."""
+        return ""
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_ce, eq. (13), the mean over slides: logits (..., B, n_classes), labels (..., B) -> (...)."""
+    each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return each.view(labels.shape).mean(-1)
 
 
 def full_mask(bags: Tensor, mask: Tensor | None) -> Tensor:

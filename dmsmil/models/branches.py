@@ -67,7 +67,8 @@ class Branches(nn.Module):
         self.attend = DeformableAttention(groups, projection_dim, heads, points, offset, attention,
                                           softmax) if deformable else None
 
-    def forward(self, bags: Tensor, mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, bags: Tensor | list[Tensor], mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a stack of R runs bags is a list, (B, S, K, C) of each run, and every S below is R S, run by run."""
         mask = mask.transpose(0, 1)  # scales first, up to the return
         x = self.project_tiles(bags, mask)  # (S, B, K, cells, d)
         share = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)  # (S, B, K), of each tile in eq. (9)
@@ -81,10 +82,12 @@ class Branches(nn.Module):
         found = dict(projection=x.flatten(3), pooled=pooled, weights=weights.detach(), scores=scores)
         return {name: value.transpose(0, 1) for name, value in found.items()}
 
-    def project_tiles(self, bags: Tensor, mask: Tensor) -> Tensor:
+    def project_tiles(self, bags: Tensor | list[Tensor], mask: Tensor) -> Tensor:
         """Projection and activation, 0 on padding: bags (B, S, K, C), mask (S, B, K) -> (S, B, K, cells, d)."""
-        b, s, k, _ = bags.shape
-        x = self.project(bags.transpose(0, 1).reshape(s, b * k * self.cells, -1))
+        s, b, k = mask.shape
+        runs = bags if isinstance(bags, list) else [bags]
+        tiles = [run.transpose(0, 1).reshape(run.shape[1], b * k * self.cells, -1) for run in runs]
+        x = self.project.each(tiles) if isinstance(bags, list) else self.project(tiles[0])
         if "layernorm" in self.activation:
             x = F.layer_norm(x, x.shape[-1:]) * self.norm_weight + self.norm_bias
         if "relu" in self.activation:

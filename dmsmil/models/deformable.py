@@ -41,6 +41,39 @@ class ScaleLinear(nn.Module):
         out = flat @ self.weight if self.bias is None else torch.baddbmm(self.bias[:, None], flat, self.weight)
         return out.reshape(*x.shape[:-1], -1)
 
+    def each(self, parts: list[Tensor]) -> Tensor:
+        """The same for the given features of R runs, (S, N, in) each, groups run by run: (R S, N, out)."""
+        runs, width = len(parts), self.weight.shape[-1]
+        flat = [part.reshape(len(self.weight) // runs, -1, part.shape[-1]) for part in parts]
+        weight, bias = self.weight.unflatten(0, (runs, -1)), self.bias.unflatten(0, (runs, -1))
+        return _EachTimes.apply(weight, bias, *flat).view(runs * len(parts[0]), -1, width)
+
+
+def for_each(weight: Tensor, scales: int) -> Tensor:
+    """The weights (G, ...) of each of `scales` scales (S, ...), where S / G neighbours share them."""
+    return weight if len(weight) == scales else weight.repeat_interleave(scales // len(weight), 0)
+
+
+class _EachTimes(torch.autograd.Function):
+    """parts[r] @ weight[r] + bias[r] without joining the parts, which are views of the study's features and need no
+    gradient: weight (R, G, in, out), bias (R, G, out), parts R of (G, N, in) -> (R, G, N, out)."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor, *parts: Tensor) -> Tensor:
+        ctx.parts = parts
+        out = weight.new_empty(*weight.shape[:2], parts[0].shape[1], weight.shape[-1])
+        for run, part in enumerate(parts):
+            torch.baddbmm(bias[run, :, None], part, weight[run], out=out[run])
+        return out
+
+    @staticmethod
+    def backward(ctx, slope: Tensor):
+        parts = ctx.parts
+        weight = slope.new_empty(*slope.shape[:2], parts[0].shape[-1], slope.shape[-1])
+        for run, part in enumerate(parts):
+            torch.bmm(part.transpose(1, 2), slope[run], out=weight[run])
+        return weight, slope.sum(2), *[None] * len(parts)
+
 
 @dataclass
 class Maps:
@@ -86,11 +119,11 @@ def corners(x: Tensor, y: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
     lead = (...,) + (None,) * (x.dim() - 2)
     height, width, count = maps.height[lead], maps.width[lead], maps.count[lead]
     x = x.clamp(min=0).minimum((width - 1).to(x.dtype))
-    left = x.detach().long()
+    left = x.detach().long().clamp(min=0)  # also where x is not a number: the weight then is none either
     last_row = height - 1 - (left >= count - (height - 1) * width).long()
     y = y.clamp(min=0).minimum(last_row.to(y.dtype))
     # at the lower border the pair of rows is (H-2, H-1), so that only the lower two corners can be empty
-    upper = torch.minimum(y.detach().long(), (height - 2).clamp(min=0))
+    upper = torch.minimum(y.detach().long().clamp(min=0), (height - 2).clamp(min=0))
     fx, fy = x - left, y - upper
     right = torch.minimum(left + 1, width - 1)
     below = (upper + 1) * width
@@ -204,14 +237,14 @@ class DeformableAttention(nn.Module):
         pooled_m = sum_j w_mj x_j and mass_m = sum_j w_mj, which is what the bias of W' was weighted with.
         """
         scales = len(pooled)
-        weight = self.value.weight.unflatten(-1, (self.heads, -1)).expand(scales, -1, -1, -1)  # (S, C, M, d)
-        bias = self.value.bias.unflatten(-1, (self.heads, -1)).expand(scales, -1, -1)  # (S, M, d)
+        weight = for_each(self.value.weight.unflatten(-1, (self.heads, -1)), scales)  # (S, C, M, d)
+        bias = for_each(self.value.bias.unflatten(-1, (self.heads, -1)), scales)  # (S, M, d)
         values = torch.einsum("snmc,scmd->snmd", pooled, weight) + mass[..., None] * bias[:, None]
         return self.output(values.flatten(-2))
 
     def passed(self, carried: Tensor) -> Tensor:
         """W_m W'_m v_m, what head m adds to the pooled vector for v_m, biases apart: (..., M, C) with S first."""
         scales = len(carried)
-        value = self.value.weight.unflatten(-1, (self.heads, -1)).expand(scales, -1, -1, -1)  # (S, C, M, d)
-        output = self.output.weight.unflatten(1, (self.heads, -1)).expand(scales, -1, -1, -1)  # (S, M, d, C)
+        value = for_each(self.value.weight.unflatten(-1, (self.heads, -1)), scales)  # (S, C, M, d)
+        output = for_each(self.output.weight.unflatten(1, (self.heads, -1)), scales)  # (S, M, d, C)
         return torch.einsum("s...mc,scmd,smde->s...me", carried, value, output)

@@ -6,11 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from dmsmil.jobs.files import InputError
 from dmsmil.models import transport
-from dmsmil.models.base import MIL, Output, full_mask, masked_mean
+from dmsmil.models.base import MIL, Output, full_mask, masked_mean, mean_cross_entropy
 from dmsmil.models.branches import Branches, check_choices
 
 
@@ -27,10 +28,43 @@ class BranchedMIL(MIL):
 
     branches: Branches
     classify: nn.Linear
+    stacks = True
 
     def geometry(self, mask: Tensor, coords: Tensor | None = None) -> dict[str, Tensor]:
         """The layout of the slide maps: of the tile positions only their order matters."""
         return self.branches.geometry(mask)
+
+    def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `branches` found -> logits (B, n_classes), eq. (10)-(12), and more extras by name."""
+        raise NotImplementedError
+
+    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
+                geometry: dict[str, Tensor] | None = None) -> Output:
+        """(B, S, K, C) -> Output; extras as `Branches` and `conclude` give them, and what `loss` needs."""
+        mask = full_mask(bags, mask)
+        found = self.branches(bags, mask, geometry or self.geometry(mask))
+        logits, more = self.conclude(found, mask)
+        return Output(logits, found.pop("scores"), found | more | dict(mask=mask, given=bags))
+
+    def grouped(self) -> str:
+        """Every layer of the branches has an axis of groups, one a scale."""
+        return "branches"
+
+    def forward_stacked(self, slides: list[Tensor], mask: Tensor, geometry: dict[str, Tensor],
+                        values: dict[str, Tensor]) -> Output:
+        """The forward pass of R runs, see `stacked.Stack.forward`; values: the weights of all of them by name."""
+        inner = {name.removeprefix("branches."): v for name, v in values.items() if name.startswith("branches.")}
+        outer = {f"model.{name}": v for name, v in values.items() if not name.startswith("branches.")}
+        where = {name: v.flatten(0, 1).unsqueeze(0) for name, v in geometry.items()}
+        found = functional_call(self.branches, inner, (slides, mask.flatten(0, 1).unsqueeze(0), where))
+        found = {name: v.unflatten(1, mask.shape[:2]).transpose(0, 1) for name, v in found.items()}
+        mask, conclusion = mask.unsqueeze(1), _Conclusion(self)
+
+        def alone(values, found, mask):
+            return functional_call(conclusion, values, (found, mask))
+
+        logits, more = torch.vmap(alone)(outer, found, mask)
+        return Output(logits, found.pop("scores"), found | more | dict(mask=mask, given=slides))
 
     @torch.no_grad()
     def sampling(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> dict[str, Tensor]:
@@ -69,12 +103,9 @@ class DAMIL(BranchedMIL):
                                  offset=offset, activation=activation, score=score, shared=False)
         self.classify = class_layer(projection_dim, n_classes, head)
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
-        """(B, 1, K, C) -> Output; extras as `Branches` gives them."""
-        mask = full_mask(bags, mask)
-        found = self.branches(bags, mask, geometry or self.geometry(mask))
-        return Output(self.logits(found["pooled"][:, 0]), found.pop("scores"), found)
+    def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, n_classes) of x^, eq. (12); no more extras."""
+        return self.logits(found["pooled"][:, 0]), {}
 
 
 class DMSMIL(BranchedMIL):
@@ -129,16 +160,11 @@ class DMSMIL(BranchedMIL):
             self.project_gate = nn.Linear(projection_dim, projection_dim) if gate == "projected" else None
         self.classify = class_layer(projection_dim, n_classes, head)
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
-        """(B, S, K, C) -> Output; extras as `Branches` gives them, "fusion" a^s (B, S), and what `loss` needs."""
-        mask = full_mask(bags, mask)
-        found = self.branches(bags, mask, geometry or self.geometry(mask))
-        pooled = found["pooled"]  # (B, S, d)
+    def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, n_classes) of g, eq. (10)-(12), and "fusion" a^s (B, S)."""
         fusion = self._fusion(found, mask)  # (B, S)
-        logits = self.logits((fusion.unsqueeze(1) @ pooled).squeeze(1))
-        transported = bags if self.ot_on == "raw" else found["projection"]
-        return Output(logits, found.pop("scores"), found | dict(fusion=fusion, mask=mask, transported=transported))
+        logits = self.logits((fusion.unsqueeze(1) @ found["pooled"]).squeeze(1))
+        return logits, {"fusion": fusion}
 
     def _fusion(self, found: dict[str, Tensor], mask: Tensor) -> Tensor:
         x = found["pooled"]
@@ -151,22 +177,40 @@ class DMSMIL(BranchedMIL):
         return (x.tanh() @ self.omega).softmax(-1)
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_ot + lam L_ce, and L_ce, L_ot (0 with ot="none") and spread, detached.
+        """L_ot + lam L_ce, and L_ce, L_ot (0 with ot="none") and spread, detached; with leading axes see `MIL.loss`.
 
         spread: root mean squared distance of the projected tiles of the batch to their mean, averaged over scales;
         L_ot alone would shrink it to 0, so it is logged beside it.
         """
-        ce = F.cross_entropy(output.logits, labels)
+        ce = mean_cross_entropy(output.logits, labels)
         mask, projection = output.extras["mask"], output.extras["projection"]
         with torch.no_grad():
-            x, m = projection.transpose(0, 1).flatten(1, 2), mask.transpose(0, 1).flatten(1)  # (S, B K, D), (S, B K)
-            squares = (x - masked_mean(x, m).unsqueeze(1)).square().sum(-1, keepdim=True)
-            spread = masked_mean(squares, m).sqrt().mean()
+            x = projection.transpose(-4, -3).flatten(-3, -2)  # (..., S, B K, D)
+            there = mask.transpose(-3, -2).flatten(-2)  # (..., S, B K)
+            squares = (x - masked_mean(x, there).unsqueeze(-2)).square().sum(-1, keepdim=True)
+            spread = masked_mean(squares, there).squeeze(-1).sqrt().mean(-1)
         if self.ot == "none":
             between = torch.zeros_like(ce)
         else:
-            transported = output.extras["transported"]
-            if self.ot_on == "unit":
-                transported = F.normalize(transported, dim=-1)
+            transported = self.transported(output)
             between = transport.distance(transported, mask, self.ot)
         return between + self.lam * ce, {"L_ce": ce.detach(), "L_ot": between.detach(), "spread": spread}
+
+    def transported(self, output: Output) -> Tensor:
+        """What eq. (1) moves: (..., B, S, K, D)."""
+        if self.ot_on == "raw":
+            given = output.extras["given"]
+            return torch.stack(given) if isinstance(given, list) else given
+        projection = output.extras["projection"]
+        return F.normalize(projection, dim=-1) if self.ot_on == "unit" else projection
+
+
+class _Conclusion(nn.Module):
+    """`conclude` of a model as the forward pass of a module, which is what `functional_call` calls."""
+
+    def __init__(self, model: BranchedMIL):
+        super().__init__()
+        self.model = model
+
+    def forward(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.conclude(found, mask)

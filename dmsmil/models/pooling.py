@@ -16,6 +16,8 @@ class MeanPool(MIL):
     without tiles gives 0. No options, no dropout.
     """
 
+    stacks = True
+
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...]):
         super().__init__(in_dim, n_classes, scales)
         self.classifier = nn.Linear(in_dim * len(self.scales), n_classes)

@@ -15,6 +15,8 @@ class TopK(MIL):
     A bag with fewer than k tiles uses them all. Loss: L_ce.
     """
 
+    stacks = True
+
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, k: int = 8):
         super().__init__(in_dim, n_classes, scales)
         self.k = k

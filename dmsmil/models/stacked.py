@@ -1,0 +1,96 @@
+"""Several models of one method, each with its own slide, in one pass.
+
+The runs of a study are the same network trained on other slides: the same small operations again and again. A stack
+does each operation once for all its runs. No number passes from one run to another, so each run is what it would be
+alone, but for the order in which floating-point numbers are added.
+
+A method that stacks says so (`MIL.stacks`): its forward pass draws no random number. DMSMIL and DAMIL already have an
+axis of groups, one a scale, in every layer of their branches: a stack of R runs is a model of R x S groups. What
+follows the branches, and all of every other method, runs under `torch.vmap`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dmsmil.jobs.files import InputError
+from dmsmil.models.base import MIL, Output
+
+
+class Stack:
+    """R models of one method and one shape as one. It copies their weights; `weights` gives those of a run back.
+
+    Only loss options (`lam`) may differ between the models. Raises InputError for a method that does not stack.
+    """
+
+    def __init__(self, models: list[MIL]):
+        if not models[0].stacks:
+            raise InputError(f"{type(models[0]).__name__} does not stack: train its runs one by one")
+        self.model = copy.deepcopy(models[0]).requires_grad_(False)  # the form; its own weights are not used
+        self.runs = len(models)
+        self.grouped = models[0].grouped()
+        self.values = {name: self._joined(name, [dict(m.named_parameters())[name] for m in models])
+                       for name, _ in models[0].named_parameters()}
+        self._lam = torch.tensor([m.lam for m in models]) if hasattr(models[0], "lam") else None
+
+    def _joined(self, name: str, parts: list[Tensor]) -> nn.Parameter:
+        """One leaf for all runs: along the groups of a grouped layer, else along a new first axis."""
+        parts = [part.detach() for part in parts]
+        return nn.Parameter(torch.cat(parts) if self._is_grouped(name) else torch.stack(parts))
+
+    def _is_grouped(self, name: str) -> bool:
+        return bool(self.grouped) and name.startswith(f"{self.grouped}.")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The leaves that an optimiser steps."""
+        return list(self.values.values())
+
+    def weights(self, run: int) -> dict[str, Tensor]:
+        """The weights of one run by name, as `load_state_dict` of its model takes them."""
+        return {name: self._of_runs(value.detach(), name)[run].clone() for name, value in self.values.items()}
+
+    def _of_runs(self, value: Tensor, name: str) -> Tensor:
+        """A leaf, or what an optimiser keeps of it, with the runs as first axis."""
+        return value.unflatten(0, (self.runs, -1)) if self._is_grouped(name) else value
+
+    def keep(self, runs: list[int], optimiser: torch.optim.Optimizer) -> None:
+        """Go on with these runs alone; the optimiser keeps what it knows of them."""
+        states = [optimiser.state.pop(value, {}) for value in self.values.values()]
+        for (name, value), state in zip(list(self.values.items()), states):
+            chosen = {key: self._chosen(part, name, runs) if part.shape == value.shape else part
+                      for key, part in state.items()}
+            self.values[name] = nn.Parameter(self._chosen(value.detach(), name, runs))
+            if chosen:
+                optimiser.state[self.values[name]] = chosen
+        optimiser.param_groups[0]["params"] = self.parameters()
+        self.runs = len(runs)
+        self._lam = None if self._lam is None else self._lam[runs]
+
+    def _chosen(self, value: Tensor, name: str, runs: list[int]) -> Tensor:
+        chosen = self._of_runs(value, name)[runs]
+        return chosen.flatten(0, 1) if self._is_grouped(name) else chosen
+
+    def forward(self, slides: list[Tensor], mask: Tensor, coords: Tensor, geometry: dict[str, Tensor]) -> Output:
+        """One slide a run: slides, R of (1, S, K, C), which may be views of one array; mask (R, S, K); coords
+        (R, S, K, 2); geometry by name, R first. Returns an Output of which everything has the leading axes (R, 1)."""
+        if self.grouped:
+            return self.model.forward_stacked(slides, mask, geometry, self.values)
+        one = self.model
+
+        def alone(values, bags, mask, coords, geometry):
+            found = functional_call(one, values, (bags, mask, coords), {"geometry": geometry})
+            return found.logits, found.scores, found.extras
+
+        where = {name: value.unsqueeze(1) for name, value in geometry.items()}
+        return Output(*torch.vmap(alone)(self.values, torch.stack(slides), mask.unsqueeze(1), coords.unsqueeze(1),
+                                         where))
+
+    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each run (R,) and its terms (R,), detached; labels (R,)."""
+        if self._lam is not None:
+            self.model.lam = self._lam.to(output.logits.device)
+        return self.model.loss(output, labels.unsqueeze(1))
