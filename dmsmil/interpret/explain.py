@@ -220,7 +220,7 @@ def _plan(model, output) -> np.ndarray | None:
     """The coupling of eq. (1) between the first two scales, in the space the loss uses."""
     if getattr(model, "ot", "none") == "none":
         return None
-    features, mask = output.extras["transported"], output.extras["mask"]
+    features, mask = model.transported(output), output.extras["mask"]
     coupling = transport.plan(features[:, 0], features[:, 1], mask[:, 0], mask[:, 1], model.ot)[0]
     return coupling[mask[0, 0]][:, mask[0, 1]].numpy()
 
