@@ -7,7 +7,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.models import METHODS, create, method
 from dmsmil.models.stacked import Stack
 
-SLIDES, K, CHANNELS = 8, 12, 48
+SLIDES, K, CHANNELS = 8, 12, 80
 STACKING = ["dmsmil", "damil", "abmil", "meanpool", "maxpool", "topk"]
 OPTIONS = [dict(shared=True), dict(shared=True, score="norm"), dict(deformable=False), dict(map="tile"),
            dict(grid="square"), dict(attention="dot"), dict(softmax="all"), dict(offset="dat"), dict(fusion="mean"),
