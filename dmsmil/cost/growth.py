@@ -31,9 +31,11 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.parallel import pick_device
 from dmsmil.models import method, transport
 from dmsmil.models.deformable import DeformableAttention, lay_out
-from dmsmil.training.fit import code_version
+from dmsmil.training.config import code_version
 
-PARTS = {"deformable": "deformable attention", "full": "full self-attention", "ot": "exact transport"}
+PARTS = {"deformable": "deformable attention", "full": "full self-attention", "ot": "exact transport",
+         "blocks": "transport in blocks"}
+MOST = {"ot": 5000}  # tiles at which a part is still measured: beyond, the exact solver takes many seconds and GB
 PAPER_TILES = 200
 
 
@@ -41,7 +43,8 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
     """One forward and backward pass of each of `PARTS` on K projected tiles, and the tensors it starts with.
 
     deformable: eq. (3)-(9) of one scale with DMSMIL's defaults. full: multi-head self-attention of the same width and
-    heads by torch's own kernel, then the mean over tiles. ot: the distance of eq. (1) between the bags of two scales.
+    heads by torch's own kernel, then the mean over tiles. ot: the distance of eq. (1) between the bags of two scales;
+    blocks: the same in blocks of tiles (ot="blocks" of DMSMIL).
     """
     torch.manual_seed(seed)
     usual = method("dmsmil").options()
@@ -62,27 +65,44 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
         pooled = full(tiles[0], tiles[0], tiles[0], need_weights=False)[0].mean(1)
         torch.autograd.grad(pooled.sum(), [tiles, *full.parameters()])
 
+    def carry(kind):
+        torch.autograd.grad(transport.distance(bags, mask, kind), bags)
+
     return {"deformable": (attend_deformably, [tiles, share, *vars(maps).values(), *deformable.parameters()]),
             "full": (attend_fully, [tiles, *full.parameters()]),
-            "ot": (lambda: torch.autograd.grad(transport.distance(bags, mask), bags), [bags, mask])}
+            "ot": (partial(carry, "exact"), [bags, mask]), "blocks": (partial(carry, "blocks"), [bags, mask])}
+
+
+@torch.no_grad()
+def block_excess(k: int, seed: int = 0) -> float:
+    """By how much the distance in blocks exceeds the exact one, as a share of it: two bags of K tiles of the width that
+    DMSMIL projects to, normally distributed. Tiles of real slides are more alike, and the excess is smaller."""
+    draw = torch.Generator().manual_seed(seed)
+    bags = torch.randn(1, 2, k, method("dmsmil").options()["projection_dim"], generator=draw)
+    mask = torch.ones(1, 2, k, dtype=torch.bool)
+    return float(transport.distance(bags, mask, "blocks") / transport.distance(bags, mask) - 1)
 
 
 def growth(tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -> pd.DataFrame:
     """Measure `part_calls` at every K of `tiles`, all in turn over `rounds`: one row a part and K.
 
     Columns: part, k, median_ms, min_ms, max_ms, memory_mb; slope_time, slope_memory: the power of K that time and
-    memory of the part follow over the larger half of K (`slope`); device; arrays_mb (`meter.peak_memory`).
-    Raises InputError for fewer than two different numbers of tiles.
+    memory of the part follow over the larger half of its K (`slope`); device; arrays_mb (`meter.peak_memory`); excess
+    (`block_excess` of the blocks, 0 for other parts, NaN where the exact value is not computed). No part is measured
+    beyond its `MOST` tiles. Raises InputError for fewer than two different numbers of tiles.
     """
     _check(tiles, rounds)
     place, calls, rows = pick_device(device), [], []
     with one_thread():
         for k in sorted(set(tiles)):
             for part, (call, held) in part_calls(k, place, seed).items():
+                if k > MOST.get(part, k):
+                    continue
                 call()  # as in `method_costs`
                 memory, arrays = peak_memory(call, held, place)
                 calls.append(call)
-                rows.append({"part": part, "k": k, "memory_mb": memory, "arrays_mb": arrays})
+                excess = 0.0 if part != "blocks" else block_excess(k, seed) if k <= MOST["ot"] else np.nan
+                rows.append({"part": part, "k": k, "memory_mb": memory, "arrays_mb": arrays, "excess": excess})
         times = interleave(calls, rounds, partial(turn_seconds, device=place))
     table = pd.DataFrame([row | spread([1000 * s for s in mine], "", "_ms") for row, mine in zip(rows, times)])
     table = pd.concat([table[table.part == part] for part in PARTS], ignore_index=True)
@@ -90,7 +110,7 @@ def growth(tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -
         slopes = {part: slope(mine.k, mine[of]) for part, mine in table.groupby("part")}
         table[column] = table.part.map(slopes)
     return table.assign(device=device_name(place))[["part", "k", "median_ms", "min_ms", "max_ms", "memory_mb",
-                                                    "slope_time", "slope_memory", "device", "arrays_mb"]]
+                                                    "slope_time", "slope_memory", "device", "arrays_mb", "excess"]]
 
 
 def _check(tiles: list[int], rounds: int) -> None:
@@ -138,15 +158,27 @@ def growth_sentences(table: pd.DataFrame) -> str:
         elif column == "slope_memory" and full <= 1 + NEAR:
             word += "; torch's kernel computes full self-attention without ever keeping its K x K map"
         lines.append(f"The paper's claim, linear against quadratic in the number of tiles, in {what} {word}.")
-    last, both = time.index[-1], 2 * time.deformable
+    last = time.index[-1]
     lines.append(f"Deformable attention is faster than full self-attention {_where(time.deformable < time.full)}: "
                  + ", ".join(f"{time.deformable[k]:.3g} ms against {time.full[k]:.3g} ms at K = {k}"
                              for k in time.index if k in (PAPER_TILES, last)) + ".")
-    lines.append(f"The exact transport takes longer than the deformable attention of both scales "
-                 f"{_where(time.ot > both)}: {time.ot[last] / both[last]:.3g} times as long at K = {last}. "
-                 + ("So on many tiles the transport is what training costs; inference needs none."
-                    if time.ot[last] > both[last] else "So it does not dominate training here."))
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {line}" for line in [*lines, *_transport_sentences(table, time)])
+
+
+def _transport_sentences(table: pd.DataFrame, time: pd.DataFrame) -> list[str]:
+    """What the transport costs beside the attention of both scales, and what blocks of tiles cost and change."""
+    exact = time.ot.dropna()
+    both, last = 2 * time.deformable[exact.index], exact.index[-1]
+    lines = [f"The exact transport takes longer than the deformable attention of both scales {_where(exact > both)}: "
+             f"{exact[last] / both[last]:.3g} times as long at K = {last}. "
+             + ("So on many tiles the transport is what training costs; inference needs none."
+                if exact[last] > both[last] else "So it does not dominate training here.")]
+    blocks = table[(table.part == "blocks") & table.excess.notna()]
+    most, end = blocks.iloc[-1], time.index[-1]
+    lines.append(f"In blocks of {transport.BLOCK} tiles (`ot: blocks`) it takes {time.blocks[end]:.3g} ms at K = {end}."
+                 f" Its value is above the exact one: by {100 * most.excess:.1f} % at K = {most.k}, on random tiles, "
+                 "none of which is like another.")
+    return lines
 
 
 def _where(holds: pd.Series) -> str:

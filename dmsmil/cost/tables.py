@@ -30,7 +30,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import fingerprint
 from dmsmil.jobs.parallel import pick_device
 from dmsmil.models import count_parameters, create
-from dmsmil.training.fit import RunConfig, configure_all
+from dmsmil.training.config import RunConfig, configure_all
 from dmsmil.training.results import is_pooling, run_name, scales_name
 
 PAPER_DIM = 2048  # ResNet-101's features: parameter counts can be compared with the paper's only at this width

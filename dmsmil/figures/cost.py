@@ -60,7 +60,7 @@ def growth_curves(table: pd.DataFrame, out) -> Figure:
     larger half of K.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
-    style = dict(zip(PARTS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))))
+    style = dict(zip(PARTS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"))))
     fitted = larger_half(table.k)
     for ax, value, power, title, unit in ((axes[0], "median_ms", "slope_time", "Time, forward and backward", "ms"),
                                           (axes[1], "memory_mb", "slope_memory", "Peak memory", "MB")):

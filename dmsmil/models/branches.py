@@ -14,7 +14,7 @@ SQUARE_SIDE = 14  # grid="square": the slide map is resampled to 14 x 14 cells
 
 CHOICES = dict(
     fusion=("attention", "mean"),
-    ot=("exact", "none", "entropic", "paired", "squared"),
+    ot=("exact", "none", "entropic", "paired", "squared", "blocks"),
     ot_on=("projection", "raw", "unit"),
     map=("slide", "tile"),
     grid=("fill", "square"),

@@ -121,7 +121,8 @@ class DMSMIL(BranchedMIL):
     projection_dim, heads, points   d, M, U
     deformable   False: x^ is the mean of x_j (ablation of eq. 3-8)
     fusion       "attention" eq. (11); "mean": a^s = 1/S
-    ot           "exact" W1, eq. (1)-(2); "none" (ablation); "entropic", "paired", "squared": see `transport.distance`
+    ot           "exact" W1, eq. (1)-(2); "none" (ablation); "entropic", "paired", "squared", and "blocks" for bags of
+                 many hundred tiles: see `transport.distance`
     ot_on        eq. (1) on "projection" x_j; "raw": the given features, which leaves L_ot without a gradient (null
                  control); "unit": x_j / |x_j|
     map          x~ of eq. (5) is the map of a "slide", one cell a tile; "tile": each feature is its own 4 x 4 map

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmsmil import figures
-from dmsmil.cost import meter
-from dmsmil.cost.growth import PARTS, growth, growth_sentences, larger_half, part_calls, slope, study_growth
+from dmsmil.cost import growth, meter
+from dmsmil.cost.growth import PARTS, growth_sentences, larger_half, part_calls, slope, study_growth
 from dmsmil.jobs.files import InputError
 from tests.conftest import assert_one_line
 from tests.figures.test_figures import drawn
@@ -22,11 +22,13 @@ def short(monkeypatch):
     monkeypatch.setattr(meter, "TURN_SECONDS", 0.001)
 
 
-def made(deformable=1.0, full=2.0, ot=2.5, memory=(1.0, 1.0, 2.0), k=(50, 100, 200, 400), first=(10.0, 1.0, 0.1)):
+def made(deformable=1.0, full=2.0, ot=2.5, memory=(1.0, 1.0, 2.0, 1.0), k=(50, 100, 200, 400),
+         first=(10.0, 1.0, 0.1)):
     """A growth table whose times and memory follow exact powers of K, `first` at the smallest K."""
     rows = [{"part": part, "k": n, "median_ms": start * (n / k[0]) ** p, "memory_mb": (n / k[0]) ** q,
-             "slope_time": p, "slope_memory": q, "device": "a processor", "arrays_mb": 0.0}
-            for part, p, q, start in zip(PARTS, (deformable, full, ot), memory, first) for n in k]
+             "slope_time": p, "slope_memory": q, "device": "a processor", "arrays_mb": 0.0,
+             "excess": 0.0 if part != "blocks" else n / 10_000}
+            for part, p, q, start in zip(PARTS, (deformable, full, ot, 1.0), memory, (*first, 2.0)) for n in k]
     return pd.DataFrame(rows).assign(min_ms=lambda t: 0.9 * t.median_ms, max_ms=lambda t: 1.1 * t.median_ms)
 
 
@@ -53,6 +55,18 @@ def test_the_parts_are_measured_at_every_k():
     for _, rows in table.groupby("part"):
         assert rows.slope_time.iloc[0] == pytest.approx(slope(rows.k, rows.median_ms))
         assert rows.slope_memory.nunique() == 1 and rows.memory_mb.is_monotonic_increasing
+
+
+def test_the_exact_part_ends_where_it_would_take_too_long_and_blocks_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "MOST", {"ot": 9})
+    monkeypatch.setattr(growth.transport, "BLOCK", 4)
+    table = growth.growth([4, 9, 16], 1, "cpu")
+    assert list(table.k[table.part == "ot"]) == [4, 9] and list(table.k[table.part == "blocks"]) == [4, 9, 16]
+    excess = table[table.part == "blocks"].set_index("k").excess
+    assert excess[4] == 0 and 0 < excess[9] < 0.5 and np.isnan(excess[16])
+    said = growth_sentences(table)
+    assert f"by {100 * excess[9]:.1f} % at K = 9" in said and "at K = 16. Its value" in said
+    assert len(drawn(figures.growth_curves(table, tmp_path / "g"), tmp_path / "g")) == len(table)
 
 
 def test_products_grow_as_the_paper_says():

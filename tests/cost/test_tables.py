@@ -116,7 +116,7 @@ def test_a_study_measures_once(tmp_path, monkeypatch):
     for change in (dict(methods=["dmsmil"]), dict(methods=["dmsmil", {"abmil": {"M": 9}}]), dict(k=6), dict(dim=17),
                    dict(slides=11), dict(rounds=2), dict(seed=1), dict(scales=(5, 20))):
         study_costs(tmp_path, **{**ask, **change})
-    monkeypatch.setattr("dmsmil.training.fit.code_version", lambda module: "other code")
+    monkeypatch.setattr("dmsmil.training.config.code_version", lambda module: "other code")
     study_costs(tmp_path, **ask)
     assert len(measured) == 9
 

@@ -7,7 +7,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dmsmil.jobs.files import InputError
-from dmsmil.models.transport import _assign, distance, plan
+from dmsmil.models import transport
+from dmsmil.models.transport import _assign, deal, distance, plan
 
 KINDS = ["exact", "squared", "paired", "entropic"]
 
@@ -161,3 +162,42 @@ def test_a_slide_without_tiles(kind):
     empty[1, 1] = False
     with pytest.raises(InputError, match="without tiles"):
         distance(features, empty, kind)
+
+
+def test_in_blocks_is_exact_up_to_a_block_and_between_exact_and_paired_beyond(monkeypatch):
+    features, mask = pair(40, d=6)
+    exact, paired = distance(features, mask, "exact"), distance(features, mask, "paired")
+    torch.testing.assert_close(distance(features, mask, "blocks"), exact)
+    found = []
+    for size in (20, 8, 1):
+        monkeypatch.setattr(transport, "BLOCK", size)
+        found.append(distance(features, mask, "blocks"))
+    assert exact < found[0] < found[1] < paired
+    torch.testing.assert_close(found[2], paired)  # a tile alone in its block is matched with its own child
+
+
+@pytest.mark.parametrize("n1,n2", [(40, 40), (40, 33), (9, 40)])
+def test_in_blocks_is_a_coupling_inside_blocks(monkeypatch, n1, n2):
+    monkeypatch.setattr(transport, "BLOCK", 10)
+    features, mask = pair(n1, n2)
+    coupling = plan(features[:, 0], features[:, 1], mask[:, 0], mask[:, 1], "blocks")
+    rows, columns = np.arange(n1), np.arange(n2)
+    blocks = deal(rows, columns)
+    assert sorted(np.concatenate([a for a, _ in blocks])) == list(rows)
+    assert sorted(np.concatenate([b for _, b in blocks])) == list(columns)
+    assert all(max(len(a), len(b)) <= 10 for a, b in blocks)
+    inside = torch.zeros(coupling.shape[1:], dtype=torch.bool)
+    for a, b in blocks:
+        inside[np.ix_(a, b)] = True
+    assert (coupling[:, ~inside] == 0).all()
+    torch.testing.assert_close(coupling.sum((1, 2)), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(coupling.sum(2), mask[:, 0] / mask[:, 0].sum(1, keepdim=True).double())
+    tolerance = 1e-12 if n1 == n2 else 0.35 / n2  # else a block's columns share what its rows weigh
+    torch.testing.assert_close(coupling.sum(1), mask[:, 1] / mask[:, 1].sum(1, keepdim=True).double(),
+                               atol=tolerance, rtol=0)
+
+
+def test_in_blocks_has_the_gradient_of_the_matched_distances(monkeypatch):
+    monkeypatch.setattr(transport, "BLOCK", 8)
+    features, mask = pair(30)
+    assert torch.autograd.gradcheck(lambda x: distance(x, mask, "blocks"), features.requires_grad_())
