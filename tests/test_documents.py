@@ -18,7 +18,7 @@ from dmsmil.jobs.files import ROOT
 from dmsmil.models import METHODS, count_parameters, create
 from dmsmil.study.cli import main
 from dmsmil.study.params import known_parameters, read_params
-from dmsmil.training.fit import RunConfig, configure
+from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.metrics import score
 
 NAMES = ("CONTRIBUTING.md", "docs/model_card.md", "docs/data_cards.md")
@@ -87,7 +87,7 @@ def test_what_names_a_run_is_what_contributing_says():
     """The settings it lists are those of RunConfig, and each of them changes the name."""
     text = DOCUMENTS["CONTRIBUTING.md"].split("## What a run's name depends on")[1].split("## Style")[0]
     listed = set(re.findall(r"`(\w+)`", text)) & set(RunConfig.__dataclass_fields__)
-    said = {"method", "scales", "options", "features", "folds"}
+    said = {"method", "scales", "options", "features", "labels", "folds"}
     assert listed | said == set(RunConfig.__dataclass_fields__) and all(word in text for word in said)
     bags = toy_bags(8, 4)
     folds = pd.DataFrame({"slide_id": bags.slide_ids})

@@ -17,7 +17,7 @@ from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
 from dmsmil.analysis.paper import COHORTS, printed_ablation
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
-from dmsmil.training.fit import RunConfig, configure, configure_all
+from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.metrics import METRICS, class_names, score_by_fold
 from dmsmil.training.results import pretty, result_table
 from dmsmil.training.runs import Runs

@@ -14,7 +14,7 @@ from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
 from dmsmil.models import METHODS
 from dmsmil.training.baselines import CHEAP, COLOUR
-from dmsmil.training.fit import RunConfig
+from dmsmil.training.config import RunConfig
 from dmsmil.training.results import COLLAPSED, FITTED, run_names, scales_name
 from dmsmil.training.runs import Runs
 

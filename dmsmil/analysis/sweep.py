@@ -13,7 +13,7 @@ import pandas as pd
 from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
-from dmsmil.training.fit import RunConfig, configure
+from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.metrics import METRICS, summarise
 from dmsmil.training.results import pretty
 from dmsmil.training.runs import Runs
@@ -28,12 +28,9 @@ PLACEMENTS = {LINEAR: {}, "ReLU": {"activation": "relu"}, "LayerNorm, ReLU": {"a
 
 def check_lams(lams: list) -> list[float]:
     """λ values, ascending, each once. Raises InputError for none, or one that is no positive number."""
-    for lam in lams:
-        if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 < lam < math.inf:
-            raise InputError(f"λ is {lam!r}: give numbers above 0, such as 0.1 (YAML reads 1e-1 as text, write 1.0e-1)")
     if not lams:
         raise InputError("the list of λ is empty: give at least one, such as [0.1, 1.0, 10.0]")
-    return sorted({float(lam) for lam in lams})
+    return sorted({positive_number("λ", lam) for lam in lams})
 
 
 def lam_name(lam: float) -> str:

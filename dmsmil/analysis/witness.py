@@ -22,7 +22,8 @@ from dmsmil.features.bags import Bags
 from dmsmil.features.truth import slide_shares
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.models.grid import grid_shape
-from dmsmil.training.fit import configure_all, load_model
+from dmsmil.training.config import configure_all
+from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import summarise
 from dmsmil.training.results import COLLAPSED, run_name, scales_name
 from dmsmil.training.runs import Runs, get_runs

@@ -1,17 +1,14 @@
 """Fit one (method, fold, seed): what decides its result, and the files it leaves.
 
-A statement changed in this file changes the name of every run, for it may change every result (`code_version`); what
-only asks for runs is therefore in runs.py.
+A statement changed in this file changes the name of every run, for it may change every result (`config.code_version`).
+So what names a run is in config.py, what knows its files again in record.py, and what asks for runs in runs.py.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import time
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,191 +17,149 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmsmil.features.bags import Bags
-from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv, write_json
+from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv
 from dmsmil.jobs.parallel import pick_device
-from dmsmil.models import MIL, count_parameters, create, method
+from dmsmil.models import MIL, count_parameters, create
+from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import predictions_table, score
+from dmsmil.training.record import read_checkpoint, write_checkpoint, write_record
 
-SELECT = ("last", "val_loss", "val_auc")
 CHECKPOINT_SECONDS = 60.0  # a lost machine costs at most this much of a run
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """All that decides a run's result besides its fold and seed.
+@dataclass
+class Training:
+    """A run while it is trained.
 
-    select: 'last' = the paper's way, no selection, all training patients, the last epoch counts; 'val_loss' or
-    'val_auc' = the best epoch on the inner validation part, which is then not trained on.
-    features and folds are fingerprints of the bags and of the folds table.
+    data: the bags of its scales; parts: rows of data by train, val and test; geometry: `MIL.geometry` of all bags;
+    order: draws the order of slides. history: one row an epoch; best: value, epoch and weights of the best epoch, where
+    one is selected; spread: of the features before the first step; seconds: that earlier processes spent on it.
     """
 
-    method: str
-    scales: tuple[int, ...]
-    options: dict = field(default_factory=dict)
-    epochs: int = 120
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    batch_size: int = 1
-    select: str = "last"
-    features: str = ""
-    folds: str = ""
-
-    def record(self) -> dict:
-        """Everything as plain values: options with their defaults filled in, and the code that computes it."""
-        row = method(self.method)
-        return {**asdict(self), "scales": list(self.scales), "options": {**row.options(), **self.options},
-                "code": code_version(row.where.split(":")[0])}
+    config: RunConfig
+    fold: int
+    seed: int
+    folder: Path
+    data: Bags
+    parts: dict[str, np.ndarray]
+    model: MIL
+    optimiser: torch.optim.Optimizer
+    order: torch.Generator
+    geometry: dict[str, torch.Tensor]
+    spread: float | None
+    history: list[dict] = field(default_factory=list)
+    best: dict | None = None
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
 
     @property
-    def name(self) -> str:
-        """Folder of its runs: <method>-<config hash>."""
-        return f"{self.method}-{fingerprint(self.record())}"
+    def checkpoint(self) -> Path:
+        """Where its state is kept while it trains."""
+        return self.folder / "checkpoint.pt"
+
+    def spent(self) -> float:
+        """Seconds spent on it by all processes so far."""
+        return self.seconds + time.perf_counter() - self.started
 
 
-def configure(bags: Bags, folds: pd.DataFrame, method_name: str, scale: int = 0, options: dict | None = None,
-              lam: float = 1.0, **settings) -> RunConfig:
-    """A RunConfig for these bags and folds; scale picks one scale (needed by single-scale methods), 0 takes all.
-
-    lam is handed to the methods whose loss has one. settings: epochs, lr, weight_decay, batch_size, select.
-    Raises InputError on a setting that cannot be.
-    """
-    if scale and scale not in bags.scales:
-        raise InputError(f"scale is {scale}, but the study has {list(bags.scales)}")
-    known = method(method_name).options()
-    options = {**({"lam": lam} if "lam" in known else {}), **(options or {})}
-    options = {name: value for name, value in options.items() if name not in known or value != known[name]}
-    config = RunConfig(method_name, (scale,) if scale else tuple(bags.scales), options, **settings,
-                       features=bags.identity, folds=fingerprint(folds.to_csv(index=False)))
-    if config.select not in SELECT:
-        raise InputError(f"select is '{config.select}': choose one of {', '.join(SELECT)}")
-    create(method_name, bags.x.shape[-1], len(bags.classes), config.scales, **config.options)  # speaks up early
-    return config
-
-
-def configure_all(bags: Bags, folds: pd.DataFrame, methods: list, **settings) -> list[RunConfig]:
-    """A RunConfig for each of `methods` at each scale it can run at: what a comparison trains.
-
-    An entry is a name, or {name: {key: value, ...}} with options of the method and settings of its own (epochs, lr,
-    weight_decay, batch_size, select, and scale to run at one scale only). Single-scale methods run at every scale,
-    multi-scale ones at all together, pooling both ways. settings: as for `configure`.
-    """
-    configs = []
-    for entry in methods:
-        name, own = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
-        own = dict(own or {})
-        mine = {**settings, **{key: own.pop(key) for key in (*settings, "scale") if key in own}}
-        takes = method(name).takes
-        scales = [mine.pop("scale")] if "scale" in mine else \
-            [*(bags.scales if takes != "many" else ()), *([0] if takes != "one" else ())]
-        configs += [configure(bags, folds, name, scale, own, **mine) for scale in scales]
-    return configs
-
-
-@cache
-def code_version(model_module: str) -> str:
-    """A fingerprint of the code that decides a run: the model, what it imports of dmsmil.models, and this file.
-
-    Comments, docstrings and layout do not count; a changed statement does.
-    """
-    todo, seen = [f"dmsmil.models.{model_module}", "dmsmil.training.fit"], {}
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        tree = ast.parse(Path(import_module(name).__file__).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) \
-                    and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                body[0].value.value = ""
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil.models."):
-                todo.append(node.module)
-        seen[name] = ast.dump(tree)
-    return hashlib.sha256("".join(seen[n] for n in sorted(seen)).encode()).hexdigest()[:10]
-
-
-# ------------------------------------------------------------------------------------------------ one run
-
-
-def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
-        device: str = "auto") -> Path:
+def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path, device: str = "auto",
+        say: Callable[[str], None] = lambda line: None) -> Path:
     """Train one run and write config.json, predictions.csv, history.csv and model.safetensors into `folder`.
 
     One thread on the CPU, so that the result does not depend on how many runs share the machine. A checkpoint is
-    kept while training; a run that was interrupted goes on from it and ends with the same numbers.
+    kept while training; a run that was interrupted goes on from it and ends with the same numbers. One that cannot be
+    read is dropped, and `say` is told.
     """
     place = pick_device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fit(bags, folds, config, fold, seed, Path(folder), place)
+        run = prepare(bags, folds, config, fold, seed, Path(folder), place)
+        if run.checkpoint.exists() and not _resume(run):
+            say("its checkpoint could not be read: begun anew")
+            run.checkpoint.unlink()
+            run = prepare(bags, folds, config, fold, seed, Path(folder), place)  # _resume may have changed half of it
+        saved = time.perf_counter()
+        while len(run.history) < config.epochs:
+            one_epoch(run)
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                _keep(run)
+                saved = time.perf_counter()
+        return finish(run)
     finally:
         torch.set_num_threads(threads)
 
 
-def _fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
-         device: torch.device) -> Path:
-    started = time.perf_counter()
+def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
+            device: torch.device) -> Training:
+    """A run before its first step. It sets the random state of torch, which its first epoch goes on from."""
     data = _placed(bags.view(config.scales), device)
-    part = folds.set_index("slide_id")[f"fold_{fold}"].reindex(data.slide_ids).to_numpy()
-    train, val, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
-    if config.select == "last":
-        train, val = np.sort(np.concatenate([train, val])), val[:0]
-    elif not len(val):
-        raise InputError(f"fold {fold} has no validation part to select on: use select: last, or raise val_share")
-    if not len(test) or len(np.unique(data.labels[train].cpu())) < 2:
-        raise InputError(f"fold {fold} has too few slides with features (train {len(train)}, test {len(test)})")
-
+    parts = _parts(data, folds, config.select, fold)
     torch.manual_seed(int(fingerprint([seed, fold], 8), 16))
     model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     order = torch.Generator().manual_seed(int(fingerprint([seed, fold, "order"], 8), 16))
     geometry = _geometry(model, data)
-    state = {"epoch": 0, "history": [], "best": None, "seconds": 0.0,
-             "spread": _spread(model, data, geometry, train, config.batch_size)}
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        state = _resume(checkpoint, config, model, optimiser, order) or state
-    saved = time.perf_counter()
+    spread = _spread(model, data, geometry, parts["train"], config.batch_size)
+    return Training(config, fold, seed, folder, data, parts, model, optimiser, order, geometry, spread)
 
-    while state["epoch"] < config.epochs:
-        row = _epoch(model, optimiser, data, geometry, train, config.batch_size, order)
-        state["epoch"] += 1
-        row = {"epoch": state["epoch"], **row}
-        if len(val):
-            row |= _validate(model, data, geometry, val, config.batch_size)
-            better = row["val_auc"] if config.select == "val_auc" else -row["val_loss"]
-            if state["best"] is None or better > state["best"]["value"]:
-                state["best"] = {"value": better, "epoch": state["epoch"],
-                                 "model": {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}}
-        state["history"].append(row)
-        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            _checkpoint(checkpoint, config, model, optimiser, order,
-                        {**state, "seconds": state["seconds"] + time.perf_counter() - started})
-            saved = time.perf_counter()
 
-    if state["best"] is not None:
-        model.load_state_dict(state["best"]["model"])
-    history = pd.DataFrame(state["history"])
-    probabilities, test_terms = predict(model, data, test, geometry, config.batch_size)
+def _parts(data: Bags, folds: pd.DataFrame, select: str, fold: int) -> dict[str, np.ndarray]:
+    """Rows of `data` that are trained on (train), selected on (val) and tested (test) in a fold."""
+    part = folds.set_index("slide_id")[f"fold_{fold}"].reindex(data.slide_ids).to_numpy()
+    train, val, test = (np.flatnonzero(part == name) for name in ("train", "val", "test"))
+    labels = data.labels.cpu().numpy()
+    if select == "last":
+        train, val = np.sort(np.concatenate([train, val])), val[:0]
+    elif not len(val):
+        raise InputError(f"fold {fold} has no validation part to select on: use select: last, or raise val_share")
+    elif select == "val_auc" and len(np.unique(labels[val])) < 2:
+        raise InputError(f"fold {fold} has one class in its validation part, where AUC is not defined: use select: "
+                         "val_loss, or raise val_share")
+    if not len(test) or len(np.unique(labels[train])) < 2:
+        raise InputError(f"fold {fold} has too few slides with features (train {len(train)}, test {len(test)})")
+    return {"train": train, "val": val, "test": test}
+
+
+def one_epoch(run: Training) -> None:
+    """One pass over the training slides, its row of the history, and the best weights where an epoch is selected."""
+    batch_size, number = run.config.batch_size, len(run.history) + 1
+    row = {"epoch": number, **_epoch(run.model, run.optimiser, run.data, run.geometry, run.parts["train"], batch_size,
+                                     run.order)}
+    if len(run.parts["val"]):
+        row |= _validate(run.model, run.data, run.geometry, run.parts["val"], batch_size)
+        value = row["val_auc"] if run.config.select == "val_auc" else -row["val_loss"]
+        if run.best is None or value > run.best["value"]:
+            weights = {name: w.detach().cpu().clone() for name, w in run.model.state_dict().items()}
+            run.best = {"value": value, "epoch": number, "model": weights}
+    run.history.append(row)
+
+
+def finish(run: Training) -> Path:
+    """Test the run, write its files, config.json last, and drop its checkpoint. Returns its folder."""
+    config, data, parts, model = run.config, run.data, run.parts, run.model
+    if run.best is not None:
+        model.load_state_dict(run.best["model"])
+    test, labels = parts["test"], data.labels.cpu().numpy()
+    probabilities, test_terms = predict(model, data, test, run.geometry, config.batch_size)
     table = predictions_table(np.asarray(data.slide_ids)[test], np.asarray(data.patient_ids)[test],
-                              np.asarray(data.classes)[data.labels[test].cpu()], probabilities, data.classes)
-    write_csv(table, folder / "predictions.csv", digits=9)
-    write_csv(history, folder / "history.csv", digits=9)
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-    prior = np.bincount(data.labels[train].cpu()) / len(train)
+                              np.asarray(data.classes)[labels[test]], probabilities, data.classes)
+    history = pd.DataFrame(run.history)
+    write_csv(table, run.folder / "predictions.csv", digits=9)
+    write_csv(history, run.folder / "history.csv", digits=9)
+    with atomic(run.folder / "model.safetensors") as temporary:
+        save_file({name: w.contiguous() for name, w in model.state_dict().items()}, temporary)
+    prior = np.bincount(labels[parts["train"]]) / len(parts["train"])
     last = history.iloc[-1]
-    write_json({
-        "config": config.record(), "fold": fold, "seed": seed, "finished": True,
-        "collapsed": collapsed(state["spread"], last.get("spread"), last.get("L_ce"), prior),
-        "spread_start": state["spread"], "test_terms": test_terms, "prior_entropy": _entropy(prior),
-        "epoch_used": state["best"]["epoch"] if state["best"] else config.epochs,
-        "parameters": count_parameters(model), "slides": {"train": len(train), "val": len(val), "test": len(test)},
-        "seconds": round(state["seconds"] + time.perf_counter() - started, 2), "device": device.type,
-        "torch": torch.__version__}, folder / "config.json")  # last: its presence says that the run is whole
-    checkpoint.unlink(missing_ok=True)
-    return folder
+    write_record({
+        "config": config.record(), "fold": run.fold, "seed": run.seed,
+        "collapsed": collapsed(run.spread, last.get("spread"), last.get("L_ce"), prior),
+        "spread_start": run.spread, "test_terms": test_terms, "prior_entropy": _entropy(prior),
+        "epoch_used": run.best["epoch"] if run.best else config.epochs, "parameters": count_parameters(model),
+        "slides": {name: len(rows) for name, rows in parts.items()}, "seconds": round(run.spent(), 2),
+        "device": next(model.parameters()).device.type, "torch": torch.__version__}, run.folder)
+    run.checkpoint.unlink(missing_ok=True)
+    return run.folder
 
 
 def _geometry(model: MIL, data: Bags) -> dict[str, torch.Tensor]:
@@ -288,25 +243,28 @@ def _entropy(prior: np.ndarray) -> float:
     return float(-(prior[prior > 0] * np.log(prior[prior > 0])).sum())
 
 
-def _checkpoint(path: Path, config: RunConfig, model, optimiser, order, state) -> None:
-    with atomic(path) as temporary:
-        torch.save({"config": fingerprint(config.record()), "state": state, "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(), "order": order.get_state(), "rng": torch.get_rng_state(),
-                    "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, temporary)
+def _keep(run: Training) -> None:
+    """Write the checkpoint: all that a new process needs to end with the same numbers."""
+    write_checkpoint({
+        "config": fingerprint(run.config.record()), "history": run.history, "best": run.best, "spread": run.spread,
+        "seconds": run.spent(), "model": run.model.state_dict(), "optimiser": run.optimiser.state_dict(),
+        "order": run.order.get_state(), "rng": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, run.checkpoint)
 
 
-def _resume(path: Path, config: RunConfig, model, optimiser, order) -> dict | None:
-    """The state of an interrupted run, put back; None when the file is of another configuration."""
-    saved = torch.load(path, weights_only=True, map_location="cpu")
-    if saved["config"] != fingerprint(config.record()):
-        return None
-    model.load_state_dict(saved["model"])
-    optimiser.load_state_dict(saved["optimiser"])
-    order.set_state(saved["order"])
+def _resume(run: Training) -> bool:
+    """Put the checkpoint of an interrupted run back; False when it is damaged or of another configuration."""
+    saved = read_checkpoint(run.checkpoint)
+    if saved is None or saved["config"] != fingerprint(run.config.record()):
+        return False
+    run.model.load_state_dict(saved["model"])
+    run.optimiser.load_state_dict(saved["optimiser"])
+    run.history, run.best, run.spread, run.seconds = (saved[key] for key in ("history", "best", "spread", "seconds"))
+    run.order.set_state(saved["order"])
     torch.set_rng_state(saved["rng"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
-    return saved["state"]
+    return True
 
 
 def load_model(folder: Path, in_dim: int, n_classes: int) -> MIL:

@@ -10,7 +10,7 @@ import pandas as pd
 from dmsmil.jobs.files import write_csv
 from dmsmil.models import METHODS, method
 from dmsmil.training.baselines import CHEAP, COLOUR, SITE, baseline_predictions
-from dmsmil.training.fit import RunConfig
+from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import METRICS, summarise
 from dmsmil.training.runs import Runs
 

@@ -6,8 +6,10 @@ again reads it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +17,12 @@ import pandas as pd
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.failures import failure_row, write_failures
-from dmsmil.jobs.files import InputError, fingerprint, read_json
+from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.jobs.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
-from dmsmil.training.fit import RunConfig, fit
+from dmsmil.training.config import RunConfig
+from dmsmil.training.fit import fit
 from dmsmil.training.metrics import score
+from dmsmil.training.record import check_files, read_record
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,16 @@ def run_folder(study: Path, config: RunConfig, fold: int, seed: int) -> Path:
     return Path(study) / "runs" / config.name / f"fold{fold}-seed{seed}"
 
 
-def is_finished(folder: Path, config: RunConfig) -> bool:
-    """True when all four files of a run are there and it was made by exactly this configuration."""
-    names = ("config.json", "predictions.csv", "history.csv", "model.safetensors")
-    if not all((folder / name).is_file() for name in names):
-        return False
-    try:
-        record = read_json(folder / "config.json")
-    except ValueError:
-        return False
-    return bool(record.get("finished")) and fingerprint(record["config"]) == fingerprint(config.record())
+def finished(folder: Path, config: RunConfig) -> dict | None:
+    """The record of a run that was made by exactly this configuration; None where there is none.
+
+    Raises InputError that names a file of it which is not what was written.
+    """
+    record = read_record(folder)
+    if record is None or fingerprint(record["config"]) != fingerprint(config.record()):
+        return None
+    check_files(folder, record)
+    return record
 
 
 def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunConfig | list[RunConfig],
@@ -64,22 +68,25 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
              only_folds: tuple[int, ...] | None = None) -> list[Runs]:
     """The runs of each configuration over all folds and seeds: read where they exist, trained where they do not.
 
-    One single-thread process a run, as many as cores (one on a GPU); `report` gets one line a trained run. A run
-    that fails is a row of failures.csv and a line; the others go on. scheduler: as for `run_units`; the workers of a
-    running cluster read the bags from the study's folder, on a disk they share, and `auto` is the device each has.
+    One single-thread process a run, as many as cores (one on a GPU); `report` gets one line a trained run, and one for
+    a run whose files are not what was written, which is trained anew. A run that fails is a row of failures.csv and a
+    line; the others go on. The rows of `stage` are those of this call alone. scheduler: as for `run_units`; the workers
+    of a running cluster read the bags from the study's folder, on a disk they share, and `auto` is the device each has.
     only_folds: these folds alone, in whatever order they are named; what comes back holds no other, trained or not.
-    Raises InputError when a configuration has no run at all, or for a fold that the study does not have.
+    Raises InputError when a configuration has no run at all, for seeds that are none or named twice, or for a fold that
+    the study does not have.
     """
     check_shared(study, scheduler)
     study, configs = Path(study), [configs] if isinstance(configs, RunConfig) else list(configs)
-    chosen = _chosen(folds, only_folds)
+    chosen, seeds = _chosen(folds, only_folds), check_seeds(seeds)
     wanted = {}
     for config in configs:
         for fold in chosen:
             for seed in seeds:
                 folder = run_folder(study, config, fold, seed)
                 wanted[f"{config.name}/{folder.name}"] = (config, fold, seed, folder, device)
-    missing = {name: args for name, args in wanted.items() if not is_finished(args[3], args[0])}
+    records = {name: _read(name, args[3], args[0], report) for name, args in wanted.items()}
+    missing = {name: args for name, args in wanted.items() if records[name] is None}
     rows = []
     if missing:
         if not is_remote(scheduler) and pick_device(device).type == "cuda":
@@ -88,13 +95,35 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
             bags = bags.share()
         done = run_units(_unit, missing, workers, _hold, (bags, folds), scheduler)
         for number, (name, line, error) in enumerate(progress(done, len(missing), "runs"), 1):
-            if error is not None:
+            if error is None:
+                records[name] = read_record(missing[name][3])
+            else:
                 rows.append(failure_row(name, stage, error))
                 line = f"{name} failed: {rows[-1]['reason']}"
             report(f"[{number}/{len(missing)}] {line}")
-    if missing or rows:
-        write_failures(study, stage, rows)
-    return [_read_runs(study, config, chosen, seeds) for config in configs]
+    write_failures(study, stage, rows)
+    return [_gather(config, [(args, records[name]) for name, args in wanted.items()
+                             if name.startswith(f"{config.name}/")]) for config in configs]
+
+
+def check_seeds(seeds) -> list[int]:
+    """Seeds as a list. Raises InputError for none, one named twice, or one that is no whole number of 0 or more."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+            raise InputError(f"seeds holds {seed!r}: give whole numbers, 0 or more")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds is {list(seeds)}: name one or more, each once, for a second run of one seed is the "
+                         "same run")
+    return [int(seed) for seed in seeds]
+
+
+def _read(name: str, folder: Path, config: RunConfig, report: Callable[[str], None]) -> dict | None:
+    """The record of a run, None where it is to be trained; a run that was changed since is said so."""
+    try:
+        return finished(folder, config)
+    except InputError as error:
+        report(f"{name}: {error}, so the run is trained anew")
+        return None
 
 
 def _chosen(folds: pd.DataFrame, only: tuple[int, ...] | None) -> list[int]:
@@ -117,11 +146,15 @@ def _hold(bags: Bags, folds: pd.DataFrame) -> None:
 
 def _unit(config: RunConfig, fold: int, seed: int, folder: Path, device: str) -> str:
     """Train one run in this process and say so in one line."""
-    fit(*_held, config, fold, seed, folder, device)
-    record, table = read_json(folder / "config.json"), read_predictions(folder)
-    mark = "  COLLAPSED: the features have shrunk to a point, this is no result" if record["collapsed"] else ""
-    return (f"{config.method} {'+'.join(f'{s}x' for s in config.scales)}  fold {fold}  seed {seed}  "
-            + "  ".join(f"{k} {v:.3f}" for k, v in score(table).items() if k != "F1") + mark)
+    notes: list[str] = []
+    fit(*_held, config, fold, seed, folder, device, notes.append)
+    if read_record(folder)["collapsed"]:
+        notes.append("COLLAPSED: the features have shrunk to a point, this is no result")
+    scores = score(read_predictions(folder))
+    numbers = [f"{name} not defined" if math.isnan(scores[name]) else f"{name} {scores[name]:.3f}"
+               for name in ("ACC", "AUC")]
+    scales = "+".join(f"{scale}x" for scale in config.scales)
+    return "  ".join([f"{config.method} {scales}", f"fold {fold}", f"seed {seed}", *numbers, *notes])
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
@@ -130,17 +163,15 @@ def read_predictions(folder: Path) -> pd.DataFrame:
                        keep_default_na=False)
 
 
-def _read_runs(study: Path, config: RunConfig, folds: list[int], seeds) -> Runs:
+def _gather(config: RunConfig, made: list[tuple[tuple, dict | None]]) -> Runs:
+    """The runs of one configuration from (unit, record) of each; those without a record failed."""
     predictions, history, records, folders = [], [], [], {}
-    for fold in folds:
-        for seed in seeds:
-            folder = run_folder(study, config, fold, seed)
-            if is_finished(folder, config):
-                tags = {"fold": fold, "seed": seed}
-                predictions.append(read_predictions(folder).assign(**tags))
-                history.append(pd.read_csv(folder / "history.csv").assign(**tags))
-                records.append(read_json(folder / "config.json"))
-                folders[fold, seed] = folder
+    for (_, fold, seed, folder, _), record in made:
+        if record is not None:
+            predictions.append(read_predictions(folder).assign(fold=fold, seed=seed))
+            history.append(pd.read_csv(folder / "history.csv").assign(fold=fold, seed=seed))
+            records.append(record)
+            folders[fold, seed] = folder
     if not predictions:
         raise InputError(f"no run of {config.method} succeeded: see failures.csv")
     return Runs(config, pd.concat(predictions, ignore_index=True), pd.concat(history, ignore_index=True),

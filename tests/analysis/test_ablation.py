@@ -34,7 +34,7 @@ from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import InputError
 from dmsmil.models import method
 from dmsmil.models.branches import CHOICES
-from dmsmil.training.fit import configure
+from dmsmil.training.config import configure
 from dmsmil.training.metrics import predictions_table, score_by_fold
 from dmsmil.training.results import save_table
 from dmsmil.training.runs import Runs, get_runs

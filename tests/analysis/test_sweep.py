@@ -25,7 +25,8 @@ from dmsmil.analysis.sweep import (
     pretty_lams,
 )
 from dmsmil.jobs.files import InputError
-from dmsmil.training.fit import collapsed, configure
+from dmsmil.training.config import configure
+from dmsmil.training.fit import collapsed
 from dmsmil.training.metrics import summarise
 from dmsmil.training.results import save_table
 from dmsmil.training.runs import get_runs

@@ -33,7 +33,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.models import create
 from dmsmil.models.deformable import DeformableAttention, lay_out
 from dmsmil.slides.store import Store
-from dmsmil.training.fit import RunConfig
+from dmsmil.training.config import RunConfig
 from dmsmil.training.runs import Runs
 from tests.analysis.test_comparison import predictions
 from tests.conftest import assert_one_line

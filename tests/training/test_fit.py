@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,17 +16,10 @@ import torch
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import InputError
-from dmsmil.training import fit as training
-from dmsmil.training.fit import (
-    RunConfig,
-    code_version,
-    collapsed,
-    configure,
-    configure_all,
-    fit,
-    load_model,
-    predict,
-)
+from dmsmil.training import config as naming
+from dmsmil.training.config import RunConfig, code_version, configure, configure_all
+from dmsmil.training.fit import collapsed, fit, load_model, predict
+from dmsmil.training.metrics import score
 from dmsmil.training.runs import get_runs, read_predictions
 
 
@@ -47,7 +41,7 @@ def quick(bags, folds, method="dmsmil", **settings):
 def test_learns_what_was_planted(study, tmp_path):
     bags, folds = study
     runs = get_runs(tmp_path, bags, folds, quick(bags, folds, epochs=15), workers=1, report=lambda line: None)[0]
-    assert training.score(runs.predictions)["AUC"] > 0.9 and not runs.collapsed
+    assert score(runs.predictions)["AUC"] > 0.9 and not runs.collapsed
     assert sorted(runs.predictions.slide_id) == bags.slide_ids
     assert list(runs.history.columns[:2]) == ["epoch", "loss"] and {"L_ot", "L_ce", "spread"} <= set(runs.history)
 
@@ -74,8 +68,18 @@ def test_features_folds_and_code_are_in_the_name(study, monkeypatch):
     bags, folds = study
     other = make_bags(signal=1.0)
     names = {quick(bags, folds).name, quick(other, folds).name, quick(bags, folds_of(bags, 3)).name}
-    monkeypatch.setattr(training, "code_version", lambda module: "another")
+    monkeypatch.setattr(naming, "code_version", lambda module: "another")
     assert len(names | {quick(bags, folds).name}) == 4
+
+
+def test_labels_and_patients_are_in_the_name_and_not_in_the_features(study):
+    """An edited label makes other runs of the same features; so does a slide that turns out to be another patient's."""
+    bags, folds = study
+    label = replace(bags, labels=1 - bags.labels)
+    patient = replace(bags, patient_ids=[bags.patient_ids[1], *bags.patient_ids[1:]])
+    word = replace(bags, classes=["a", "c"])
+    assert len({quick(b, folds).name for b in (bags, label, patient, word)}) == 4
+    assert len({quick(b, folds).features for b in (bags, label, patient, word)}) == 1
 
 
 def test_a_default_spelled_out_is_the_same_run(study):
@@ -139,9 +143,10 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path
     code = textwrap.dedent("""
         import sys, os, signal, torch, pandas as pd
         from dmsmil.training import fit as training
+        from dmsmil.training.config import configure
         root, target, method, scale, kill = sys.argv[1:]
         bags, folds = torch.load(f"{root}/bags.pt", weights_only=False), pd.read_csv(f"{root}/folds.csv")
-        config = training.configure(bags, folds, method, int(scale), epochs=6, lr=1e-3)
+        config = configure(bags, folds, method, int(scale), epochs=6, lr=1e-3)
         training.CHECKPOINT_SECONDS = 0.0
         epoch, count = training._epoch, [0]
         def counted(*args):
@@ -169,12 +174,50 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path
 @pytest.mark.parametrize("settings, message", [
     (dict(method="dmsmill"), "did you mean 'dmsmil'"), (dict(scale=40), "scale is 40"),
     (dict(options={"head": "x"}), "head"), (dict(options={"hads": 2}), "did you mean 'heads'"),
-    (dict(select="best"), "choose one of last"), (dict(method="damil"), "takes one scale")])
+    (dict(select="best"), "choose one of last"), (dict(method="damil"), "takes one scale"),
+    (dict(epochs=0), "epochs is 0"), (dict(epochs=2.5), "epochs is 2.5"), (dict(epochs=True), "epochs is True"),
+    (dict(batch_size=0), "batch_size is 0"), (dict(lr=0), "lr is 0"), (dict(lr=float("nan")), "lr is nan"),
+    (dict(lr="1e-3"), "lr is '1e-3'.*YAML"), (dict(weight_decay=-1.0), "weight_decay is -1"),
+    (dict(lam=0.0), "lam is 0"), (dict(lam=-1), "lam is -1"), (dict(lam=float("inf")), "lam is inf"),
+    (dict(options={"lam": -1.0}), "lam is -1")])
 def test_a_wrong_setting_is_one_clear_line(study, settings, message):
     bags, folds = study
     settings = dict(settings)
     with pytest.raises(InputError, match=message):
         quick(bags, folds, settings.pop("method", "dmsmil"), **settings)
+
+
+def test_scales_are_named_once(study):
+    bags, folds = study
+    with pytest.raises(InputError, match="scales is .10, 10.: name each scale once"):
+        quick(replace(bags, scales=(10, 10)), folds)
+
+
+@pytest.mark.parametrize("methods, message", [
+    ([], "methods is empty"), (["abmil", "dmsmil", "abmil"], "names abmil twice"),
+    (["abmil", {"abmil": {"scale": 20}}], "names abmil twice"), (["dmsmil", {"dmsmil": {"heads": 4}}], "dmsmil twice"),
+    ([{"dmsmil": {}, "abmil": {}}], "an entry is a name"), ([{"dmsmil": 3}], "an entry is a name"),
+    ([["dmsmil"]], "an entry is a name"), ([None], "an entry is a name"), ([{}], "an entry is a name"),
+    ([{"dmsmil": {"lr": 0}}], "lr is 0")])
+def test_a_wrong_list_of_methods_is_one_clear_line(study, methods, message):
+    with pytest.raises(InputError, match=message):
+        configure_all(*study, methods, epochs=3, lr=1e-3)
+
+
+def test_a_method_may_be_named_again_with_another_setting(study):
+    configs = configure_all(*study, ["dmsmil", {"dmsmil": {"heads": 2}}, {"dmsmil": {"epochs": 4}}], epochs=3, lr=1e-3)
+    assert len({config.name for config in configs}) == 3
+
+
+def test_selection_by_auc_needs_both_classes_in_the_inner_part(study, tmp_path):
+    """AUC of one class is not defined: no epoch would be better than the first."""
+    bags, folds = study
+    named = dict(zip(bags.slide_ids, bags.labels.tolist()))
+    one = folds.assign(fold_0=[part if part != "val" or named[name] else "train"
+                               for name, part in zip(folds.slide_id, folds.fold_0)])
+    with pytest.raises(InputError, match="fold 0 has one class in its validation part.*select: val_loss"):
+        fit(bags, one, quick(bags, one, select="val_auc"), 0, 0, tmp_path)
+    fit(bags, one, quick(bags, one, select="val_loss"), 0, 0, tmp_path)
 
 
 def test_collapse_is_called_by_its_name():

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
-from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
-from dmsmil.training.fit import fit
+from dmsmil.training import fit as fit_room
 from dmsmil.training import runs as runs_room
-from dmsmil.training.runs import get_runs, is_finished, run_folder
+from dmsmil.training.fit import fit
+from dmsmil.training.record import write_checkpoint
+from dmsmil.training.runs import finished, get_runs, run_folder
 from tests.training.test_fit import folds_of, quick
 
 
@@ -52,9 +55,76 @@ def test_a_half_written_run_is_not_taken_for_a_whole_one(study, tmp_path):
     bags, folds = study
     config = quick(bags, folds)
     folder = fit(bags, folds, config, 0, 0, run_folder(tmp_path, config, 0, 0))
-    assert is_finished(folder, config) and not is_finished(folder, quick(bags, folds, epochs=9))
-    (folder / "config.json").write_text('{"finished": tr')
-    assert not is_finished(folder, config)
+    assert finished(folder, config)["slides"]["test"] == 12 and not finished(folder, quick(bags, folds, epochs=9))
+    (folder / "history.csv").unlink()
+    assert finished(folder, config) is None
+
+
+def change_label(content):
+    """Another class for the first slide, in as many bytes."""
+    return content.replace(b",a,", b",b,", 1)
+
+
+def flip_bit(content):
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("predictions.csv", lambda content: bytes(len(content))), ("predictions.csv", change_label),
+    ("history.csv", lambda content: content[:-9]), ("model.safetensors", flip_bit),
+    ("config.json", lambda content: content[:40]), ("config.json", lambda content: b"[]"),
+    ("config.json", lambda content: content.replace(b'"epoch_used": 2', b'"epoch_used": 1'))])
+def test_a_run_whose_files_were_changed_is_trained_anew_and_said(study, tmp_path, name, damage):
+    """NUL bytes, an edited label, a lost line, a flipped bit: none of it may reach a table."""
+    bags, folds = study
+    config, lines = quick(bags, folds, "meanpool", epochs=2), []
+    right = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]
+    file = run_folder(tmp_path, config, 1, 0) / name
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert file.read_bytes() != content
+    lines.clear()
+    again = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]
+    assert lines[0] == f"{config.name}/fold1-seed0: {name} is not what was written, so the run is trained anew"
+    assert len(lines) == 2 and lines[1].startswith("[1/1] ")
+    assert name == "config.json" or file.read_bytes() == content
+    pd.testing.assert_frame_equal(again.predictions, right.predictions)
+    get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)
+    assert len(lines) == 2, "mended, nothing more is said"
+
+
+@pytest.mark.parametrize("damage", [flip_bit, lambda content: content[:100], lambda content: b"",
+                                    lambda content: bytes(len(content))])
+def test_a_damaged_checkpoint_is_dropped_and_the_run_ends_as_it_would(study, tmp_path, monkeypatch, damage):
+    bags, folds = study
+    config, lines, real = quick(bags, folds, "meanpool"), [], fit_room._epoch
+    whole = fit(bags, folds, config, 0, 0, tmp_path / "whole")
+
+    def interrupted(*args):
+        if (folder / "checkpoint.pt").exists():
+            raise KeyboardInterrupt
+        return real(*args)
+
+    folder = run_folder(tmp_path, config, 0, 0)
+    monkeypatch.setattr(fit_room, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(fit_room, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(bags, folds, config, 0, 0, folder)
+    (folder / "checkpoint.pt").write_bytes(damage((folder / "checkpoint.pt").read_bytes()))
+    monkeypatch.setattr(fit_room, "_epoch", real)
+    get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append, only_folds=(0,))
+    assert len(lines) == 1 and lines[0].endswith("its checkpoint could not be read: begun anew")
+    assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(study, tmp_path):
+    bags, folds = study
+    config, said = quick(bags, folds), []
+    write_checkpoint({"config": "another"}, tmp_path / "run/checkpoint.pt")
+    fit(bags, folds, config, 0, 0, tmp_path / "run", say=said.append)
+    assert said == ["its checkpoint could not be read: begun anew"]
 
 
 def test_a_run_that_fails_is_a_row_and_the_others_go_on(study, tmp_path, monkeypatch):
@@ -93,6 +163,24 @@ def test_only_some_folds_are_trained_and_come_back_in_order(study, tmp_path):
     assert list(backwards.folders) == [(0, 0), (0, 1), (2, 0), (2, 1)] and len(lines) == 4, "fold 2 was there"
     assert set(ask(only_folds=(0,)).predictions.fold) == {0} and len(lines) == 4, "what else is there stays out"
     assert set(ask().predictions.fold) == {0, 1, 2} and len(lines) == 6, "without a word: all folds"
+
+
+@pytest.mark.parametrize("seeds", [[0, 0], [], [0, -1], ["0"], [0.5], [True], [None]])
+def test_seeds_are_whole_numbers_each_named_once(study, tmp_path, seeds):
+    bags, folds = study
+    with pytest.raises(InputError, match="^seeds (is|holds) "):
+        get_runs(tmp_path, bags, folds, quick(bags, folds), seeds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_runs_again_drops_the_failures_of_its_earlier_settings(study, tmp_path):
+    """Seed 1 failed, and is no longer asked for: nothing is missing, and nothing has failed."""
+    bags, folds = study
+    get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lambda line: None)
+    for stage in ("train", "compare"):
+        write_failures(tmp_path, stage, [failure_row("dmsmil-0/fold0-seed1", stage, InputError("broken"))])
+    get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lambda line: None)
+    assert list(read_failures(tmp_path).stage) == ["compare"], "another stage has not run"
 
 
 @pytest.mark.parametrize("strange", [(3,), (-1,), (0, 7), ()])
