@@ -21,15 +21,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.download import Remote, downloadable, plain_name
-from dmsmil.jobs.files import InputError, read_json, write_csv, write_json
+from dmsmil.cohorts.download import Remote
+from dmsmil.cohorts.ids import plain_name
+from dmsmil.cohorts.reading import MISSING
+from dmsmil.jobs.files import InputError
 
+RULE = __doc__.strip()
 SERVER = "https://api.gdc.cancer.gov"
 PAGE = 500  # records an answer
 FIELDS = ("file_id", "file_name", "md5sum", "file_size", "cases.submitter_id", "cases.project.project_id",
@@ -66,6 +68,13 @@ COHORTS = {
 }
 
 
+def cohort_of(name: str) -> Cohort:
+    """The cohort of this name; InputError that names those there are."""
+    if name not in COHORTS:
+        raise InputError(f"unknown cohort '{name}': choose {' or '.join(COHORTS)}")
+    return COHORTS[name]
+
+
 def connect(server: str = SERVER, token: str = "", checked: str | Path = "", **patience) -> Remote:
     """The GDC as a server to query and to download from, a file whose id has changed included.
 
@@ -73,19 +82,6 @@ def connect(server: str = SERVER, token: str = "", checked: str | Path = "", **p
     """
     plain = Remote(server or SERVER, token, **patience)
     return replace(plain, checked=str(checked), renew=partial(find_file, plain))
-
-
-def keep_source(home: str | Path, remote: Remote) -> None:
-    """Remember in the study where its slides come from: source.json, which holds no token, only where one is."""
-    write_json({"server": remote.server, "token": remote.token}, Path(home) / "source.json")
-
-
-def source_of(home: str | Path, cohort: pd.DataFrame) -> Remote | None:
-    """Where slides of a study's cohort are fetched from when they are not on the disk; None for the user's own."""
-    path = Path(home) / "source.json"
-    if not (path.exists() and downloadable(cohort)):
-        return None
-    return connect(**read_json(path), checked=Path(home) / "checked.txt")
 
 
 # ------------------------------------------------------------------------------------------------ the query
@@ -99,7 +95,7 @@ def query_cohort(name: str, remote: Remote | None = None,
     patient_id, reason of every diagnostic slide that is not in it. Raises InputError when the GDC cannot be had or
     lists nothing that can be used.
     """
-    cohort, remote = _cohort(name), remote or connect()
+    cohort, remote = cohort_of(name), remote or connect()
     asked = {"cases.project.project_id": list(cohort.projects), "files.data_type": ["Slide Image"],
              "files.experimental_strategy": ["Diagnostic Slide"]}
     manifest, left_out = sort_out(_records(remote, asked, report), cohort)
@@ -119,7 +115,7 @@ def _records(remote: Remote, asked: dict[str, list[str]], report: Callable[[str]
                                       "from": start, "sort": "file_id:asc"})
         try:
             hits, total = answer["data"]["hits"], int(answer["data"]["pagination"]["total"])
-            found |= {_text(hit, "file_id") or f"row {start + i}": hit for i, hit in enumerate(hits)}
+            found |= {one_text(hit, "file_id") or f"row {start + i}": hit for i, hit in enumerate(hits)}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{remote.server} does not answer as the GDC does: check the key 'gdc_server'") from error
         if start == 0 and answer.get("warnings"):
@@ -140,8 +136,8 @@ def find_file(remote: Remote, name: str, md5: str) -> str:
     """
     records = _records(remote, {"files.file_name": [name]}, lambda line: None)
     for record in records:
-        if _text(record, "md5sum") == md5:
-            return _text(record, "file_id")
+        if one_text(record, "md5sum") == md5:
+            return one_text(record, "file_id")
     what = "replaced by another file (its MD5 is another)" if records else "withdrawn"
     raise InputError(f"{name} was {what} since the manifest was made: leave it out, or remove manifest.csv from the "
                      "study to query the cohort anew")
@@ -161,7 +157,7 @@ def sort_out(records: list[dict], cohort: Cohort) -> tuple[pd.DataFrame, pd.Data
         try:
             rows.append(_slide(record, cohort))
         except _LeftOut as reason:
-            name = _text(record, "file_name")
+            name = one_text(record, "file_name")
             left.append((_slide_id(name), name[:12] if DIAGNOSTIC.fullmatch(name) else "", str(reason)))
     manifest = pd.DataFrame(rows, columns=COLUMNS).sort_values(["slide_id", "file_id"], ignore_index=True)
     reasons = pd.Series("", index=manifest.index)
@@ -180,48 +176,48 @@ def sort_out(records: list[dict], cohort: Cohort) -> tuple[pd.DataFrame, pd.Data
 
 def _slide(record: dict, cohort: Cohort) -> dict:
     """One row of the manifest; _LeftOut with the reason when the record gives none."""
-    name = _text(record, "file_name")
+    name = one_text(record, "file_name")
     try:
         plain_name(name)
     except InputError as error:
         raise _LeftOut("no file name, or one that is not plain") from error
     if not DIAGNOSTIC.fullmatch(name):
         raise _LeftOut("by its name no diagnostic slide of TCGA")
-    patient, file_id = name[:12], _text(record, "file_id")
-    md5, size = _text(record, "md5sum").lower(), _text(record, "file_size")
+    patient, file_id = name[:12], one_text(record, "file_id")
+    md5, size = one_text(record, "md5sum").lower(), one_text(record, "file_size")
     if not re.fullmatch(r"[\w-]+ [0-9a-f]{32} [1-9]\d*", f"{file_id} {md5} {size}", re.ASCII):
         raise _LeftOut("no file id, MD5 or size")
-    case = next((case for case in _items(record, "cases") if _text(case, "submitter_id") == patient), None)
+    case = next((case for case in _items(record, "cases") if one_text(case, "submitter_id") == patient), None)
     if case is None:
         raise _LeftOut("not of the case that its name says")
-    project = _text(case, "project", "project_id")
+    project = one_text(case, "project", "project_id")
     if project not in cohort.projects:
         raise _LeftOut("not of the cohort's projects")
     diagnoses = _items(case, "diagnoses")
     diagnoses = [d for d in diagnoses if _primary(d)] or [d for d in diagnoses if _primary(d) is None]
-    morphology = " + ".join(sorted({_text(d, "morphology") for d in diagnoses} - {""}))
-    diagnosis = " + ".join(sorted({_text(d, "primary_diagnosis") for d in diagnoses} - {""}))
+    morphology = " + ".join(sorted({one_text(d, "morphology") for d in diagnoses} - {""}))
+    diagnosis = " + ".join(sorted({one_text(d, "primary_diagnosis") for d in diagnoses} - {""}))
     if cohort.by == "morphology" and morphology not in cohort.classes:
         if not morphology:
             raise _LeftOut("no morphology of the primary disease")
         raise _LeftOut(f"morphology {morphology} ({diagnosis or 'no name'})")
-    site = _text(case, "tissue_source_site", "name")
+    site = one_text(case, "tissue_source_site", "name")
     label = cohort.classes[morphology if cohort.by == "morphology" else project]
     return {"slide_id": _slide_id(name), "patient_id": patient, "label": label,
             "site": SPELLINGS.get(site, site), "file_id": file_id, "file_name": name, "md5": md5,
             "size": int(size), "project": project, "diagnosis": diagnosis, "morphology": morphology,
-            "site_code": _text(case, "tissue_source_site", "code") or name[5:7]}
+            "site_code": one_text(case, "tissue_source_site", "code") or name[5:7]}
 
 
 def _primary(diagnosis: dict) -> bool | None:
     """Whether a diagnosis is of the primary disease; None where it does not say. The GDC writes true and "true"."""
-    said = _text(diagnosis, "diagnosis_is_primary_disease").lower()
+    said = one_text(diagnosis, "diagnosis_is_primary_disease").lower()
     if said in ("true", "yes"):
         return True
     if said in ("false", "no"):
         return False
-    kind = _text(diagnosis, "classification_of_tumor").lower()
-    return None if kind in ("", "unknown", "not reported", "not allowed to collect") else kind == "primary"
+    kind = one_text(diagnosis, "classification_of_tumor").lower()
+    return None if kind in MISSING else kind == "primary"
 
 
 def _slide_id(name: str) -> str:
@@ -234,97 +230,8 @@ def _items(record: dict, key: str) -> list[dict]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-def _text(record, *keys: str) -> str:
+def one_text(record, *keys: str) -> str:
     """A value inside nested records as one line of text; "" where it is absent, null or something else."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return " ".join(str(record).split()) if isinstance(record, (str, int, float)) else ""
-
-
-# ------------------------------------------------------------------------------------------------ the study's cohort
-
-
-def counts_table(manifest: pd.DataFrame, left_out: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Slides and patients of each class beside the paper's slides, then of each reason to be left out."""
-    paper = _cohort(name).paper
-    groups = {label: manifest[manifest.label == label] for label in paper} | {"all": manifest}
-    printed = paper | {"all": sum(paper.values())}
-    reasons = left_out.groupby("reason", sort=False)
-    groups |= {f"left out: {reason}": rows for reason, rows in sorted(reasons, key=lambda g: (-len(g[1]), g[0]))}
-    rows = [(len(rows), rows.patient_id[rows.patient_id != ""].nunique(), printed.get(what, ""))
-            for what, rows in groups.items()]
-    return pd.DataFrame(rows, index=list(groups), columns=["slides", "patients", "slides in the paper"])
-
-
-def read_manifest(home: str | Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    """(manifest, left_out, facts) that a study froze. facts: when and from which data release, where it is known.
-
-    Raises InputError when manifest.csv is of another cohort or lacks a column.
-    """
-    home, cohort = Path(home), _cohort(name)
-    manifest = pd.read_csv(home / "manifest.csv", dtype=str, keep_default_na=False)
-    if missing := [column for column in COLUMNS if column not in manifest]:
-        raise InputError(f"manifest.csv of the study has no column '{missing[0]}': put the whole file back, or remove "
-                         "it to query the cohort anew")
-    ours = set(manifest.project) <= set(cohort.projects) and set(manifest.label) <= set(cohort.paper)
-    if manifest.empty or not ours:
-        raise InputError(f"manifest.csv of the study is not of {cohort.title}: give the study another name, or remove "
-                         "the file")
-    left, facts = home / "left_out.csv", home / "manifest.json"
-    left_out = pd.read_csv(left, dtype=str, keep_default_na=False) if left.exists() else pd.DataFrame(columns=LEFT_OUT)
-    return manifest, left_out, read_json(facts) if facts.exists() else {}
-
-
-def tcga_table(name: str, home: str | Path, slides: str | Path = "", remote: Remote | None = None,
-               report: Callable[[str], None] = print) -> Path:
-    """The table of a TCGA cohort for `load_cohort`: <home>/cohort/cohort.csv, from the study's frozen manifest.
-
-    The first time the GDC is asked and its answer written to <home>/manifest.csv (with left_out.csv, and manifest.json:
-    the rule, the day, the data release); from then on, or when the file was brought from another study, nothing is
-    asked. slides: the folder where slides are or will be (<home>/slides if empty); what is in it, in sub-folders too,
-    is joined by file name, for ids change. Columns: slide_id, patient_id, label, site, path, file_id, file_name, md5,
-    size. Raises InputError as `query_cohort` and `read_manifest`.
-    """
-    home = Path(home)
-    if not (home / "manifest.csv").exists():
-        _freeze(name, home, remote or connect(), report)
-    return write_csv(locate(read_manifest(home, name)[0], slides or home / "slides"), home / "cohort" / "cohort.csv")
-
-
-def locate(manifest: pd.DataFrame, slides: str | Path) -> pd.DataFrame:
-    """The cohort table of a manifest: with the path of each slide in the folder `slides`, where it is or will be."""
-    folder = Path(slides).absolute()
-    there: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.svs")):
-        there.setdefault(path.name, []).append(path)
-    path = [str(_best(there.get(row.file_name, []), row.size) or folder / plain_name(row.file_name))
-            for row in manifest.itertuples()]
-    columns = ["slide_id", "patient_id", "label", "site", "path", "file_id", "file_name", "md5", "size"]
-    return manifest.assign(path=path)[columns]
-
-
-def _best(paths: list[Path], size: str | int) -> Path | None:
-    """Of several copies of a file the first that is whole, else the first."""
-    return next((p for p in paths if p.exists() and p.stat().st_size == int(size)), paths[0] if paths else None)
-
-
-def _freeze(name: str, home: Path, remote: Remote, report: Callable[[str], None]) -> None:
-    """Ask the GDC and write what it says into the study, manifest.csv last: where it is, the others are whole."""
-    manifest, left_out = query_cohort(name, remote, report)
-    try:
-        release = _text(replace(remote, attempts=1).ask("status"), "data_release")
-    except InputError:
-        release = ""
-    write_csv(left_out, home / "left_out.csv")
-    write_json({"cohort": name, "rule": __doc__.strip(), "server": remote.server, "data_release": release or "not told",
-                "date": datetime.now(UTC).date().isoformat(), "slides": manifest.label.value_counts().to_dict(),
-                "left_out": left_out.reason.value_counts().to_dict()}, home / "manifest.json")
-    write_csv(manifest, home / "manifest.csv")
-    report(f"{_cohort(name).title}: {len(manifest)} slides of {manifest.patient_id.nunique()} patients, "
-           f"{len(left_out)} left out ({release or 'data release not told'}); frozen in manifest.csv")
-
-
-def _cohort(name: str) -> Cohort:
-    if name not in COHORTS:
-        raise InputError(f"unknown cohort '{name}': choose {' or '.join(COHORTS)}")
-    return COHORTS[name]

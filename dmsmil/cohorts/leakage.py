@@ -32,9 +32,11 @@ def leakage(folds: pd.DataFrame, cohort: pd.DataFrame | None = None,
     rows = folds.melt(["slide_id", "patient_id"], names, "fold", "part")
     rows["fold"] = rows.fold.str[5:].astype(int)
     if cohort is not None and (cohort.site != "").any():
-        rows["site"] = rows.slide_id.map(cohort.set_index("slide_id").site).fillna("")
+        sites = dict(zip(cohort.slide_id, cohort.site))
+        rows["site"] = [sites.get(slide_id, "") for slide_id in rows.slide_id]
     if copies is not None:
-        rows["copy"] = rows.slide_id.map(copies.set_index("slide_id").copy_of).fillna("")
+        firsts = dict(zip(copies.slide_id, copies.copy_of))
+        rows["copy"] = [firsts.get(slide_id, "") for slide_id in rows.slide_id]
     return _audit(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
@@ -119,7 +120,7 @@ class Server:
         if not self.token:
             return {}
         try:
-            token = Path(self.token).read_text(encoding="ascii").strip()
+            token = Path(os.path.expanduser(self.token)).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"the token file {Path(self.token).name} cannot be read: check the key "
                              "'gdc_token'") from error

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.table import ALIASES, SLIDE_SUFFIXES
+from dmsmil.cohorts.ids import bare_name
+from dmsmil.cohorts.reading import is_missing, read_table
 from dmsmil.jobs.files import InputError, read_json, write_csv, write_text
 
 PARTS = ("train", "val", "test")
+FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 COLUMNS = ["fold", "part", "name", "patient_id"]
 KNOWN = "a table with columns slide_id and fold_0, fold_1, ..., a folder of splits_<i>.csv, or a splits.json"
 
@@ -39,17 +41,12 @@ def read_splits(path: str | Path) -> pd.DataFrame:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} cannot be read as a split: name {KNOWN}") from error
-    rows = rows[rows.name != ""].drop_duplicates(ignore_index=True)
+    rows = rows[~is_missing(rows.name)].drop_duplicates(ignore_index=True)
     there = sorted(rows.fold.unique())
     if there != list(range(len(there))) or not there:
         raise InputError(f"the split {path.name} has the folds {', '.join(map(str, there)) or '(none)'}: they must be "
                          "numbered from 0 without a gap, and none be empty")
     return rows
-
-
-def bare_name(slide_id: str) -> str:
-    """A slide's name without the suffix of its file: ids are written both ways."""
-    return slide_id[: -len(Path(slide_id).suffix)] if slide_id.lower().endswith(SLIDE_SUFFIXES) else slide_id
 
 
 def export_clam(cohort: pd.DataFrame, folds: pd.DataFrame, folder: str | Path) -> Path:
@@ -86,11 +83,12 @@ def read_split_table(path: str | Path, cohort: pd.DataFrame) -> tuple[pd.DataFra
     """
     rows, name = read_splits(path), Path(path).name
     slides = cohort[["slide_id", "patient_id"]].assign(name=cohort.slide_id.map(bare_name))
+    slides["patient_name"] = slides.patient_id.map(bare_name)
     by_slide = rows.drop(columns="patient_id").merge(slides, on="name")
     rest = rows[~rows.name.isin(slides.name)]
     by_patient = rest.drop(columns="patient_id").merge(slides.drop(columns="name"), left_on="name",
-                                                       right_on="patient_id")
-    strange = rest[~rest.name.isin(slides.patient_id)].name.nunique()
+                                                       right_on="patient_name")
+    strange = rest[~rest.name.isin(slides.patient_name)].name.nunique()
     joined = pd.concat([by_slide, by_patient]).drop_duplicates(["fold", "part", "slide_id"])
     if joined.empty:
         raise InputError(f"the split {name} names no slide or patient of the cohort: it has {rows.name[0]}, the cohort "
@@ -153,9 +151,10 @@ def _folder(folder: Path) -> pd.DataFrame:
 def _file(path: Path) -> pd.DataFrame:
     if path.suffix == ".json":
         return _stamp(read_json(path))
-    separator = "\t" if path.suffix == ".tsv" else ","
-    frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-    frame = frame.rename(columns=lambda c: ALIASES.get(c.strip(), c.strip())).apply(lambda column: column.str.strip())
+    table = read_table(path)
+    for reason in table.bad.values():
+        raise InputError(f"{path.name}: {reason}")
+    frame = table.frame
     if any(re.fullmatch(r"fold_\d+", c) for c in frame):
         return _fold_columns(frame, path.name)
     if {"train", "test"} <= set(frame):
@@ -174,7 +173,7 @@ def _fold_columns(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     patients = frame["patient_id"] if "patient_id" in frame else pd.Series("", index=frame.index)
     parts = []
     for column in [c for c in frame if re.fullmatch(r"fold_\d+", c)]:
-        said = frame[column].str.lower()
+        said = frame[column].str.lower().mask(is_missing(frame[column]), "")
         if strange := sorted(set(said) - {*PARTS, ""}):
             raise InputError(f"{name} says '{strange[0]}' in {column}: a part is {', '.join(PARTS)}, or nothing")
         parts += [_rows(int(column[5:]), part, ids[said == part], patients[said == part].to_numpy()) for part in PARTS]
@@ -182,10 +181,11 @@ def _fold_columns(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _clam(frame: pd.DataFrame) -> pd.DataFrame:
-    """One fold: columns of slide ids, or of true and false beside a first column of slide ids."""
+    """One fold: columns of slide ids, or of true and false (or 1 and 0) beside a first column of slide ids."""
     columns = [part for part in PARTS if part in frame]
-    if frame[columns].isin(["True", "False"]).all(axis=None):
-        return pd.concat([_rows(0, part, frame.iloc[:, 0][frame[part] == "True"]) for part in columns])
+    flags = frame[columns].apply(lambda column: column.str.lower().map(FLAGS))
+    if flags.notna().all(axis=None) and frame.columns[0] not in columns:
+        return pd.concat([_rows(0, part, frame.iloc[:, 0][flags[part].astype(bool)]) for part in columns])
     return pd.concat([_rows(0, part, frame[part]) for part in columns])
 
 

@@ -6,70 +6,55 @@ A cohort is a table with one row a slide: slide_id, patient_id, label, and where
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.download import downloadable, slide_path
+from dmsmil.cohorts.checks import COLUMNS, REQUIRED, gaps, identities, resolutions, unread
+from dmsmil.cohorts.fetching import downloadable
+from dmsmil.cohorts.finding import SlideFiles, find_slides, without_file
+from dmsmil.cohorts.ids import LONGEST_ID, plain_name
+from dmsmil.cohorts.reading import is_missing, read_table
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, write_csv
 
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
-REQUIRED = ("slide_id", "patient_id", "label")
-ALIASES = {"case_id": "patient_id", "slide": "slide_id", "patient": "patient_id"}  # case_id is CLAM's name
-COLUMNS = ["slide_id", "patient_id", "label", "site", "path", "mpp"]
 FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 
-def load_cohort(table: str | Path, slides: str | Path = "",
-                slides_needed: bool = True, fetched_later: bool = False) -> tuple[pd.DataFrame, list[dict]]:
-    """Read a cohort table (CSV) and say what is wrong with it, slide by slide.
+def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool = True, fetched_later: bool = False,
+                report: Callable[[str], None] = print) -> tuple[pd.DataFrame, list[dict]]:
+    """Read a cohort table and say what is wrong with it, slide by slide.
 
-    table: CSV with columns slide_id, patient_id, label (CLAM's case_id serves as patient_id), optionally site, path
-    (relative to the CSV), mpp, and file_id, md5, size of slides that a server has (`download`). slides: the folder to
-    find `<slide_id>.<suffix>` in when there is no path column. slides_needed: False where features are there already;
-    the path of a slide without a file is then empty. fetched_later: a slide that a server has may be absent now; its
-    path is where it will be.
+    table: CSV (as `read_table` reads it) with columns slide_id, patient_id, label (CLAM's case_id serves as
+    patient_id), optionally site, path (relative to the CSV), mpp, and file_id, md5, size of slides that a server has
+    (`download`). slides: the folder to find the slides in by their ids when there is no path column. slides_needed:
+    False where features are there already; the path of a slide without a file is then empty. fetched_later: a slide
+    that a server has may be absent now; its path is where it will be. report: gets a line for what was read otherwise
+    than it is written.
 
     Returns (cohort, failures). The cohort has columns slide_id, patient_id, label, site, path, mpp (and file_id,
     file_name, md5, size when the table says what to fetch), sorted by slide_id, and holds the slides that can be used.
-    Each slide that cannot (no label, id given twice, patient in two classes, no file) is a row of failures. Raises
-    InputError when nothing can be done with the table itself.
+    Each slide that cannot (no label, an id that no file can have or that is given twice, a patient in two classes, no
+    file or several) is a row of failures. Raises InputError when nothing can be done with the table itself.
     """
     table = Path(table)
-    if not table.is_file():
-        raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
-    try:
-        frame = pd.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{table.name} is not a CSV table ({' '.join(str(error).split())})") from error
-    frame = frame.rename(columns=lambda name: ALIASES.get(name.strip(), name.strip()))
-    for name in REQUIRED:
-        if name not in frame:
-            near = difflib.get_close_matches(name, frame.columns, 1)
-            hint = f"rename its column '{near[0]}'" if near else "its columns are " + ", ".join(frame.columns)
-            raise InputError(f"{table.name} has no column '{name}': {hint}")
-    if frame.empty:
-        raise InputError(f"{table.name} has no rows: one row a slide is needed")
-    columns = COLUMNS + FETCHED * downloadable(frame)
-    frame = frame.reindex(columns=columns, fill_value="").apply(lambda column: column.str.strip())
-    frame["mpp"] = pd.to_numeric(frame.mpp.replace("", "0"), errors="coerce").fillna(0.0)
-    frame["path"] = _paths(frame, table.parent, slides)
-    if downloadable(frame):
-        frame["path"] = [str(slide_path(row, slides or table.parent)) if row.file_id else row.path
-                         for row in frame.itertuples()]
-        frame["size"] = pd.to_numeric(frame["size"], errors="coerce").fillna(0).astype(int)
-    if not slides_needed:
+    frame, reasons = _read(table, report)
+    from_server = fetched_later and "file_id" in frame
+    if slides and not Path(slides).is_dir() and not from_server:
+        raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
+    files = SlideFiles(slides or table.parent)
+    problems = list(identities(frame))
+    frame["path"], uncertain = find_slides(frame, table.parent, files)
+    if slides_needed:
+        expected = frame[frame.file_id == ""] if from_server else frame
+        problems += [*uncertain, *without_file(expected, files, set(frame.slide_id))]
+    else:
         frame["path"] = [path if path and Path(path).is_file() else "" for path in frame.path]
-    reasons = pd.Series("", index=frame.index)
-    expected = frame if slides_needed else frame[:0]
-    if fetched_later and "file_id" in frame:
-        expected = expected[expected.file_id == ""]
-    for index, reason in _problems(frame, expected, Path(slides or table.parent)):
-        reasons[index] = reasons[index] or reason
-    failures = [failure_row(frame.slide_id[i] or f"row {i + 2}", "cohort", InputError(reasons[i]))
-                for i in frame.index[reasons != ""].unique()]
-    cohort = frame[reasons == ""].sort_values("slide_id").reset_index(drop=True)
+    for row, reason in problems:
+        reasons.setdefault(row, reason)
+    failures = [failure_row(_unit(frame, row), "cohort", InputError(reason)) for row, reason in sorted(reasons.items())]
+    cohort = frame.drop(index=frame.index.intersection(list(reasons))).sort_values("slide_id").reset_index(drop=True)
     classes = sorted(cohort.label.unique())
     if len(classes) < 2:
         found = f"only the class '{classes[0]}'" if classes else "no usable slide"
@@ -78,52 +63,36 @@ def load_cohort(table: str | Path, slides: str | Path = "",
     return cohort, failures
 
 
-def _paths(frame: pd.DataFrame, folder: Path, slides: str | Path) -> list[str]:
-    """The slide files: the path column (relative to the table), else `<slide_id>.<suffix>` in the slides folder."""
-    if slides and not Path(slides).is_dir():
-        raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
-    try:
-        found = _slide_files(Path(slides or folder))
-    except OSError as error:
-        raise InputError(f"the slides folder {Path(slides).name} cannot be read ({error.strerror})") from error
-    paths = []
-    for slide_id, path in zip(frame.slide_id, frame.path):
-        stem = slide_id[: -len(Path(slide_id).suffix)] if slide_id.lower().endswith(SLIDE_SUFFIXES) else slide_id
-        given = next((p for p in (folder / path, Path(slides) / path) if p.exists()), folder / path) if path else None
-        paths.append(str(given or found.get(stem) or found.get(slide_id) or ""))
-    return paths
+def _read(table: Path, report: Callable[[str], None]) -> tuple[pd.DataFrame, dict[int, str]]:
+    """The rows of a table, words for nothing taken as nothing, and what is wrong with a row by its number."""
+    if not table.is_file():
+        raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
+    found = read_table(table)
+    for name in REQUIRED:
+        if name not in found.frame:
+            near = difflib.get_close_matches(name, found.frame.columns, 1)
+            hint = f"rename its column '{near[0]}'" if near else "its columns are " + ", ".join(found.frame.columns[:9])
+            raise InputError(f"{table.name} has no column '{name}': {hint}")
+    if found.frame.empty and not found.bad:
+        raise InputError(f"{table.name} has no rows: one row a slide is needed")
+    for note in [*found.notes, *unread(found.frame, table.name)]:
+        report(note)
+    given = found.frame.reindex(columns=COLUMNS + FETCHED, fill_value="")
+    frame = given.mask(given.apply(is_missing), "")
+    frame["mpp"], wrong = resolutions(frame.mpp, table.name, report)
+    reasons = found.bad | wrong
+    for row, reason in gaps(frame, given):
+        reasons.setdefault(row, reason)
+    if not downloadable(frame):
+        return frame[COLUMNS], reasons
+    frame["size"] = pd.to_numeric(frame["size"], errors="coerce").fillna(0).astype(int)
+    return frame, reasons
 
 
-def _slide_files(folder: Path) -> dict[str, Path]:
-    """The slide files below a folder by their names without suffix."""
-    return {f.stem: f for f in sorted(folder.rglob("*")) if f.suffix.lower() in SLIDE_SUFFIXES}
-
-
-def _problems(frame: pd.DataFrame, expected: pd.DataFrame, folder: Path):
-    """(row, reason) for each row that cannot be used; `expected`: those whose file must be there, in `folder` maybe."""
-    for i, row in frame.iterrows():
-        for name in REQUIRED:
-            if not row[name]:
-                yield i, f"no {name}: fill it in, or remove the row"
-    for slide_id, rows in frame[frame.slide_id != ""].groupby("slide_id"):
-        if len(rows) > 1:
-            for i in rows.index:
-                yield i, f"slide_id '{slide_id}' stands in {len(rows)} rows: ids must be unique"
-    named = frame[(frame.patient_id != "") & (frame.label != "")]
-    for patient, rows in named.groupby("patient_id"):
-        if rows.label.nunique() > 1:
-            labels = " and ".join(sorted(rows.label.unique()))
-            for i in rows.index:
-                yield i, f"patient '{patient}' is in two classes ({labels}): correct a label, or remove the patient"
-    unclaimed = set() if expected.path.all() else _slide_files(folder).keys() - set(frame.slide_id)
-    for i, row in expected.iterrows():
-        if not row.path:
-            near = difflib.get_close_matches(row.slide_id, unclaimed, 1)
-            hint = f"did you mean {near[0]}? Else " if near else ""
-            yield i, f"no slide file named {row.slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
-        elif not Path(row.path).is_file():
-            kind = "is a folder" if Path(row.path).is_dir() else "does not exist"
-            yield i, f"the slide file {Path(row.path).name} {kind}: check the column 'path'"
+def _unit(frame: pd.DataFrame, row: int) -> str:
+    """A slide as failures.csv names it: by its id where that is one, else by its row."""
+    slide_id = frame.slide_id.get(row, "")
+    return slide_id if slide_id.isprintable() and 0 < len(slide_id) <= LONGEST_ID else f"row {row}"
 
 
 def describe(cohort: pd.DataFrame) -> pd.DataFrame:
@@ -131,6 +100,14 @@ def describe(cohort: pd.DataFrame) -> pd.DataFrame:
     keys = ["label", "site"] if cohort.site.any() else ["label"]
     table = cohort.groupby(keys).agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
     return table.unstack("site", fill_value=0) if len(keys) == 2 else table
+
+
+def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
+    """The slides of a cohort whose files are on the disk: pixels can be read of these alone."""
+    return cohort[[Path(path).is_file() for path in cohort.path]]
+
+
+# ------------------------------------------------------------------------------------------------ in the study
 
 
 def save_cohort(home: str | Path, cohort: pd.DataFrame, folds: pd.DataFrame, failures: list[dict],
@@ -145,7 +122,7 @@ def save_cohort(home: str | Path, cohort: pd.DataFrame, folds: pd.DataFrame, fai
 
 
 def read_cohort(home: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(cohort, folds) of a study, as 00_cohort wrote them."""
+    """(cohort, folds) of a study, as 00_cohort wrote them; InputError where one was changed since."""
     tables = []
     for name in ("cohort.csv", "folds.csv"):
         path = Path(home) / name
@@ -153,9 +130,24 @@ def read_cohort(home: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             raise InputError(f"the study has no {name}: run 00_cohort first")
         text = {c: str for c in ("slide_id", "patient_id", "label", "site", "path", "file_id", "file_name", "md5")}
         tables.append(pd.read_csv(path, dtype=text, keep_default_na=False))
-    return tables[0], tables[1]
+    cohort, folds = tables
+    _agree(cohort, folds)
+    for slide_id in cohort.slide_id:
+        plain_name(slide_id, LONGEST_ID)
+    return cohort, folds
 
 
-def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
-    """The slides of a cohort whose files are on the disk: pixels can be read of these alone."""
-    return cohort[[Path(path).is_file() for path in cohort.path]]
+def _agree(cohort: pd.DataFrame, folds: pd.DataFrame) -> None:
+    """InputError unless both tables of a study have the same slides, of the same patients and classes."""
+    again = "run 00_cohort again, which makes both from the study's own table"
+    if not set(REQUIRED) <= set(cohort) & set(folds):
+        raise InputError(f"cohort.csv or folds.csv of the study lacks a column of {', '.join(REQUIRED)}: {again}")
+    ours, theirs = (table[list(REQUIRED)].sort_values("slide_id", ignore_index=True) for table in (cohort, folds))
+    if ours.slide_id.to_list() != theirs.slide_id.to_list():
+        odd = sorted(set(ours.slide_id) ^ set(theirs.slide_id))
+        which = f"{odd[0]} is in one alone" if odd else "one is there twice"
+        raise InputError(f"cohort.csv and folds.csv of the study have not the same slides ({which}): {again}")
+    for name in REQUIRED[1:]:
+        for row in ours.index[ours[name] != theirs[name]][:1]:
+            raise InputError(f"cohort.csv and folds.csv of the study disagree: the {name} of {ours.slide_id[row]} is "
+                             f"'{ours[name][row]}' in one and '{theirs[name][row]}' in the other: {again}")

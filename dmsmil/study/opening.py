@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dmsmil.cohorts.download import Remote, downloadable, fetch_all
-from dmsmil.cohorts.gdc import COHORTS, keep_source, source_of, tcga_table
+from dmsmil.cohorts.download import Remote
+from dmsmil.cohorts.fetching import downloadable, fetch_all
+from dmsmil.cohorts.gdc import COHORTS
 from dmsmil.cohorts.made.demo import make_demo
-from dmsmil.cohorts.table import read_cohort
+from dmsmil.cohorts.manifest import keep_source, source_of, tcga_table
+from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.features.truth import slide_shares
@@ -84,10 +86,8 @@ def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:
 
 def fetch_slides(table: Path, folder: Path | str, remote: Remote) -> list[dict]:
     """Bring every slide that the table says a server has; returns a failure row for each that could not be had."""
-    if not table.is_file():
-        return []  # load_cohort says so
-    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
-    return fetch_all(remote, frame, folder or table.parent) if downloadable(frame) else []
+    cohort, _ = load_cohort(table, folder, fetched_later=True, report=lambda line: None)
+    return fetch_all(remote, cohort, folder or table.parent) if downloadable(cohort) else []
 
 
 def feature_source(features: str) -> str:

@@ -13,9 +13,11 @@ import psutil
 from dmsmil.analysis.ablation import choose_variants
 from dmsmil.analysis.paper import COHORTS, printed_results
 from dmsmil.analysis.sweep import check_lams
+from dmsmil.cohorts.checks import spelling_questions
 from dmsmil.cohorts.folds import WAYS, choose_folds
 from dmsmil.cohorts.gdc import COHORTS as TCGA
-from dmsmil.cohorts.gdc import connect, locate, query_cohort, read_manifest
+from dmsmil.cohorts.gdc import connect, query_cohort
+from dmsmil.cohorts.manifest import locate, read_manifest
 from dmsmil.cohorts.server import amount
 from dmsmil.cohorts.splits import read_splits
 from dmsmil.cohorts.table import load_cohort, with_files
@@ -86,17 +88,23 @@ def _attempt(what: str, call: Callable[[], str]) -> Finding:
 
 
 def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
+    notes: list[str] = []
     try:
         if params["cohort"] in TCGA:
             cohort, failures = _tcga(params, resolve), []
         else:
             folder = resolve(params["slides"]) if params["slides"] else ""
-            cohort, failures = load_cohort(resolve(params["cohort"]), folder, not params["features"], True)
+            cohort, failures = load_cohort(resolve(params["cohort"]), folder, not params["features"], True,
+                                           notes.append)
     except InputError as error:
         yield False, f"cohort   {one_line(error)}", None
         return
+    for note in notes:
+        yield True, f"cohort   note: {note}", cohort
     for row in failures:
         yield False, f"slide    {row['unit']}: {row['reason']}", cohort
+    for question in spelling_questions(cohort):
+        yield False, f"cohort   {question}", cohort
     counts = cohort.groupby("label").agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
     words = "; ".join(f"{label} {row.patients} patients, {row.slides} slides" for label, row in counts.iterrows())
     yield True, f"cohort   {words}", cohort

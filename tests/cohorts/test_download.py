@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 import requests
 
-from dmsmil.cohorts import download, server
-from dmsmil.cohorts.download import Remote, downloadable, fetch_all, plain_name, slide_path
+from dmsmil.cohorts import download, fetching, server
+from dmsmil.cohorts.download import Remote
+from dmsmil.cohorts.fetching import downloadable, fetch_all, slide_path
+from dmsmil.cohorts.ids import plain_name
 from dmsmil.cohorts.server import amount, duration
 from dmsmil.jobs.files import DiskFull, InputError
 from dmsmil.jobs.parallel import run_units
@@ -364,7 +366,8 @@ def test_a_file_put_there_meanwhile_is_not_overwritten(gdc, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a.svs", "/etc/passwd", "a/b.svs", "a\\b.svs", ".hidden", "-rf",
-                                  "a\x00.svs", "a\n.svs", "C:a.svs", "a.svs ", "a.", "x" * 241, "a\u202esvs", "~a"])
+                                  "a\x00.svs", "a\n.svs", "C:a.svs", "a.svs ", "a.", "x" * 241, "a\u202esvs", "~a",
+                                  "NUL.svs", "com1", "aux .svs"])
 def test_names_that_are_not_plain(name):
     with pytest.raises(InputError, match="plain file name") as caught:
         plain_name(name)
@@ -525,7 +528,7 @@ def test_what_is_there_is_not_fetched_and_what_is_not_right_is_told(gdc, tmp_pat
     assert lines[0] == "3 slides are there" and len(lines) == 2 and len(gdc.asked("data")) == 2
 
 
-@pytest.mark.parametrize(("workers", "bound"), [(3, 3), (50, download.MOST_WORKERS), (0, 1)])
+@pytest.mark.parametrize(("workers", "bound"), [(3, 3), (50, fetching.MOST_WORKERS), (0, 1)])
 def test_no_more_at_a_time_than_agreed(gdc, tmp_path, workers, bound):
     for i in range(12):
         gdc.add(f"s{i}.svs", BIG[:1000 + i])
@@ -535,7 +538,7 @@ def test_no_more_at_a_time_than_agreed(gdc, tmp_path, workers, bound):
 
 
 def test_a_long_file_is_told_of_and_so_are_the_troubles(gdc, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "QUIET", 0.3)
+    monkeypatch.setattr(fetching, "QUIET", 0.3)
     gdc.add("s0.svs", BIG)
     gdc.fault("data", "status", code=500)
     gdc.fault("data", "slow", pause=0.35, block=100_000)
@@ -558,7 +561,8 @@ def test_ctrl_c_keeps_the_parts(gdc, tmp_path):
     for i in range(5):
         gdc.add(f"s{i}.svs", BIG[i * 1000:])
     table(gdc).to_csv(tmp_path / "table.csv", index=False)
-    code = ("import signal, sys, pandas as pd; from dmsmil.cohorts.download import Remote, fetch_all\n"
+    code = ("import signal, sys, pandas as pd; from dmsmil.cohorts.download import Remote\n"
+            "from dmsmil.cohorts.fetching import fetch_all\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it\n"
             "fetch_all(Remote(sys.argv[1], pause=0), pd.read_csv(sys.argv[2]), sys.argv[3], 2)")
     gdc.fault("data", "slow", times=2, pause=0.3, block=65_536)

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from dmsmil.cohorts import gdc as rooms
-from dmsmil.cohorts.download import fetch_all
-from dmsmil.cohorts.gdc import COHORTS, connect, counts_table, query_cohort, read_manifest, sort_out, tcga_table
+from dmsmil.cohorts.fetching import fetch_all
+from dmsmil.cohorts.gdc import COHORTS, connect, query_cohort, sort_out
+from dmsmil.cohorts.manifest import counts_table, read_manifest, tcga_table
 from dmsmil.cohorts.table import load_cohort
 from dmsmil.jobs.files import InputError
 from tests.cohorts.gdc_server import RELEASE, GdcServer, slide_record
@@ -317,9 +318,17 @@ def test_a_manifest_of_something_else_is_refused(gdc, tmp_path):
     (tmp_path / "manifest.csv").write_text(before.splitlines()[0] + "\n")
     with pytest.raises(InputError, match="not of TCGA-BRCA"):
         tcga_table("tcga-brca", tmp_path)
-    (tmp_path / "manifest.csv").write_text(before.replace("TCGA-A0-0000-01Z", "../TCGA-A0-0000-01Z"))
-    with pytest.raises(InputError, match="not a plain file name"):
-        tcga_table("tcga-brca", tmp_path)
+
+
+def test_a_name_in_a_manifest_that_leads_elsewhere_is_one_row_of_failures(gdc, tmp_path):
+    fill(gdc)
+    tcga_table("tcga-brca", tmp_path, remote=quick(gdc), report=silent)
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("TCGA-A0-0000-01Z", "../TCGA-A0-0000-01Z"))
+    (tmp_path / "slides").mkdir()
+    cohort, failures = load_cohort(tcga_table("tcga-brca", tmp_path), tmp_path / "slides", fetched_later=True)
+    assert len(failures) == 1 and "is not a plain file name" in failures[0]["reason"] and len(cohort) == 5
+    assert all(path.startswith(str(tmp_path / "slides")) for path in cohort.path)
 
 
 def test_a_query_that_breaks_off_freezes_nothing(gdc, tmp_path):

@@ -160,7 +160,7 @@ def rewrite(what):
     (rewrite(lambda t: t.assign(fold_1="train")), "tests no slide of the cohort in fold 1"),
     (rewrite(lambda t: t.assign(fold_2=t.fold_2.where(t.label == "a", "test"))), "trains on no b slide in fold 2"),
     (rewrite(lambda t: t.rename(columns=lambda c: c.replace("fold_", "part"))), "has the columns slide_id, patient_id"),
-    (lambda path: path.write_bytes(bytes(range(128, 256)) * 9), "cannot be read as a split"),
+    (lambda path: path.write_bytes(bytes(range(128, 256)) * 9), "is not a CSV table in UTF-8"),
     (lambda path: path.unlink(), "the split folds.csv does not exist"),
 ])
 def test_a_split_that_cannot_be_used_is_refused_in_one_line(made, tmp_path, spoil, said):

@@ -45,9 +45,10 @@ def test_a_slide_id_may_carry_its_suffix_and_dots(write, tmp_path):
 
 def test_path_column_and_slides_folder(write, tmp_path):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep/one.tif").touch()
+    for name in ("one", "two"):
+        (tmp_path / f"deep/{name}.tif").touch()
     table = write(files=False, slide_id=["x", "y"], patient_id=["p", "q"], label=["a", "b"],
-                  path=["deep/one.tif", "one.tif"])
+                  path=["deep/one.tif", "two.tif"])
     frame, failures = load_cohort(table, tmp_path / "deep")
     assert not failures and len(frame) == 2
 

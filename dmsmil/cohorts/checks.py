@@ -1,0 +1,84 @@
+"""What is wrong with a row of a cohort table, and what is read otherwise than it is written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+
+from dmsmil.cohorts.ids import LONGEST_ID, alike, bare_name, plain_name
+from dmsmil.cohorts.reading import micrometres
+from dmsmil.jobs.files import InputError
+
+REQUIRED = ("slide_id", "patient_id", "label")
+COLUMNS = ["slide_id", "patient_id", "label", "site", "path", "mpp"]
+
+Reasons = Iterator[tuple[int, str]]  # (row, why it cannot be used)
+
+
+def unread(frame: pd.DataFrame, table: str) -> Iterator[str]:
+    """A line for each column that is not read though its name is nearly that of one which would be."""
+    for name in set(COLUMNS) - set(frame.columns):
+        for near in difflib.get_close_matches(name, frame.columns, 1, cutoff=0.75):
+            yield f"{table}: the column '{near}' is not read; if it is the {name}, rename it to {name}"
+
+
+def gaps(frame: pd.DataFrame, given: pd.DataFrame) -> Reasons:
+    """The rows that lack what every slide needs; `given`: the cells as they were written."""
+    for name in REQUIRED:
+        for row in frame.index[frame[name] == ""]:
+            word = f" ('{given.at[row, name]}' counts as none)" if given.at[row, name] else ""
+            yield row, f"no {name}{word}: fill it in, or remove the row"
+
+
+def resolutions(cells: pd.Series, table: str, report: Callable[[str], None]) -> tuple[pd.Series, dict[int, str]]:
+    """Micrometres a pixel of each row, 0 where it does not say, and which cells are no such number."""
+    numbers, wrong, changed = {}, {}, []
+    for row, cell in cells.items():
+        try:
+            numbers[row] = micrometres(cell) if cell else 0.0
+        except ValueError:
+            numbers[row] = 0.0
+            wrong[row] = f"its mpp '{cell[:40]}' is no number of micrometres a pixel, such as 0.25: correct it"
+            continue
+        if cell and not cell.replace(".", "").isdigit():
+            changed.append(f"'{cell}' as {numbers[row]:g}")
+    if changed:
+        report(f"{table}: mpp of {len(changed)} slides is read as micrometres a pixel, {changed[0]}")
+    return pd.Series(numbers, dtype=float), wrong
+
+
+def identities(frame: pd.DataFrame) -> Reasons:
+    """The rows whose slide or patient cannot be told apart from others, or whose id no file can have."""
+    for row, slide_id in frame.slide_id[frame.slide_id != ""].items():
+        try:
+            plain_name(slide_id, LONGEST_ID)
+        except InputError as error:
+            yield row, f"a slide_id names files, and {error}: rename it"
+    ids = frame.slide_id[frame.slide_id != ""]
+    for _, same in ids.groupby(ids.map(bare_name).map(alike)):
+        if len(same) == 1:
+            continue
+        several = " and ".join(f"'{name}'" for name in sorted(set(same)))
+        for row in same.index:
+            yield row, (f"slide_id {several} stands in {len(same)} rows: ids must be unique" if same.nunique() == 1 else
+                        f"the ids {several} differ in case or suffix alone, and would share their files: rename one")
+    named = frame[(frame.patient_id != "") & (frame.label != "")]
+    for patient, rows in named.groupby("patient_id"):
+        if rows.label.nunique() > 1:
+            labels = " and ".join(sorted(rows.label.unique()))
+            for row in rows.index:
+                yield row, f"patient '{patient}' is in two classes ({labels}): correct a label, or remove the patient"
+
+
+def spelling_questions(cohort: pd.DataFrame) -> list[str]:
+    """A question for each two classes, patients or sites of a cohort that differ in case or spaces alone."""
+    asked = []
+    for column, what in (("label", "classes"), ("patient_id", "patients"), ("site", "sites")):
+        counts = cohort[column].value_counts().sort_index()
+        for _, same in counts.groupby([alike(name) for name in counts.index]):
+            if len(same) > 1:
+                told = " and ".join(f"'{name}' ({slides} slides)" for name, slides in same.items())
+                asked.append(f"the {what} {told} differ in case or spaces alone: write them alike if they are one")
+    return asked

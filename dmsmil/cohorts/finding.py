@@ -1,0 +1,130 @@
+"""Where the slide files lie: by path, by name below a folder, by a TCGA barcode; and what a missing one may be."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from bisect import bisect
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.cohorts.checks import Reasons
+from dmsmil.cohorts.fetching import slide_path
+from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
+from dmsmil.jobs.files import InputError
+
+NEIGHBOURS = 4  # names compared with a missing one, on each side of its place among them
+
+
+class SlideFiles:
+    """The slide files below a folder, looked for when the first one is asked for."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @cached_property
+    def _all(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SLIDE_SUFFIXES)
+        except OSError as error:
+            raise InputError(f"the slides folder {self.folder.name} cannot be read ({error.strerror})") from error
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        """Files by their bare name, and by the barcode that a TCGA name begins with."""
+        found = defaultdict(list)
+        for path in self._all:
+            found[bare_name(path.name)].append(path)
+            barcode = path.name.split(".")[0]
+            if barcode != bare_name(path.name) and BARCODE.fullmatch(barcode):
+                found[barcode].append(path)
+        return found
+
+    def of(self, slide_id: str) -> list[Path]:
+        """The files that can be this slide: the one of its very name, else those of its name or barcode."""
+        named = self._by_name.get(bare_name(slide_id), [])
+        return [path for path in named if path.name == slide_id] or named
+
+    def told(self, paths: list[Path]) -> str:
+        """Some files for a reader, from the folder on."""
+        return " and ".join(path.relative_to(self.folder).as_posix() for path in paths)
+
+    def near(self, slide_ids: list[str], taken: set[str]) -> dict[str, str]:
+        """For each slide without a file the name of a file, not of a slide in `taken`, that may be meant, if any.
+
+        A name is compared only with its neighbours in the alphabet, read forwards and backwards: a slip of the pen
+        leaves one end of a name as it is, and a folder of thousands is searched at once.
+        """
+        free = [path.name for path in self._all if bare_name(path.name) not in taken]
+        forwards, backwards = sorted(free), sorted(name[::-1] for name in map(bare_name, free))
+        names = {bare_name(name)[::-1]: name for name in free}
+        found = {}
+        for slide_id in slide_ids:
+            bare = bare_name(slide_id)
+            beside = _beside(forwards, bare) + [names[name] for name in _beside(backwards, bare[::-1])]
+            longer = [name for name in beside if name.startswith(bare)]
+            stems = {bare_name(name): name for name in beside}
+            near = longer or [stems[stem] for stem in difflib.get_close_matches(bare, stems, 1)]
+            if near:
+                found[slide_id] = near[0]
+        return found
+
+
+def given_path(path: str, folders: list[Path]) -> Path:
+    """The file that a table names: `~` is the home folder, a relative path is below the first folder that has it."""
+    path = os.path.expanduser(path)
+    return next((folder / path for folder in folders if os.path.exists(folder / path)), folders[0] / path)
+
+
+def find_slides(frame: pd.DataFrame, home: Path, files: SlideFiles) -> tuple[list[str], list[tuple[int, str]]]:
+    """(path of every row, rows of which it is not certain): the file that the table in the folder `home` names, else
+    the one found by its id, else where a fetched one will be; "" where there is none."""
+    paths, problems = [], []
+    for row in frame.itertuples():
+        if row.path:
+            found = [given_path(row.path, [home, files.folder])]
+        else:
+            found = files.of(row.slide_id) if row.slide_id else []
+        path = str(found[0]) if len(found) == 1 else ""
+        if len(found) > 1:
+            problems.append((row.Index, f"slide {row.slide_id} can be {files.told(found[:3])}: keep one, or name it in "
+                                        "a column 'path'"))
+        elif getattr(row, "file_id", ""):
+            try:
+                path = str(slide_path(row._replace(path=path), files.folder))
+            except InputError as error:
+                problems.append((row.Index, str(error)))
+        paths.append(path)
+    return paths, problems + _shared(frame.assign(path=paths))
+
+
+def _shared(frame: pd.DataFrame) -> list[tuple[int, str]]:
+    """The rows whose file is another row's too."""
+    problems = []
+    for path, rows in frame[frame.path != ""].groupby("path"):
+        if len(rows) > 1:
+            several = " and ".join(rows.slide_id[:3])
+            problems += [(row, f"slides {several} have one file, {Path(path).name}: keep one row, or name the file of "
+                               "each in a column 'path'") for row in rows.index]
+    return problems
+
+
+def without_file(expected: pd.DataFrame, files: SlideFiles, taken: set[str]) -> Reasons:
+    """The rows of `expected` without a slide file, and what may be meant: no file of a slide in `taken`."""
+    lost = expected[(expected.path == "") & (expected.slide_id != "")]
+    near = files.near(lost.slide_id.to_list(), {bare_name(name) for name in taken}) if len(lost) else {}
+    for row, slide_id in lost.slide_id.items():
+        hint = f"did you mean {near[slide_id]}? Else " if slide_id in near else ""
+        yield row, f"no slide file named {slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
+    for row, path in expected.path[expected.path != ""].items():
+        if not Path(path).is_file():
+            kind = "is a folder" if Path(path).is_dir() else "does not exist"
+            yield row, f"the slide file {Path(path).name} {kind}: check the column 'path'"
+
+
+def _beside(names: list[str], name: str) -> list[str]:
+    at = bisect(names, name)
+    return names[max(at - NEIGHBOURS, 0):at + NEIGHBOURS]
