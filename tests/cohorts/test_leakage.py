@@ -101,6 +101,14 @@ def test_a_known_md5_is_believed_and_stands_beside_those_of_files(tmp_path):
     assert duplicates(frame.assign(md5=["x", "x", "y", "z"])).copy_of.to_list() == ["a", "a"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_copies_no_sites_and_no_slides_give_no_warning():
+    folds, frame = leaky()
+    nothing = duplicates(frame)
+    assert nothing.empty and leakage(folds, frame, nothing).copies.to_numpy().sum() == 0
+    assert leakage(folds, frame.iloc[:0]).patients["test"].to_list() == [2, 2]
+
+
 def test_copies_across_parts_are_counted():
     folds, frame = leaky()
     copies = pd.DataFrame({"slide_id": list("aecd"), "copy_of": list("aacc")})  # a and e: train and test in fold 0

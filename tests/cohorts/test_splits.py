@@ -74,7 +74,7 @@ def clam_bool(frame, folds, path):
 
 
 @pytest.mark.parametrize("write", [ours, patho_bench, patho_bench_patients, clam, clam_bool])
-@pytest.mark.parametrize("suffix", ["", ".svs"])
+@pytest.mark.parametrize("suffix", ["", ".svs", ".h5"])
 def test_every_way_gives_the_same_folds_with_and_without_suffixes(made, tmp_path, write, suffix):
     frame, folds = made
     path = write(frame, folds, tmp_path)
@@ -83,6 +83,49 @@ def test_every_way_gives_the_same_folds_with_and_without_suffixes(made, tmp_path
     pd.testing.assert_frame_equal(table.assign(slide_id=folds.slide_id), folds, check_dtype=False)
     assert f"3 folds of {path.name}" in note and "once: 30, several times: 0, never: 0" in note
     assert "not in the cohort" not in note and "no fold at all" not in note
+
+
+@pytest.mark.parametrize("flags", [("TRUE", "FALSE"), ("true", "false"), ("1", "0"), ("1.0", "0.0")])
+@pytest.mark.parametrize("ids", ["{}", "{}.0"])
+def test_flags_and_numbers_as_spreadsheets_write_them(tmp_path, flags, ids):
+    frame = cohort(24, 0).assign(slide_id=[str(100 + i) for i in range(24)])
+    folds = make_folds(frame, 3)
+    clam_bool(frame, folds.assign(slide_id=folds.slide_id.map(ids.format)), tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text().replace("True", flags[0]).replace("False", flags[1]))
+    table, note = read_split_table(tmp_path, frame)
+    pd.testing.assert_frame_equal(table, folds, check_dtype=False)
+    assert "once: 24, several times: 0, never: 0" in note and "not in the cohort" not in note
+
+
+@pytest.mark.parametrize("theirs, ours_", [("{}.0", "{}"), ("{}", "{}.0")])
+def test_numbers_that_pandas_made_floats_are_slides_and_patients(tmp_path, theirs, ours_):
+    """CLAM's columns are of unequal length, so pandas writes their numbers as 103.0."""
+    frame = cohort(24, 0).assign(slide_id=[str(100 + i) for i in range(24)], patient_id=[str(i) for i in range(24)])
+    folds = make_folds(frame, 3)
+    mine = folds.assign(slide_id=folds.slide_id.map(ours_.format), patient_id=folds.patient_id.map(ours_.format))
+    clam(frame, folds.assign(slide_id=folds.slide_id.map(theirs.format)), tmp_path)
+    pd.testing.assert_frame_equal(read_split_table(tmp_path, mine)[0], mine, check_dtype=False)
+    by_patient = folds.drop(columns="slide_id").assign(patient_id=folds.patient_id.map(theirs.format))
+    by_patient.to_csv(tmp_path / "k=all.tsv", sep="\t", index=False)
+    pd.testing.assert_frame_equal(read_split_table(tmp_path / "k=all.tsv", mine)[0], mine, check_dtype=False)
+
+
+@pytest.mark.parametrize("encoding, separator", [("utf-16", "\t"), ("utf-8-sig", ";"), ("utf-8", ",,")])
+def test_a_split_that_a_spreadsheet_saved_is_read(made, tmp_path, encoding, separator):
+    frame, folds = made
+    text = folds.to_csv(index=False).replace("\n", ",\n" if separator == ",," else "\n").replace(",", separator[0])
+    (tmp_path / "folds.csv").write_bytes(text.replace("slide_id", "Slide ID").encode(encoding))
+    pd.testing.assert_frame_equal(read_split_table(tmp_path / "folds.csv", frame)[0], folds, check_dtype=False)
+
+
+def test_a_row_of_another_length_is_refused_by_its_number(made, tmp_path):
+    frame, folds = made
+    path = ours(frame, folds, tmp_path)
+    path.write_text(path.read_text() + "x,y,z\n")
+    with pytest.raises(InputError, match="folds.csv: row 32 has 3 cells, the header 6") as caught:
+        read_split_table(path, frame)
+    assert_one_line(caught, "folds.csv")
 
 
 def test_stamp_splits_have_patients_and_no_validation_part(made, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dmsmil.cohorts.checks import spelling_questions
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.cohorts.table import describe, load_cohort, read_cohort, save_cohort
 from dmsmil.jobs.failures import read_failures
@@ -125,3 +126,130 @@ def test_save_and_read_back(tmp_path):
 def test_describe_counts_patients_and_slides():
     table = describe(cohort(20, 5))
     assert table.patients.sum() == 20 and table.slides.sum() == 25
+
+
+# ------------------------------------------------------------------------------------------------ a person's table
+
+
+def rows(tmp_path, text, **options):
+    """Load this text as a cohort of which features are there; gives (cohort, reason by unit, lines that were said)."""
+    said = []
+    (tmp_path / "own.csv").write_text(text, encoding="utf-8")
+    frame, failures = load_cohort(tmp_path / "own.csv", slides_needed=False, report=said.append, **options)
+    return frame, {row["unit"]: row["reason"] for row in failures}, said
+
+
+TWO = "S8,P8,IDC\nS9,P9,ILC\n"
+
+
+def test_a_comma_at_the_end_of_each_line_shifts_nothing(tmp_path):
+    frame, reasons, said = rows(tmp_path, "slide_id,patient_id,label,site\nS1,P1,IDC,A,\nS2,P2,ILC,B,\n")
+    assert frame.label.to_list() == ["IDC", "ILC"] and frame.site.to_list() == ["A", "B"] and not reasons and not said
+
+
+def test_a_row_of_another_length_is_left_out_by_its_number(tmp_path):
+    frame, reasons, _ = rows(tmp_path, "slide_id,patient_id,label\n" + TWO + "S1,P1,IDC,NST\nS2,P2\n")
+    assert frame.slide_id.to_list() == ["S8", "S9"]
+    assert list(reasons) == ["row 4", "row 5"] and "row 4 has 4 cells, the header 3" in reasons["row 4"]
+    with pytest.raises(InputError, match="no usable slide .1 slides left out, the first: row 2 has 2 cells"):
+        rows(tmp_path, "slide_id,patient_id,label\nS2,P2\n")
+
+
+@pytest.mark.parametrize("word", ["NA", "NaN", "N/A", "n/a", "Not available", "none", "[Not Available]", "Unknown", ""])
+@pytest.mark.parametrize("column", ["slide_id", "patient_id", "label"])
+def test_words_for_nothing_are_nothing(tmp_path, word, column):
+    row = {"slide_id": "S1", "patient_id": "P1", "label": "IDC", column: word}
+    frame, reasons, _ = rows(tmp_path, "slide_id,patient_id,label\n" + TWO + ",".join(row.values()) + "\n")
+    assert frame.label.to_list() == ["IDC", "ILC"] and len(reasons) == 1
+    assert f"no {column}" in next(iter(reasons.values())) and word in next(iter(reasons.values()))
+
+
+def test_what_may_be_missing_may_be_missing(tmp_path):
+    frame, reasons, _ = rows(tmp_path, "slide_id,patient_id,label,Site,MPP\nS1,P1,a,NA,n/a\nS2,P2,b,,\n")
+    assert not reasons and frame.site.to_list() == ["", ""] and frame.mpp.to_list() == [0.0, 0.0]
+
+
+def test_micrometres_are_converted_and_that_is_said_or_the_row_is_left_out(tmp_path):
+    text = ('slide_id,patient_id,label,MPP\nS1,P1,a,"0,25"\nS2,P2,b,0.5 um\nS3,P3,a,-0.5\nS4,P4,a,20x\nS5,P5,a,0.25\n')
+    frame, reasons, said = rows(tmp_path, text)
+    assert frame.mpp.to_list() == [0.25, 0.5, 0.25] and list(reasons) == ["S3", "S4"]
+    assert "its mpp '-0.5' is no number of micrometres a pixel" in reasons["S3"]
+    assert said == ["own.csv: the column 'MPP' is read as mpp",
+                    "own.csv: mpp of 2 slides is read as micrometres a pixel, '0,25' as 0.25"]
+
+
+def test_a_column_that_nearly_has_a_name_is_spoken_of(tmp_path):
+    said = rows(tmp_path, "slide_id,patient_id,label,sites\nS1,P1,a,A\nS2,P2,b,B\n")[2]
+    assert said == ["own.csv: the column 'sites' is not read; if it is the site, rename it to site"]
+
+
+@pytest.mark.parametrize("one, other", [("S1", "s1"), ("S1", "S1.svs"), ("S1", "S1.h5"), ("102", "102.0"),
+                                        ("e\u0301", "é")])
+def test_ids_that_would_share_their_files_are_refused(tmp_path, one, other):
+    frame, reasons, _ = rows(tmp_path, f"slide_id,patient_id,label\n{TWO}{one},P1,IDC\n{other},P2,IDC\n")
+    assert len(frame) == 2 and set(reasons) == {one, other}
+    assert all("differ in case or suffix alone" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize("slide_id", ["../../x", "/tmp/x", "a/b", "..", "NUL", "-rf", "x" * 300])
+def test_an_id_that_no_file_can_have_is_one_row(tmp_path, slide_id):
+    frame, reasons, _ = rows(tmp_path, f"slide_id,patient_id,label\n{TWO}{slide_id},P1,IDC\n")
+    assert len(frame) == 2 and len(reasons) == 1
+    assert "a slide_id names files" in next(iter(reasons.values())) and "\n" not in next(iter(reasons.values()))
+
+
+def test_a_home_folder_in_a_path_is_the_persons(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me/x.svs").touch()
+    frame, _, _ = rows(tmp_path, "slide_id,patient_id,label,path\nS1,P1,a,~/x.svs\nS2,P2,b,\n")
+    assert frame.path.to_list() == [str(tmp_path / "me/x.svs"), ""]
+
+
+def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
+    frame = cohort(8, 0).assign(label=["IDC", "idc", "ILC", "ILC", "I DC", "ILC", "other", "ILC"],
+                                patient_id=["p1", "P1", *"abcdef"], site=["A", "A ", *"BCDEFG"])
+    asked = spelling_questions(frame)
+    assert [question.split("'")[0] for question in asked] == ["the classes ", "the patients ", "the sites "]
+    assert "'I DC' (1 slides) and 'IDC' (1 slides) and 'idc' (1 slides) differ in case or spaces alone" in asked[0]
+    assert not spelling_questions(cohort(8))
+
+
+# ------------------------------------------------------------------------------------------------ two tables, one study
+
+
+@pytest.mark.parametrize("name, column, said", [
+    ("cohort.csv", "label", "the label of s0-0 is 'z' in one and 'a' in the other"),
+    ("folds.csv", "label", "the label of s0-0 is 'a' in one and 'z' in the other"),
+    ("cohort.csv", "patient_id", "the patient_id of s0-0 is 'z' in one and 'p000' in the other"),
+    ("folds.csv", "patient_id", "the patient_id of s0-0 is 'p000' in one and 'z' in the other"),
+])
+def test_tables_of_a_study_that_disagree_are_refused(tmp_path, name, column, said):
+    frame = cohort(8)
+    save_cohort(tmp_path, frame, make_folds(frame, 2), [])
+    table = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
+    table.loc[table.slide_id == "s0-0", column] = "z"
+    table.to_csv(tmp_path / name, index=False)
+    with pytest.raises(InputError, match=said) as caught:
+        read_cohort(tmp_path)
+    assert "run 00_cohort again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t.iloc[1:], lambda t: pd.concat([t, t.iloc[:1]]),
+                                   lambda t: t.drop(columns="label"),
+                                   lambda t: t.assign(slide_id=t.slide_id.str.replace("s0-0", "x"))])
+@pytest.mark.parametrize("name", ["cohort.csv", "folds.csv"])
+def test_tables_of_a_study_with_other_slides_are_refused(tmp_path, name, spoil):
+    frame = cohort(8)
+    save_cohort(tmp_path, frame, make_folds(frame, 2), [])
+    spoil(pd.read_csv(tmp_path / name)).to_csv(tmp_path / name, index=False)
+    with pytest.raises(InputError, match="cohort.csv (and|or) folds.csv of the study .*run 00_cohort again"):
+        read_cohort(tmp_path)
+
+
+def test_an_id_in_a_studys_own_tables_that_leads_elsewhere_is_refused(tmp_path):
+    frame = cohort(8)
+    frame.loc[0, "slide_id"] = "../../x"
+    save_cohort(tmp_path, frame, make_folds(frame, 2), [])
+    with pytest.raises(InputError, match="not a plain file name"):
+        read_cohort(tmp_path)
