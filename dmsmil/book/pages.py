@@ -12,7 +12,6 @@ import inspect
 import io
 import posixpath
 import re
-from importlib import import_module
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -32,7 +31,7 @@ def prepared(notebook: dict, name: str, known: set[str], root: Path) -> dict:
 
     name: the place of the notebook in the book, as in the checkout `root`; known: the places of all pages.
     """
-    heading, drawers = "", _drawers(notebook)
+    heading, said = "", _drawn(notebook, (root / name).parent)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             prose = re.sub(r"^```.*?^```", "", _text(cell), flags=re.M | re.S)
@@ -47,7 +46,7 @@ def prepared(notebook: dict, name: str, known: set[str], root: Path) -> dict:
                         if "image/png" in output.get("data", {})]
             if pictures:
                 wide = max(Image.open(io.BytesIO(base64.b64decode("".join(p)))).width for p in pictures)
-                notes["image"] = {"alt": alt_text(_text(cell), heading, drawers), "width": f"{wide}px"}
+                notes["image"] = {"alt": alt_text(_text(cell), heading, said), "width": f"{wide}px"}
                 tags += ["wide"] * (wide > WIDE)
             for output in cell["outputs"]:
                 if "text/html" in output.get("data", {}):
@@ -109,31 +108,33 @@ def _linked(text: str, name: str, known: set[str], root: Path) -> str:
     return re.sub(r"(?<![`\[])`([\w.]+)`(?![`\]])", mention, text)
 
 
-def _drawers(notebook: dict) -> dict[str, object]:
-    """The modules and functions of `dmsmil.figures` by the names that a notebook imports them under."""
-    found = {}
+def _drawn(notebook: dict, folder: Path) -> dict[str, str]:
+    """What the functions that draw say of themselves, by the names that the notebook calls them: `draw.pairings`.
+
+    folder: where the notebook lies; the functions of a walkthrough are in `drawings/` beside it, and are read, not run.
+    """
+    said = {f"figures.{name}": inspect.getdoc(getattr(figures, name)) for name in figures.__all__}
     for cell in notebook["cells"]:
         for line in _statements(cell) if cell["cell_type"] == "code" else []:
-            if isinstance(line, ast.ImportFrom) and f"{line.module}.".startswith("dmsmil.figures."):
-                module = import_module(line.module)
-                found |= {a.asname or a.name: getattr(module, a.name, None) or import_module(f"{line.module}.{a.name}")
-                          for a in line.names}
-    return found
+            if isinstance(line, ast.ImportFrom) and line.module == "drawings":
+                for file in line.names:
+                    for part in ast.parse((folder / f"drawings/{file.name}.py").read_text(encoding="utf-8")).body:
+                        if isinstance(part, ast.FunctionDef):
+                            said[f"{file.asname or file.name}.{part.name}"] = ast.get_docstring(part)
+    return said
 
 
-def alt_text(source: str, heading: str, drawers: dict[str, object] | None = None) -> str:
+def alt_text(source: str, heading: str, said: dict[str, str]) -> str:
     """What a picture shows, for who cannot see it: the heading above its cell, and the first sentence of the
     documentation of the function that drew it.
 
-    drawers: functions that draw, and modules of such, by name in `source`, beside `figures` itself.
+    said: the documentation of functions that draw, by their names in `source`.
     """
     heading = re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", heading).strip()
     heading = heading if heading.endswith(("?", "!", ".")) else heading + "."
-    for name, part in re.findall(r"\b(\w+)(?:\.(\w+))?", source):
-        drawer = {"figures": figures, **(drawers or {})}.get(name)
-        drawer = getattr(drawer, part, None) if inspect.ismodule(drawer) else drawer
-        if inspect.isfunction(drawer) and (said := inspect.getdoc(drawer)):
-            return f"{heading} {first_sentence(said).replace('`', '')}"
+    for name in re.findall(r"\b\w+\.\w+", source):
+        if said.get(name):
+            return f"{heading} {first_sentence(said[name]).replace('`', '')}"
     return heading
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import inspect
 import io
 import json
 import re
@@ -92,24 +93,26 @@ def make_study(home):
 
 
 def make_checkout(root):
-    """A project of two walkthroughs and three files, whose README names one of these."""
+    """A project of two walkthroughs, a page that is none of the book's, and the package `shelf` of one wing."""
     answer = ("<details><summary>Answer</summary>\n\nIt is **hidden** until asked for.\n\n"
               "```python\n# no heading\n```\n</details>")
-    links = "[it](../../dmsmil/first.py), [a file](../../README.md), [03](../03_train.ipynb), `03_train`, `first`"
+    links = "[it](../../shelf/wing/first.py), [a file](../../README.md), [03](../03_train.ipynb), `03_train`, `first`"
     lessons = root / "notebooks/walkthroughs"
     write_notebook(
         lessons / "2_later.ipynb", "2 · Later", new_markdown_cell(f"Links: {links}."),
         new_markdown_cell(f"## An exercise\n\nWhy?\n\n{answer}"), new_markdown_cell("after"),
-        new_code_cell("from dmsmil.figures import results as draw"),
+        new_code_cell("from drawings import curves as draw"),
         new_code_cell("slider(draw.roc, k=[1])", outputs=[shown("image/png", picture(300, 200, 2))]))
     write_notebook(lessons / "1_first.ipynb", "1 · First")
-    (root / "dmsmil").mkdir()
-    (root / "dmsmil/__init__.py").write_text("")
-    (root / "dmsmil/first.py").write_text(
+    (lessons / "drawings").mkdir()
+    (lessons / "drawings/curves.py").write_text('def roc(k):\n    """How k bends it. And more."""\n')
+    (root / "shelf/wing").mkdir(parents=True)
+    (root / "shelf/__init__.py").write_text("")
+    (root / "shelf/wing/__init__.py").write_text('"""Which is first?"""\n')
+    (root / "shelf/wing/first.py").write_text(
         '"""What is *first* <here>."""\n\n\ndef begin(k: int = 3) -> str:\n    """Begins."""\n')
-    (root / "dmsmil/other.py").write_text('"""The `first.begin` of others."""\n')
-    (root / "README.md").write_text("# It\n\n## Where things are\n\n| question | notebook | package |\n|---|---|---|\n"
-                                    "| Which is first? | | `first.py` (one) |\n\n## More\n")
+    (root / "shelf/wing/other.py").write_text('"""The `first.begin` of others."""\n')
+    (root / "README.md").write_text("# It\n")
     return root
 
 
@@ -118,7 +121,9 @@ def study(tmp_path_factory):
     """(the folder of a small study, the pages of its book by name, what was said)."""
     place, said = tmp_path_factory.mktemp("book"), []
     home = make_study(place / "mine")
-    index = book.build(home, said.append, make_checkout(place))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        index = book.build(home, said.append, make_checkout(place), "shelf")
     assert index == home / "book/index.html"
     return home, {p.stem: p.read_text(encoding="utf-8") for p in index.parent.rglob("*.html")}, said
 
@@ -126,7 +131,7 @@ def study(tmp_path_factory):
 @pytest.fixture
 def build(tmp_path):
     """`book.build` of the study alone."""
-    return partial(book.build, root=tmp_path / "no checkout")
+    return partial(book.build, root=tmp_path / "no checkout", package="")
 
 
 def files(folder):
@@ -179,14 +184,15 @@ def test_every_picture_has_words(study):
     words = [unescape(alt) for page in pages.values() for alt in re.findall(r'<img[^>]*alt="([^"]*)"', page)]
     assert len(words) == 4 and len(re.findall("<img", "".join(pages.values()))) == 4
     assert "How it errs. ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)." in words
-    assert "An exercise. ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)." in words
+    assert "An exercise. How k bends it." in words, "a drawing that lies beside the walkthrough"
     assert "How it errs." in words, "a picture that no function of ours drew has its heading"
     assert any(re.match(r"AUC of DMSMIL: 0.90, 95 % interval 0.60 to 0.95, among 5 rows", alt) for alt in words)
 
 
 def test_every_figure_function_says_what_it_draws():
     for name in figures.__all__:
-        alt = alt_text(f"figures.{name}(x, home)", "A heading")
+        said = {f"figures.{name}": inspect.getdoc(getattr(figures, name))}
+        alt = alt_text(f"figures.{name}(x, home)", "A heading", said)
         assert alt.startswith("A heading. ") and len(alt) > 25 and alt.endswith("."), (name, alt)
         assert not re.search(r"\w+\.\w+|:.*:", alt.removeprefix("A heading. ")), f"{name} speaks of code: {alt}"
 
@@ -202,22 +208,22 @@ def test_walkthroughs_and_reference_are_in_the_same_book(study):
     _, pages, _ = study
     front = re.search(r"<article.*?</article>", pages["index"], re.S)[0]
     assert "New to this? Begin with the walkthroughs: 1 · First is the first." in text(front)
-    order = [text(front).rindex(title) for title in ("09 · The report", "1 · First", "2 · Later", "Which is first?")]
+    order = [text(front).rindex(title) for title in ("09 · The report", "1 · First", "2 · Later", "shelf.wing")]
     assert text(front).index("New to this?") < order[0] and order == sorted(order)
     captions = [text(part) for part in re.findall(r'<p class="caption".*?</p>', pages["03_train"], re.S)]
     assert captions == ["The study", "Walkthroughs", "Reference"]
-    assert 'href="reference/which-is-first.html"' in front and 'href="reference/dmsmil.first.html"' in front
-    assert 'href="dmsmil.first.html"' in pages["which-is-first"] and "dmsmil.other" in pages["what-else-is-there"]
-    room = text(re.search(r"<article.*?</article>", pages["dmsmil.first"], re.S)[0])
-    assert "What is *first* <here>." in room and "begin(k: int = 3) -> str" in room and "Begins." in room
-    assert 'href="dmsmil.first.html#dmsmil-first-begin"' in pages["dmsmil.other"]
+    assert 'href="reference/shelf.wing.html"' in front and "Which is first?" in text(front)
+    assert 'href="shelf.wing.first.html"' in pages["shelf.wing"] and 'href="shelf.wing.html"' in pages["shelf.wing.other"]
+    room = text(re.search(r"<article.*?</article>", pages["shelf.wing.first"], re.S)[0])
+    assert "What is *first* <here>." in room and "begin(k: int = 3) → str" in room and "Begins." in room
+    assert 'href="shelf.wing.first.html#shelf.wing.first.begin"' in pages["shelf.wing.other"]
 
 
 def test_links_to_the_checkout_lead_to_pages(study):
     _, pages, said = study
     links = re.search(r"<p>Links: .*?</p>", pages["2_later"])[0]
     found = [(target, text(words)) for target, words in re.findall(r'<a [^>]*href="([^"]+)"[^>]*>(.*?)</a>', links)]
-    assert found == [("../../reference/dmsmil.first.html", "it"), ("../03_train.html", "03"),
+    assert found == [("../../reference/shelf.wing.first.html", "it"), ("../03_train.html", "03"),
                      ("../03_train.html", "03_train")]
     assert "a file, " in text(links) and not [line for line in said if "2_later" in line]
 
@@ -252,7 +258,7 @@ def test_every_file_a_page_names_is_there(study):
 def test_the_same_study_gives_the_same_bytes_at_any_place(study, tmp_path):
     home, _, _ = study
     twin = shutil.copytree(home, tmp_path / "mine", ignore=shutil.ignore_patterns("book"))
-    book.build(twin, lambda line: None, make_checkout(tmp_path))
+    book.build(twin, lambda line: None, make_checkout(tmp_path), "shelf")
     first, second = files(home / "book"), files(twin / "book")
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
@@ -429,7 +435,7 @@ def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     found, console = audit(folder, tmp_path)
     assert_sound(found, console)
     assert found["notebooks/03_train.html"]["images"] == 2 and found["index.html"]["images"] == 1
-    assert found["notebooks/walkthroughs/2_later.html"]["images"] == 1 and "reference/dmsmil.first.html" in found
+    assert found["notebooks/walkthroughs/2_later.html"]["images"] == 1 and "reference/shelf.wing.first.html" in found
     assert found["search.html?q=transport"]["hits"] == ["09 · The report"], "the search needs no server"
     dark, console = audit(folder, tmp_path, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
     assert_sound(dark, console)
@@ -467,7 +473,7 @@ def test_answers_open_and_the_search_finds_code_over_http_too(study, tmp_path):
         page.until(seen)
         page.call("Page.navigate", url=f"{where}/search.html?q=begin")
         page.until("document.querySelectorAll('#search-results li').length")
-        assert "dmsmil.first > begin" in page.js("document.querySelector('#search-results').innerText")
+        assert "shelf.wing.first.begin" in page.js("document.querySelector('#search-results').innerText")
         assert page.errors == []
     server.shutdown()
 

@@ -1,5 +1,6 @@
 """Pages say what their notebooks do not: what pictures show, which columns are words, where links lead."""
 
+import inspect
 import re
 from html import unescape
 
@@ -8,8 +9,8 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dmsmil.book.pages import _aligned, _drawers, _linked, alt_text, opening
-from dmsmil.figures import results
+from dmsmil import figures
+from dmsmil.book.pages import _aligned, _drawn, _linked, alt_text, first_sentence, opening
 
 KNOWN = {"notebooks/03_train.ipynb", "notebooks/walkthroughs/1_first.ipynb", "reference/dmsmil.models.md",
          "reference/dmsmil.bags.md"}
@@ -50,23 +51,27 @@ def test_a_link_is_relative_to_its_page(root):
 
 
 @pytest.mark.parametrize("how, call", [
-    ("from dmsmil.figures import results", "results.roc(runs)"),
-    ("from dmsmil.figures import base, results as draw", "slider(draw.roc, k=[1, 2])"),
-    ("%matplotlib inline", "figures.roc(x)"),
-    ("import os\nfrom dmsmil.figures.results import roc as curve", "x = 3\ncurve(x)")])
-def test_a_picture_is_described_by_who_drew_it(how, call):
-    drawers = _drawers(new_notebook(cells=[new_markdown_cell("# T"), new_code_cell(how), new_code_cell(call)]))
-    said = alt_text(call, "How it errs", drawers)
-    assert said == "How it errs. ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)."
+    ("from dmsmil import figures", "figures.roc(x)"),
+    ("from drawings import bags", "x = 3\nbags.roc(runs)"),
+    ("import os\nfrom drawings import base, bags as draw", "slider(draw.roc, k=[1, 2])"),
+    ("%matplotlib inline", "figures.roc(x)")])
+def test_a_picture_is_described_by_who_drew_it(how, call, tmp_path):
+    """The drawings of a walkthrough are read where they lie, and not run."""
+    said = inspect.getdoc(figures.roc)
+    for name, text in (("bags", f"import nothing\n\n\ndef roc(x):\n    {said!r}\n"), ("base", "")):
+        (tmp_path / "drawings").mkdir(exist_ok=True)
+        (tmp_path / f"drawings/{name}.py").write_text(text, encoding="utf-8")
+    drawn = _drawn(new_notebook(cells=[new_markdown_cell("# T"), new_code_cell(how), new_code_cell(call)]), tmp_path)
+    assert alt_text(call, "How it errs", drawn) == f"How it errs. {first_sentence(said)}"
 
 
 def test_what_nobody_documented_has_its_heading():
-    assert alt_text("plt.plot(x)", "Why?", {"results": results}) == "Why?"
-    assert alt_text("results = results.nothing(x)", "Why?", {"results": results}) == "Why?"
+    assert alt_text("plt.plot(x)", "Why?", {"figures.roc": "Said."}) == "Why?"
+    assert alt_text("figures.bare(x)", "Why?", {"figures.bare": None}) == "Why?"
 
 
 def test_marks_of_markdown_are_not_read_aloud():
-    assert alt_text("", "How *L_ot* `falls` with _λ_?") == "How L_ot falls with λ?"
+    assert alt_text("", "How *L_ot* `falls` with _λ_?", {}) == "How L_ot falls with λ?"
 
 
 def test_a_page_opens_with_its_claim():

@@ -16,9 +16,9 @@ from torch import nn
 
 from dmsmil.features import encoders
 from dmsmil.features.encoders import check_encoder, create_encoder
-from dmsmil.figures.lessons.instances import weights
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.parallel import pick_device
+from drawings.instances import weights
 from tests.conftest import assert_one_line
 from tests.features.hub import EXPIRED, GRANTED, NARROW, STRANGER, Hub
 from tests.features.naive_encoder import encode_naive, naive_encoder

@@ -11,11 +11,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from dmsmil.figures.lessons import bags
 from dmsmil.interpret import viewer
 from dmsmil.jobs.files import ROOT
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.tiles import select_tiles
+from drawings import bags
 from tests.slides.pyramids import make_slide
 
 PX, SIDE = 64, 128  # of a tile, and of a 10x tile in level-0 pixels

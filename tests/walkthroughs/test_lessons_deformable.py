@@ -8,9 +8,9 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
-from dmsmil.figures.lessons import deformable as lesson
 from dmsmil.models.deformable import DeformableAttention, lay_out
 from dmsmil.models.grid import grid_shape
+from drawings import deformable as lesson
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(size=(6, 12))

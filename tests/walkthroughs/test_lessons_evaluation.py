@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from dmsmil.analysis.paper import printed_results
 from dmsmil.cohorts.folds import fold_count, make_folds
-from dmsmil.figures.lessons import evaluation
 from dmsmil.training.metrics import score
+from drawings import evaluation
 from tests.walkthroughs.answers import check_answers
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks/walkthroughs/6_honest_evaluation.ipynb"

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dmsmil.figures.lessons import fusion as lesson
 from dmsmil.models import create
+from drawings import fusion as lesson
 
 
 def test_the_gate_is_the_packages():

@@ -12,8 +12,8 @@ from scipy.special import ndtr
 from sklearn.metrics import roc_auc_score
 
 from dmsmil.features.bags import toy_bags
-from dmsmil.figures.lessons import instances
 from dmsmil.models import create
+from drawings import instances
 from tests.walkthroughs.answers import check_answers
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks/walkthroughs/2_multiple_instance_learning.ipynb"
@@ -83,6 +83,6 @@ def test_the_answers_print_what_they_say():
     cells, names = nbformat.read(NOTEBOOK, 4).cells, {}
     needed = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Where the mean fails"))
     for cell in cells[:needed]:
-        if cell.cell_type == "code" and "instances." not in cell.source.replace("lessons import instances", ""):
+        if cell.cell_type == "code" and "instances." not in cell.source.replace("drawings import instances", ""):
             exec(cell.source, names)
     check_answers(cells[-1].source, names)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from dmsmil.figures.lessons import maps
 from dmsmil.interpret.faithfulness import STEPS, area
+from drawings import maps
 from tests.walkthroughs.test_lessons_bags import done
 
 

@@ -14,13 +14,13 @@ from torch import nn
 from dmsmil import models
 from dmsmil.cohorts.folds import bag_folds
 from dmsmil.features.bags import toy_bags
-from dmsmil.figures.lessons import own
 from dmsmil.jobs.files import ROOT
 from dmsmil.models import METHODS, Method, create
 from dmsmil.models.base import masked_mean
 from dmsmil.models.contract import bags_of, check_contract
-from dmsmil.training.fit import configure_all
+from dmsmil.training.config import configure_all
 from dmsmil.training.runs import get_runs
+from drawings import own
 
 LESSONS = ROOT / "notebooks/walkthroughs"
 

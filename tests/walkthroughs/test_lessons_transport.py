@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dmsmil.figures.lessons import transport as lesson
 from dmsmil.models import transport
+from drawings import transport as lesson
 
 
 @pytest.fixture

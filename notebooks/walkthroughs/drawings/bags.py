@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from dmsmil.figures import base
-from dmsmil.slides.reader import Slide, tile_size_level0
-from dmsmil.slides.tiles import WHITE, Tiles, tissue_pixels
+from dmsmil.slides.density import WHITE, tissue_pixels
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.reader import Slide
+from dmsmil.slides.tiles import Tiles
 
 COLOURS, CALM = 10, 35  # of a shrunk picture of tissue; grey levels between neighbours that are evened out
 

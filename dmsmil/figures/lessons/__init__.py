@@ -1,1 +1,0 @@
-"""Figures of the walkthroughs: one file a topic; they are shown, not saved."""
