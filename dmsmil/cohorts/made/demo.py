@@ -21,16 +21,13 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 import pandas as pd
-import tifffile
 
-from dmsmil.cohorts.made import histology
-from dmsmil.cohorts.made.histology import paint_slide
+from dmsmil.cohorts.made import brushes, histology, pyramid, tissue
 from dmsmil.jobs.files import InputError, atomic, fingerprint, write_csv
 from dmsmil.jobs.parallel import check_shared, run_units
 
 LABELS = ("ductal-like", "lobular-like")
 SITES = tuple(histology.STAINS)
-MPP, MAGNIFICATION = 0.5, 20
 
 
 def plan_cohort(patients: int = 40, seed: int = 0) -> pd.DataFrame:
@@ -58,21 +55,9 @@ def plan_cohort(patients: int = 40, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_svs(rgb, path):
-    """Write RGB (side, side, 3) as an Aperio-like pyramid: tiled JPEG, levels 1, 4 and 16."""
-    side = rgb.shape[0]
-    text = (f"Aperio Image Library v12.0.15\r\n{side}x{side} [0,0 {side}x{side}] (256x256) JPEG/RGB Q=82"
-            f"|AppMag = {MAGNIFICATION}|MPP = {MPP}")
-    with tifffile.TiffWriter(path) as tif:
-        for step in (1, 4, 16):
-            image = rgb if step == 1 else cv2.resize(rgb, (side // step, side // step), interpolation=cv2.INTER_AREA)
-            tif.write(image, tile=(256, 256), compression="jpeg", compressionargs={"level": 82}, photometric="rgb",
-                      description=text, metadata=None, subfiletype=1 if step > 1 else 0, software=False, maxworkers=1)
-
-
 def _settings(row, seed, side):
     """What decides a slide: what was asked for, and the code that paints it."""
-    code = [inspect.getsource(part) for part in (histology, plan_cohort, _write_svs)]
+    code = [inspect.getsource(part) for part in (plan_cohort, brushes, tissue, histology, pyramid)]
     return fingerprint(dict(row=row, seed=seed, side=side, code=code), 32)
 
 
@@ -81,7 +66,7 @@ def _truth_path(folder, slide_id):
 
 
 def read_truth(folder, slide_id: str) -> dict[str, np.ndarray]:
-    """The truth of one demo slide, as `paint_slide` describes it."""
+    """The truth of one demo slide, as `histology.paint_slide` describes it."""
     path = _truth_path(folder, slide_id)
     if not path.exists():
         raise InputError(f"no truth for slide {slide_id} in {folder}: only the demo's slides have one (make_demo)")
@@ -93,7 +78,7 @@ def _is_made(folder, row, settings):
     """Whether the slide is whole and made with these settings: its truth, written after it, vouches for both."""
     slide, truth = Path(folder) / row["path"], _truth_path(folder, row["slide_id"])
     try:
-        with np.load(truth) as known:
+        with open(truth, "rb") as handle, np.load(handle) as known:
             return str(known["settings"]) == settings and int(known["slide_bytes"]) == slide.stat().st_size
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         return False
@@ -104,10 +89,10 @@ def _make_slide(folder, row, seed, side):
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        rgb, truth = paint_slide(row, seed, side)
+        rgb, truth = histology.paint_slide(row, seed, side)
         slide = Path(folder) / row["path"]
         with atomic(slide) as temporary:
-            _write_svs(rgb, temporary)
+            pyramid.write_svs(rgb, temporary)
         with atomic(_truth_path(folder, row["slide_id"])) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **truth, settings=_settings(row, seed, side), slide_bytes=slide.stat().st_size)
     finally:
@@ -118,7 +103,7 @@ def make_demo(folder, patients: int = 40, seed: int = 0, side: int = 4608, worke
               scheduler: str = "") -> pd.DataFrame:
     """Make the demo cohort in `folder`; what is there already and was made with the same settings is kept.
 
-    Writes slides/<slide_id>.svs (side x side px at 20x, 0.5 um a pixel), truth/<slide_id>.npz (see `paint_slide`) and,
+    Writes slides/<slide_id>.svs (side x side px at 20x, 0.5 um a pixel), truth/<slide_id>.npz (see `read_truth`) and,
     last, cohort.csv. A slide depends on the seed and on its own place in the cohort, never on `workers` and
     `scheduler` (as for `run_units`).
 

@@ -26,7 +26,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dmsmil.cohorts.made.demo import _write_svs
+from dmsmil.cohorts.made.pyramid import write_svs
 from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv, write_json
 from dmsmil.jobs.parallel import progress, run_units
 
@@ -194,7 +194,7 @@ def _make_slide(home, folder, row: dict, side: int, settings: str) -> None:
         rgb[r * FIELD:(r + 1) * FIELD, c * FIELD:(c + 1) * FIELD] = np.rot90(_read(Path(home) / name), turns)
     slide = Path(folder) / row["path"]
     with atomic(slide) as temporary:
-        _write_svs(rgb, temporary)
+        write_svs(rgb, temporary)
     write_json(dict(settings=settings, slide_bytes=slide.stat().st_size, fields=row["fields"]), _record(folder, row))
 
 
@@ -235,7 +235,7 @@ def make_mosaics(images, folder, slides_per_class: int = 12, side: int = 10, see
     limit = round(SPARE * slides_per_class * len(_cells(side)))
     taken = {label: sorted(np.random.default_rng([seed, number]).permutation(fields[label])[:limit].tolist())
              for number, label in enumerate(sorted(fields))}
-    code = [inspect.getsource(sys.modules[__name__]), inspect.getsource(_write_svs)]
+    code = [inspect.getsource(sys.modules[__name__]), inspect.getsource(write_svs)]
     sizes = {name: (home / name).stat().st_size for names in taken.values() for name in names}
     settings = fingerprint([sizes, code], 32)
     originals = _known_originals(Path(folder) / "originals.json", settings)
