@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from dmsmil.jobs.files import InputError, atomic, fingerprint, one_line
-from dmsmil.slides.linking import choose_rows
-from dmsmil.slides.store import ScaleFeatures, Store
+from dmsmil.features.cache import has_mapped, read_mapped, write_mapped
+from dmsmil.features.plan import Plan
+from dmsmil.jobs.files import InputError, fingerprint, one_line
+from dmsmil.slides.store import MadeBy, Store
 
 MEMORY_SHARE = 0.5  # of the available memory that features may take before they are memory-mapped
 
@@ -27,7 +28,7 @@ class Bags:
     labels (N,) int64, an index into classes (sorted). Tiles in raster order, row j of every scale belongs together.
     colour (N, 6) float32: mean of R, G, B, then of their standard deviations, over the slide's tiles; density (N, K)
     float32 of the first scale's tiles (both NaN when the files do not say). missing: {slide_id: reason} for the slides
-    left out. identity: a fingerprint of what made the features, the same on every machine and at every path.
+    left out. identity: a fingerprint of the features and of what made them, the same at every path.
     file: where x is memory-mapped from, if it is.
     """
 
@@ -82,18 +83,17 @@ class Bags:
             return self
         return replace(self, **{name: value.to(device) for name, value in self._tensors().items()}, file=None)
 
-    def share(self) -> Bags:
+    def share(self, report: Callable[[str], None] = print) -> Bags:
         """The same bags with x memory-mapped from the study's folder, so that worker processes read one copy.
 
         A file, not shared memory, whose room is 64 MB in many containers. Without a store: itself, copied by workers.
         """
         if self.file or self.store is None or not self.identity:
             return self
-        path = _cache_path(self.store, self.identity)
-        if not path.exists():
-            with atomic(path) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, self.x.numpy())
-        return replace(self, x=_mapped(path), file=path)
+        path = _cache_path(self.store, self.identity, self.scales)
+        if not has_mapped(path, report):
+            write_mapped(path, tuple(self.x.shape), (row.numpy() for row in self.x))
+        return replace(self, x=read_mapped(path), file=path)
 
     def batches(self, rows, batch_size: int = 1, generator: torch.Generator | None = None,
                 device=None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
@@ -124,7 +124,7 @@ class Bags:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if self.file:
-            self.x = _mapped(self.file)
+            self.x = read_mapped(self.file)
 
 
 def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0.5, signal: float = 1.0, seed: int = 0,
@@ -158,106 +158,66 @@ def fits_in_memory(size: float) -> bool:
 
 
 def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
-              in_memory: bool | str = "auto") -> Bags:
+              in_memory: bool | str = "auto", report: Callable[[str], None] = print) -> Bags:
     """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.
 
     A slide with fewer tiles is padded at the end and masked; of more, `choose_rows` takes k. A tile of the first scale
     without one at another scale is masked there. in_memory: True, False (memory-mapped from a cache file in the
     study's folder), or "auto": in memory when the features take less than half of what is free.
     Slides are sorted by name, so that the order of the cohort table never changes a result. A slide whose features are
-    absent or damaged is left out and named in `missing`. Raises InputError when the features were made by different
-    encoders, or when no slide is left.
+    absent, damaged, or older than a failure to make them is left out and named in `missing`. Raises InputError when the
+    features were made by different encoders, or when no slide is left.
     """
     store = Store(store.home, store.tile_px, scales, store.encoder)
-    return _load(store, cohort.sort_values("slide_id"), k, in_memory, {})
+    cohort = cohort.sort_values("slide_id")
+    missing = {name: reason for name, reason in store.failed().items() if name in set(cohort.slide_id)}
+    while True:
+        try:
+            return _load(store, cohort, k, in_memory, missing, report)
+        except _Damaged as error:  # found only while reading their features: once more without them
+            missing |= error.reasons
 
 
-def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory, missing: dict[str, str]) -> Bags:
-    plans, dims, made_by = [], {}, {}
+def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory: bool | str, missing: dict[str, str],
+          report: Callable[[str], None]) -> Bags:
+    plans, made_by = [], {}
     for name in [name for name in cohort.slide_id if name not in missing]:
         try:
-            plan, (made_by[name], dim) = _Plan.of(store, name, k), store.features_made_by(name)
+            plan, made_by[name] = Plan.of(store, name, k), store.features_made_by(name)
+            plans.append(plan)
         except InputError as error:
             missing[name] = one_line(error)
-            continue
-        plans.append(plan)
-        dims[name] = dim
     if not plans:
         raise InputError(f"no slide of the cohort has features by '{store.encoder}'"
                          + (f" (the first: {next(iter(missing.values()))})" if missing else ""))
-    names = [plan.slide_id for plan in plans]
-    _same_encoder(store, made_by, dims)
+    _same_encoder(store, made_by)
 
+    names = [plan.slide_id for plan in plans]
     known = cohort.set_index("slide_id").loc[names]
     classes = sorted(known.label.astype(str).unique())
-    shape = (len(names), len(store.scales), k, dims[names[0]])
-    identity = fingerprint([k, list(store.scales), [(name, made_by[name]) for name in names]])
+    shape = (len(names), len(store.scales), k, made_by[names[0]].dim)
+    identity = fingerprint([k, list(store.scales), [(name, made_by[name].config, made_by[name].content)
+                                                    for name in names]])
     if in_memory == "auto":
         in_memory = fits_in_memory(4 * np.prod(shape, dtype=float))
-    path = None if in_memory else _cache_path(store, identity)
-    try:
-        if in_memory:
-            x = np.zeros(shape, np.float32)
-            _fill(x, store, plans)
-        elif not path.exists():
-            with atomic(path) as temporary:
-                mapped = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-                _fill(mapped, store, plans)
-                mapped.flush()
-    except _Damaged as error:  # found only while reading their features: once more without them
-        return _load(store, cohort, k, in_memory, missing | error.reasons)
+    if in_memory:
+        path, x = None, np.zeros(shape, np.float32)
+        for row, values in enumerate(_features(store, plans, shape[1:])):
+            x[row] = values
+        x = torch.from_numpy(x)
+    else:
+        path = _cache_path(store, identity, store.scales)
+        if not has_mapped(path, report):
+            write_mapped(path, shape, _features(store, plans, shape[1:]))
+        x = read_mapped(path)
     return Bags(
-        x=torch.from_numpy(x) if in_memory else _mapped(path), mask=torch.from_numpy(np.stack([p.mask for p in plans])),
+        x=x, mask=torch.from_numpy(np.stack([p.mask for p in plans])),
         coords=torch.from_numpy(np.stack([p.coords for p in plans])),
         labels=torch.tensor([classes.index(str(label)) for label in known.label], dtype=torch.int64), classes=classes,
         slide_ids=names, patient_ids=known.patient_id.astype(str).tolist(), scales=store.scales,
         colour=torch.from_numpy(np.stack([p.colour for p in plans])),
         density=torch.from_numpy(np.stack([p.density for p in plans])), missing=missing, identity=identity, store=store,
         file=path)
-
-
-@dataclass
-class _Plan:
-    """Where the tiles of one slide go: source (S, K) row in the feature file, -1 for padding."""
-
-    slide_id: str
-    source: np.ndarray
-    coords: np.ndarray
-    density: np.ndarray
-    colour: np.ndarray
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.source >= 0
-
-    @classmethod
-    def of(cls, store: Store, slide_id: str, k: int) -> _Plan:
-        where, tiles = store.read_features(slide_id, values=False), store.read_tiles(slide_id)
-        first, density, colour = where[store.scales[0]], tiles.density, tiles.colour
-        if not np.array_equal(tiles.coords[store.scales[0]], first.coords):
-            raise InputError(f"slide {slide_id} has features of {len(first.coords)} tiles that are not the "
-                             f"{len(density)} it has now: run the features stage again")
-        chosen = choose_rows(first.coords, density, k)
-        plan = cls(slide_id, np.full((len(store.scales), k), -1), np.zeros((len(store.scales), k, 2), np.int64),
-                   np.zeros(k, np.float32), colour[chosen].mean(0).astype(np.float32) if len(chosen)
-                   else np.full(6, np.nan, np.float32))
-        plan.density[:len(chosen)] = density[chosen]
-        for s, scale in enumerate(store.scales):
-            linked = _linked(where[scale], first.parent[chosen], slide_id, scale) if s else chosen
-            plan.source[s, :len(chosen)] = linked
-            plan.coords[s, :len(chosen)][linked >= 0] = where[scale].coords[linked[linked >= 0]]
-        return plan
-
-
-def _linked(here: ScaleFeatures, parents: np.ndarray, slide_id: str, scale: int) -> np.ndarray:
-    """The row of this scale that belongs to each of these parents, -1 where there is none."""
-    if here.parent is None:
-        raise InputError(f"the features of slide {slide_id} at {scale}x are not linked to the first scale (no "
-                         f"'parent'): use scales: [{scale}] alone")
-    children = {}
-    for row, parent in enumerate(here.parent.tolist()):
-        children.setdefault(parent, row)  # of several, the first
-    return np.array([children.get(parent, -1) for parent in parents.tolist()], np.int64)
 
 
 class _Damaged(Exception):
@@ -268,39 +228,37 @@ class _Damaged(Exception):
         self.reasons = reasons
 
 
-def _fill(x: np.ndarray, store: Store, plans: list[_Plan]) -> None:
-    """Read the features into x (N, S, K, C), all that can be; raises _Damaged when some could not."""
+def _features(store: Store, plans: list[Plan], shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """The features (S, K, C) of each slide, zero where there is no tile; raises _Damaged at the end if some could not
+    be read."""
     damaged = {}
-    for row, plan in enumerate(plans):
+    for plan in plans:
+        x = np.zeros(shape, np.float32)
         try:
             found = store.read_features(plan.slide_id)
             for s, scale in enumerate(store.scales):
                 features, source = found[scale].features, plan.source[s]
-                if features.shape[1] != x.shape[-1]:
+                if features.shape[1] != shape[-1]:
                     raise InputError(f"slide {plan.slide_id} has {features.shape[1]} channels at {scale}x and "
-                                     f"{x.shape[-1]} at {store.scales[0]}x: make its features again")
-                x[row, s, source >= 0] = features[source[source >= 0]]
+                                     f"{shape[-1]} at {store.scales[0]}x: make its features again")
+                x[s, source >= 0] = features[source[source >= 0]]
         except InputError as error:
             damaged[plan.slide_id] = one_line(error)
+        yield x
     if damaged:
         raise _Damaged(damaged)
 
 
-def _same_encoder(store: Store, made_by: dict[str, dict], dims: dict[str, int]) -> None:
+def _same_encoder(store: Store, made_by: dict[str, MadeBy]) -> None:
     """Features of two encoders, or of two sets of weights, must never meet in one study."""
     groups: dict[str, list[str]] = {}
-    for name, dim in dims.items():
-        groups.setdefault(fingerprint([made_by[name].get("encoder"), dim]), []).append(name)
+    for name, made in made_by.items():
+        groups.setdefault(fingerprint([made.config.get("encoder"), made.dim]), []).append(name)
     if len(groups) > 1:
         least = min(groups.values(), key=len)
         raise InputError(f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
                          "...) differ in weights, size or precision from the others; run the features stage again")
 
 
-def _cache_path(store: Store, name: str) -> Path:
-    return store.home / "features" / f"bags-{name}.npy"
-
-
-def _mapped(path: Path) -> Tensor:
-    """x memory-mapped, copy on write: nothing done to the tensor reaches the file."""
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+def _cache_path(store: Store, identity: str, scales: tuple[int, ...]) -> Path:
+    return store.home / "features" / f"bags-{identity}-{'-'.join(f'{scale:g}x' for scale in scales)}.npy"

@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from dmsmil.features.weights import PACKAGED, Source, build, resolve
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import InputError, one_line
 from dmsmil.jobs.parallel import pick_device
 
 CPU_BATCH, CUDA_BATCH = 4, 64
@@ -102,7 +102,20 @@ def check_encoder(name: str, weights: str = "", px: int = 0) -> int:
     local = bool(weights) or source.name in PACKAGED
     with torch.device("meta"):  # shapes and names without memory
         model = build(source if local else Source(**{**vars(source), "state": None}), px)
+        _try_side(model, source, px)
     return _channels(model, source)
+
+
+def _try_side(model: nn.Module, source: Source, px: int) -> None:
+    """InputError when the network (on the meta device) does not take squares of px (0: of its own size)."""
+    side = px or resolve_data_config(pretrained_cfg=source.config)["input_size"][1]
+    try:
+        model(torch.zeros(1, 3, side, side, device="meta"))
+    except NotImplementedError:  # it needs numbers, so it cannot be tried without them
+        pass
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"{source.name} does not take squares of {side} px ({one_line(error)[:120]}): change encoder_px,"
+                         " or set it to 0 for its own size") from error
 
 
 def _channels(model: nn.Module, source: Source) -> int:

@@ -16,10 +16,15 @@ import h5py
 import numpy as np
 
 from dmsmil.jobs.files import InputError
+from dmsmil.slides.hdf5 import read_data
 from dmsmil.slides.linking import Part
-from dmsmil.slides.reader import AGREE
+from dmsmil.slides.magnification import AGREE
 
 Files = dict[str, Path]  # "features", and where there is one "tiles", a file that has only coords
+
+
+class BrokenSlide(InputError):
+    """The files of one slide are damaged, empty or not its own, whatever those of the others are."""
 
 
 def kind_of(folder: Path) -> str:
@@ -51,11 +56,11 @@ def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     with _reading(path) as file:
         features, coords = _arrays(file, path, "features")
         about, encoder = dict(file["coords"].attrs), str(file["features"].attrs.get("encoder", ""))
-        parent = file["parent"][:].astype(np.int64) if "parent" in file else None
+        parent = read_data(file, "parent").astype(np.int64) if "parent" in file else None
     if "tiles" in files:
         with _reading(files["tiles"]) as file:
             about = {**file["coords"].attrs, **about}
-            density, colour = (file[name][:] if name in file else None for name in ("density", "colour"))
+            density, colour = (read_data(file, name) if name in file else None for name in ("density", "colour"))
     px, target, overlap = (_number(about, name) for name in ("patch_size", "target_magnification", "overlap"))
     if (px and px != tile_px) or (target and target != scale) or overlap:
         raise InputError(f"{path.name} has tiles of {px:g} px at {target:g}x with {overlap:g} px overlap, not of "
@@ -76,7 +81,7 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
             features, coords = _arrays(file, path, "features")
     if "tiles" in files:
         with _reading(files["tiles"]) as file:
-            about, here = dict(file["coords"].attrs), file["coords"][:].astype(np.int64).reshape(-1, 2)
+            about, here = dict(file["coords"].attrs), read_data(file, "coords").astype(np.int64).reshape(-1, 2)
         coords, step = here if coords is None else coords, _number(about, "downsample") or 1.0
         side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
         size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
@@ -116,8 +121,8 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     except InputError:
         raise
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path.parent.name}/{path.name} is damaged or incomplete "
-                         f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+        raise BrokenSlide(f"{path.parent.name}/{path.name} is damaged or incomplete "
+                          f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
 
 
 def _arrays(file: h5py.File, path: Path, name: str, kind: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +130,7 @@ def _arrays(file: h5py.File, path: Path, name: str, kind: type = np.int64) -> tu
     if missing := [key for key in (name, "coords") if key not in file]:
         raise InputError(f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
                          f"{', '.join(sorted(file)) or 'nothing'}: is it of another program than the others?")
-    return file[name][:].astype(np.float32), file["coords"][:].astype(kind).reshape(-1, 2)
+    return read_data(file, name).astype(np.float32), read_data(file, "coords").astype(kind).reshape(-1, 2)
 
 
 def _number(attributes: dict, name: str) -> float:
@@ -139,8 +144,8 @@ def _tensor(path: Path) -> np.ndarray:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, for a damaged file or one that would run code
-        raise InputError(f"{path.parent.name}/{path.name} is damaged, or more than a tensor "
-                         f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+        raise BrokenSlide(f"{path.parent.name}/{path.name} is damaged, or more than a tensor "
+                          f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
     if not isinstance(value, torch.Tensor):
         keys = f" with {', '.join(map(str, list(value)[:4]))}" if isinstance(value, dict) else ""
         raise InputError(f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not CLAM's plain "

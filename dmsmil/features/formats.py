@@ -5,43 +5,26 @@ TRIDENT's layout is also the store's, so its users' tools read a study's feature
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from dmsmil.cohorts.table import SLIDE_SUFFIXES
-from dmsmil.features.foreign import READERS, Files, kind_of, told
+from dmsmil.features.foreign import READERS, BrokenSlide, kind_of
+from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
 from dmsmil.jobs.files import InputError, atomic
+from dmsmil.slides.hdf5 import writing
 from dmsmil.slides.linking import Part, grid_step, link
-from dmsmil.slides.reader import AGREE, base_magnification, open_slide, tile_size_level0
+from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
+from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
 
-FOLDER = re.compile(r"([\d.]+)x_(\d+)px_(\d+)px_overlap")  # TRIDENT's: magnification, side and overlap of its tiles
+AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
 NEAR = 0.02            # sizes within this share of one another are the same but for rounding
-
-
-@dataclass(frozen=True)
-class Source:
-    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP), numbers a tile, files by scale, role and slide."""
-
-    kind: str
-    dim: int
-    files: dict[int, dict[str, Files]]
-
-    def of(self, slide_id: str) -> dict[int, Files]:
-        """{scale: files} of a slide, whether or not its id or its files carry the suffix of the slide file."""
-        return {scale: {role: found for role, index in roles.items()
-                        if (found := index.get(slide_id) or index.get(_bare(slide_id)))}
-                for scale, roles in self.files.items()}
 
 
 def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: int = 200, seed: int = 0,
@@ -50,7 +33,7 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     """Read the features of every slide of a cohort at every scale from `source` and keep them in the store.
 
     source: a TRIDENT job folder; or a path with {scale} in it where each scale has a folder (`clam/feats_{scale}x`:
-    10 and 20 are put in). mpp: micrometres a level-0 pixel of slides whose row of the cohort does not say.
+    10 and 20 are put in). mpp: micrometres a level-0 pixel of slides that do not say, in their row or file.
     Of each slide at most `k` tiles of the first scale are kept and, for each, one linked tile of every other scale: all
     that a bag takes, and a small part of what such folders hold. Tiles that have their linked tiles go first; of too
     many, `choose_rows` takes k. Links are the files' own `parent`, or else found by place (`linking.link`). A slide is
@@ -65,41 +48,45 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     report(f"{found.kind} features in {Path(source).name}: {found.dim} numbers a tile")
     files = {name: found.of(name) for name in cohort.slide_id}
     with ThreadPoolExecutor(8) as pool:  # hashing does not hold Python's lock
-        said = dict(zip(files, pool.map(_content, files.values())))
+        said = dict(zip(files, pool.map(content, files.values())))
     units = {}
     for row in cohort.itertuples():
         config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "seed": seed,
-                  "mpp": float(row.mpp or mpp), "files": said[row.slide_id],
+                  "mpp": float(row.mpp), "fallback_mpp": float(mpp), "files": said[row.slide_id],
                   "encoder": {"name": store.encoder, "dim": found.dim, "made by": found.kind}}
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
             config["bytes"] = Path(row.path).stat().st_size if row.path and Path(row.path).is_file() else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
-    return over_slides(store, cohort, units, _import_slide, "features", _has_both(store), workers, report, scheduler)
+    return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
 
 
 def open_source(store: Store, source: str | Path, slide_ids) -> Source:
     """What `source` (see `import_features`) holds for these slides, after reading one of them; InputError when that is
     nothing that this study can use."""
-    folders = _folders(store, Path(source))
+    folders = find_folders(store, Path(source))
     kinds = {scale: kind_of(folder) for scale, folder in folders.items()}
     kind, *others = set(kinds.values())
     if others:
         raise InputError(f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study "
                          "takes one kind")
-    found = Source(kind, 0, {scale: _files(kind, folder) for scale, folder in folders.items()})
+    found = Source(kind, 0, {scale: find_files(kind, folder) for scale, folder in folders.items()})
     whole = [name for name in slide_ids if all("features" in files for files in found.of(name).values())]
     if not whole:
         here = [f"{next(iter(roles['features']), 'nothing')}, ... at {scale}x" for scale, roles in found.files.items()]
         raise InputError(f"no slide of the cohort has {kind} features at every scale in {Path(source).name}, which has "
                          f"{' and '.join(here)}: its files must be named as the slides are")
-    problem = None
-    for name in whole[:5]:  # the first may be damaged
+    broken, refused = [], []
+    for name in whole:
         try:
             parts = _read(store, name, kind, found.of(name), NOMINAL_MPP)
             return Source(kind, _check(store, name, parts), found.files)
+        except BrokenSlide as error:  # which says nothing of the others
+            broken.append(error)
         except InputError as error:
-            problem = problem or error
-    raise problem
+            refused.append(error)
+            if len(refused) == AGREED:
+                break
+    raise [*refused, *broken][0]
 
 
 def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path, scale: int) -> list[str]:
@@ -111,7 +98,8 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
     import torch  # seconds, which only this needs to spend
 
     store, folder = Store(store.home, store.tile_px, (scale,), store.encoder), Path(folder)
-    written = [name for name in cohort.slide_id if store.features_path(scale, name).exists()]
+    failed = store.failed()
+    written = [name for name in cohort.slide_id if name not in failed and store.features_path(scale, name).exists()]
     if not written:
         raise InputError(f"no slide of the cohort has features by '{store.encoder}' at {scale}x: make them first")
     for name in written:
@@ -119,98 +107,25 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
         about = {"patch_size": tile_size_level0(tiles.magnification, scale, store.tile_px), "patch_level": 0,
                  "downsample": (1.0, 1.0), "downsampled_level_dim": tiles.dimensions, "level_dim": tiles.dimensions,
                  "name": name, "save_path": "patches"}
-        with atomic(folder / f"h5_files/{name}.h5") as temporary, h5py.File(temporary, "w") as file:
+        with writing(folder / f"h5_files/{name}.h5") as file:
             file["features"], file["coords"] = found.features, found.coords.astype(np.int32)
         with atomic(folder / f"pt_files/{name}.pt") as temporary:
             torch.save(torch.from_numpy(found.features), temporary)
-        with atomic(folder / f"patches/{name}.h5") as temporary, h5py.File(temporary, "w") as file:
+        with writing(folder / f"patches/{name}.h5") as file:
             file["coords"] = found.coords
             file["coords"].attrs.update(about)
     return written
 
 
-# ------------------------------------------------------------------------------------------------ finding the files
-
-
-def _folders(store: Store, source: Path) -> dict[int, Path]:
-    """The folder of each scale's features."""
-    jobs = _jobs(source)
-    if "{scale}" in str(source) or (len(store.scales) == 1 and source.is_dir() and not jobs):
-        folders = {scale: Path(str(source).replace("{scale}", f"{scale:g}")) for scale in store.scales}
-        for scale, folder in folders.items():
-            if not folder.is_dir():
-                raise InputError(f"there is no folder {folder.name} for the features at {scale}x: check the key "
-                                 "'features'")
-        return folders
-    if not source.is_dir():
-        raise InputError(f"the folder {source.name} does not exist: check the key 'features'")
-    if source.resolve() == (store.home / "features").resolve():
-        raise InputError("the key 'features' names this study's own folder: leave it empty")
-    if not jobs:
-        raise InputError(f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
-                         "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it")
-    folders = {}
-    for scale in store.scales:
-        job = jobs.get((float(scale), store.tile_px, 0))
-        if job is None:
-            raise InputError(f"{source.name} has no tiles of {store.tile_px} px at {scale}x without overlap, but "
-                             f"{', '.join(sorted(other.name for other in jobs.values()))}: set tile_px and scales to "
-                             "what is there (overlapping tiles have no one parent and are not taken)")
-        folders[scale] = job / encoder_folder(store.encoder)
-        if not folders[scale].is_dir():
-            there = ", ".join(sorted(other.name[9:] for other in job.glob("features_*"))) or "none"
-            raise InputError(f"{job.name} has no features by the study's encoder '{store.encoder}', but by {there}: "
-                             "set encoder to what is there")
-    return folders
-
-
-def _jobs(source: Path) -> dict[tuple[float, int, int], Path]:
-    """The folders of a TRIDENT job by magnification, side and overlap of their tiles."""
-    found = [(FOLDER.fullmatch(folder.name), folder) for folder in source.iterdir()] if source.is_dir() else []
-    return {(float(name[1]), int(name[2]), int(name[3])): folder for name, folder in found if name}
-
-
-def _files(kind: str, folder: Path) -> dict[str, Files]:
-    if kind == "CLAM":
-        return {"features": _index(folder / "pt_files", ".pt") | _index(folder / "h5_files", ".h5"),
-                "tiles": _index(folder / "patches", ".h5") or _index(folder.parent / "patches", ".h5")}
-    tiles = {"tiles": _index(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}
-    return {"features": _index(folder, ".h5"), **tiles}
-
-
-def _index(folder: Path, suffix: str) -> Files:
-    """The files of a folder by slide: under their name without `suffix`, and without that of a slide file before it."""
-    names = {path.name[:-len(suffix)]: path for path in sorted(folder.rglob(f"[!.]*{suffix}"))}
-    return {_bare(name): path for name, path in names.items()} | names
-
-
-def _bare(name: str) -> str:
-    """A slide's name without the suffix of a slide file; any other dot belongs to it."""
-    return name[:-len(Path(name).suffix)] if name.lower().endswith(SLIDE_SUFFIXES) else name
-
-
-def _content(files: dict[int, Files]) -> dict:
-    """Size and hash of each file of a slide: what it is imported from, wherever that lies."""
-    found = {}
-    for scale, roles in files.items():
-        for role, path in roles.items():
-            with open(path, "rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-            found[f"{role} at {scale}x"] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ one slide
 
 
-def _has_both(store: Store) -> Callable[[str, dict], bool]:
-    return lambda slide_id, config: store.has_features(slide_id, config) and store.has_tiles(slide_id, config)
-
-
-def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: dict[int, Files], config: dict) -> dict:
+def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: SlideFiles,
+                  config: dict) -> dict:
     """Read, link and keep the features of one slide (in a worker)."""
     started, notes = time.perf_counter(), []
-    magnification, mpp = (0.0, 0.0) if kind == "TRIDENT" else _scan(slide_id, path, config["mpp"])
+    magnification, mpp = (0.0, 0.0) if kind == "TRIDENT" else _scan(
+        slide_id, path, config["mpp"], config["fallback_mpp"])
     if kind == "STAMP" and not mpp:
         notes.append(f"its micrometres a pixel are not known: places are in pixels of {NOMINAL_MPP:g} µm")
     parts = _read(store, slide_id, kind, files, mpp or NOMINAL_MPP)
@@ -229,30 +144,38 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: dict
     if not stated or abs(own.side - tile_size_level0(stated, first, store.tile_px)) > 1:
         stated = implied  # a scan is not quite 40x, or its tiles not quite 10x: what is drawn must have their size
     tiles, rows = link(slide_id, parts, store.tile_px, config["k"], config["seed"], stated)
-    store.write_tiles(tiles, config)
+    store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
     store.write_features(slide_id, {scale: parts[scale].features[rows[scale]] for scale in parts}, tiles, config)
     return {"tiles": len(tiles.density), "warnings": "; ".join(notes), "seconds": time.perf_counter() - started}
 
 
-def _read(store: Store, slide_id: str, kind: str, files: dict[int, Files], mpp: float) -> dict[int, Part]:
+def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
+          mpp: float) -> dict[int, Part]:
+    parts = {}
     for scale, roles in files.items():
         if "features" not in roles:
             raise InputError(f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of "
                              "the cohort table")
-    parts = {scale: READERS[kind](roles, scale, store.tile_px, mpp) for scale, roles in files.items()}
-    return {scale: part if part.side else part._replace(side=float(grid_step(part.coords)))
-            for scale, part in parts.items()}
+        for role, paths in roles.items():
+            if len(paths) > 1:
+                names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
+                raise BrokenSlide(f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
+                                  "one that is its own, or give the slide file's whole name as slide_id")
+        part = READERS[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
+        parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
+    return parts
 
 
-def _scan(slide_id: str, path: str, mpp: float) -> tuple[float, float]:
-    """Magnification and micrometres a pixel of level 0: as the study says, else the slide file, else (0, 0)."""
-    if mpp:
-        return base_magnification(slide_id, 0, 0, mpp)[:2]
+def _scan(slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[float, float]:
+    """Magnification and micrometres a pixel of level 0: as the cohort table says, else the slide file, else the study,
+    else (0, 0)."""
     try:
-        with open_slide(path) as slide:
-            return slide.magnification, slide.mpp
+        if path and not mpp:
+            with open_slide(path) as slide:
+                return slide.magnification, slide.mpp
     except InputError:  # no file, or one that does not say
-        return 0.0, 0.0
+        pass
+    return base_magnification(slide_id, 0, 0, mpp, fallback_mpp)[:2] if mpp or fallback_mpp else (0.0, 0.0)
 
 
 def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
@@ -264,12 +187,12 @@ def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
             raise InputError(f"{what} has features by '{part.encoder}', not by the study's encoder '{store.encoder}': "
                              "set encoder to what is there")
         if not n:
-            raise InputError(f"{what} has no tiles: look at its tissue, or take it out of the cohort table")
+            raise BrokenSlide(f"{what} has no tiles: look at its tissue, or take it out of the cohort table")
         if len(shape) != 2 or shape[0] != n or any(
                 known is not None and len(known) != n for known in (part.parent, part.density, part.colour)):
-            raise InputError(f"{what} has features of shape {shape} for {n} tiles: make them again")
+            raise BrokenSlide(f"{what} has features of shape {shape} for {n} tiles: make them again")
         if bad := int((~np.isfinite(part.features)).any(1).sum()):
-            raise InputError(f"{what} has {bad} tiles whose features are NaN or infinite: make them again")
+            raise BrokenSlide(f"{what} has {bad} tiles whose features are NaN or infinite: make them again")
         if not part.side:
             raise InputError(f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside "
                              "the features")

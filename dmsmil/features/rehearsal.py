@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from dmsmil.jobs.files import InputError, fingerprint
-from dmsmil.slides.reader import tile_size_level0
-from dmsmil.slides.store import Store
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles
 
 DRAWN = "drawn"        # the key `features` of a study that is rehearsed
@@ -25,43 +25,39 @@ MARK = 0.03            # of a site: the standard deviation of its shift over the
 
 
 def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2048, seed: int = 0,
-                  report: Callable[[str], None] = print) -> pd.DataFrame:
+                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
     """Draw features for every slide of a cohort (columns slide_id, label, site) and keep them in the store.
 
     Each slide gets k tiles at every scale, `dim` standard normal numbers each, linked by row. Those of a site are
     shifted alike, by N(0, MARK) a channel; in SHARE of them the first CHANNELS are shifted by +SIGNAL or -SIGNAL, by
     class. Depends on the ids, labels, sites and the seed alone.
-    Slides that were drawn before are not drawn again. Returns one row a slide, as `features.encode_cohort`.
+    Slides that were drawn before are not drawn again. Returns one row a slide, as `over_slides`.
     Raises InputError when there are not two classes.
     """
     classes = sorted(cohort.label.unique())
     if len(classes) != 2:
         raise InputError(f"a rehearsal needs a cohort of two classes, this one has {', '.join(classes)}")
-    rows, drawn, started = [], 0, time.perf_counter()
-    for number, row in enumerate(cohort.itertuples(), 1):
-        tiling = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "drawn": seed, "label": row.label,
-                  "site": row.site}
-        config = {**tiling, "encoder": {"name": store.encoder, "dim": dim, "share": SHARE, "signal": SIGNAL,
-                                        "mark": MARK}}
-        if not (store.has_tiles(row.slide_id, tiling) and store.has_features(row.slide_id, config)):
-            rng = np.random.default_rng(int(fingerprint([row.slide_id, seed]), 16))
-            tiles = _tiles(store, row.slide_id, k, rng)
-            store.write_tiles(tiles, tiling)
-            shift = _mark(row.site, dim, seed) if row.site else np.zeros(dim, np.float32)
-            sign = 1 if row.label == classes[1] else -1
-            chosen = rng.permutation(k)[:max(1, round(SHARE * k))]
-            store.write_features(row.slide_id, {s: _draw(rng, k, dim, shift, sign, chosen) for s in store.scales},
-                                 tiles, config)
-            drawn += 1
-            if drawn % 50 == 0 or number == len(cohort):
-                report(f"[{number}/{len(cohort)}] drawn")
-        rows.append({"slide_id": row.slide_id, "label": row.label, "tiles": k, "density": 1.0,
-                     "magnification": MAGNIFICATION, "warnings": "", "seconds": 0.0})
-    if drawn < len(cohort):
-        report(f"{len(cohort) - drawn} of {len(cohort)} slides were drawn before")
-    if drawn:
-        report(f"{drawn} slides drawn in {time.perf_counter() - started:.0f} s")
-    return pd.DataFrame(rows)
+    made_by = {"name": store.encoder, "dim": dim, "share": SHARE, "signal": SIGNAL, "mark": MARK}
+    units = {}
+    for row in cohort.itertuples():
+        config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "drawn": seed, "label": row.label,
+                  "site": row.site, "encoder": made_by}
+        units[row.slide_id] = store, row.slide_id, 1 if row.label == classes[1] else -1, config
+    return over_slides(store, cohort, units, _draw_slide, "features", store.has_features, workers, report, scheduler)
+
+
+def _draw_slide(store: Store, slide_id: str, sign: int, config: dict) -> dict:
+    """Draw and keep the tiles and features of one slide (in a worker)."""
+    started = time.perf_counter()
+    seed, k, dim, site = config["drawn"], config["k"], config["encoder"]["dim"], config["site"]
+    rng = np.random.default_rng(int(fingerprint([slide_id, seed]), 16))
+    tiles = _tiles(store, slide_id, k, rng)
+    store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
+    shift = _mark(site, dim, seed) if site else np.zeros(dim, np.float32)
+    chosen = rng.permutation(k)[:max(1, round(SHARE * k))]
+    features = {scale: _draw(rng, k, dim, shift, sign, chosen) for scale in store.scales}
+    store.write_features(slide_id, features, tiles, config)
+    return {"tiles": k, "warnings": "", "seconds": time.perf_counter() - started}
 
 
 def _tiles(store: Store, slide_id: str, k: int, rng: np.random.Generator) -> Tiles:

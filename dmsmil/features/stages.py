@@ -16,8 +16,7 @@ from dmsmil.cohorts.download import Remote
 from dmsmil.features.formats import import_features
 from dmsmil.features.rehearsal import DRAWN, draw_features
 from dmsmil.jobs.parallel import is_remote, pick_device, usable_cores, worker_count
-from dmsmil.slides.reader import open_slide
-from dmsmil.slides.stages import choose_tiles, slide_row, tile_config
+from dmsmil.slides.stages import choose_tiles, open_configured, slide_row, tile_config
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import read_tiles
 
@@ -27,14 +26,14 @@ def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200,
     """Features that nobody encodes here: those of a folder (`formats.import_features`), or, where `source` is DRAWN,
     random ones (`rehearsal.draw_features`). Returns one row a slide, as `encode_cohort`."""
     if source == DRAWN:
-        return draw_features(store, cohort, k, seed=seed, report=report)
+        return draw_features(store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler)
     return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler)
 
 
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                   mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
                   report: Callable[[str], None] = print, scheduler: str = "",
-                  source: Remote | None = None) -> pd.DataFrame:
+                  source: Remote | None = None, black: str = "padding") -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
@@ -43,18 +42,16 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
     size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. Returns one row a
     slide, as `tile_cohort`.
     """
-    from dmsmil.features.encoders import (
-        create_encoder,  # it imports timm, seconds that the other notebooks need not spend
-    )
+    from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
 
     place = pick_device(device)
     encoder = create_encoder(store.encoder, weights, device, px)
     report(f"{store.encoder}: {encoder.dim} numbers a tile, fed {encoder.px} x {encoder.px} px; {encoder.weights}")
     units = {}
     for row in cohort.itertuples():
-        config = tile_config(store, row, k, min_density, seed, mpp)
+        config = tile_config(store, row, k, min_density, seed, mpp, black)
         fetch = None if source is None else partial(source.fetch, row.file_id, row.path, row.size, row.md5)
-        units[row.slide_id] = (store, row.slide_id, row.path, row.mpp or mpp, fetch, config,
+        units[row.slide_id] = (store, row.slide_id, row.path, fetch, config,
                                {**config, "encoder": encoder.identity})
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
@@ -64,6 +61,7 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
     hold = (store.encoder, weights, str(place), px, threads)
     return over_slides(store, cohort, units, _encode_slide, "features", store.has_features, workers, report, scheduler,
                        _hold_encoder, hold)
+
 
 _encoder = None
 
@@ -89,11 +87,11 @@ def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
         Path(path).unlink(missing_ok=True)
 
 
-def _encode_slide(store: Store, slide_id: str, path: str, mpp: float, fetch: Callable[[], Path] | None, tiling: dict,
+def _encode_slide(store: Store, slide_id: str, path: str, fetch: Callable[[], Path] | None, tiling: dict,
                   config: dict) -> dict:
     """Encode and keep the features of one slide (in a worker)."""
     started = time.perf_counter()
-    with _at_hand(path, fetch), open_slide(path, mpp, slide_id) as slide:
+    with _at_hand(path, fetch), open_configured(path, slide_id, tiling) as slide:
         if store.has_tiles(slide_id, tiling):
             tiles = store.read_tiles(slide_id)
             features = _encode_stream(read_tiles(slide, tiles), tuple(tiles.coords))

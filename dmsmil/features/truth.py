@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from dmsmil.cohorts.made.demo import MAGNIFICATION, read_truth
+from dmsmil.cohorts.made.demo import read_truth
+from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.features.bags import Bags
-from dmsmil.slides.reader import tile_size_level0
+from dmsmil.slides.magnification import tile_size_level0
 
 
 def witness_share(truth: dict[str, np.ndarray], coords: np.ndarray, side: int) -> np.ndarray:

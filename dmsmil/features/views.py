@@ -10,16 +10,17 @@ import pandas as pd
 from dmsmil.cohorts.download import Remote
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.reader import open_slide, tile_size_level0
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles
 
 
 def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
                 px: int = 500, bags: Bags | None = None, mpp: float = 0.0, source: Remote | None = None) -> list[dict]:
-    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), path ("" without a file), mpp (what the
-    cohort or else the study says, 0 if neither does) and slide_mpp (as it is read with, um a level-0 px); with a store
-    also coords and side by scale and density of its tiles, with bags those of the tiles in the bag.
+    """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), bounds (what was scanned: x, y, w, h),
+    path ("" without a file) and mpp (um a level-0 px, as it is read with); with a store also coords and side by scale
+    and density of its tiles, with bags those of the tiles in the bag. mpp: of slides that do not say.
 
     The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. source: slides
     that are not on the disk are fetched from there, and stay. Where only features are at hand, a slide is an empty
@@ -35,9 +36,9 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
         try:
             if source is not None and row.path and not Path(row.path).is_file():
                 source.fetch(row.file_id, row.path, row.size, row.md5)
-            view = {"slide_id": row.slide_id, "label": row.label, "path": row.path, "mpp": row.mpp or mpp}
+            view = {"slide_id": row.slide_id, "label": row.label, "path": row.path}
             tiles = kept.read_tiles(row.slide_id) if kept else None
-            view |= _sheet(tiles, px) if kept and not row.path else _picture(view, px)
+            view |= _sheet(tiles, px) if kept and not row.path else _picture(row, mpp, px)
             if kept:
                 view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
                          "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
@@ -55,18 +56,19 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
     return views
 
 
-def _picture(view: dict, px: int) -> dict:
+def _picture(row, fallback_mpp: float, px: int) -> dict:
     """What a slide looks like, how large it is, and its micrometres a pixel."""
-    with open_slide(view["path"], view["mpp"]) as slide:
-        return {"thumbnail": slide.thumbnail(px), "dimensions": slide.dimensions, "slide_mpp": slide.mpp}
+    with open_slide(row.path, row.mpp, row.slide_id, fallback_mpp) as slide:
+        return {"thumbnail": slide.thumbnail(px), "dimensions": slide.dimensions, "bounds": slide.bounds,
+                "mpp": slide.mpp}
 
 
 def _sheet(tiles: Tiles, px: int) -> dict:
     """An empty sheet of the slide's proportions, for a slide of which only features are at hand."""
     width, height = tiles.dimensions
     shape = (max(1, round(px * height / max(width, height))), max(1, round(px * width / max(width, height))), 3)
-    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.dimensions,
-            "slide_mpp": 10 / tiles.magnification}
+    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.dimensions, "bounds": (0, 0, width, height),
+            "mpp": 10 / tiles.magnification}
 
 
 def pair_views(view: dict, store: Store, count: int = 5) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, errors a reader can act on, and the table of failures."""
+"""Files that are whole or absent, what kills leave behind, and errors a reader can act on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import errno
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+import re
+import socket
+import time
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
+import xxhash
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FORGOTTEN = 7 * 86400  # seconds after which a temporary file of a machine that cannot be asked has no writer any more
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp(\.\w+)?")  # as `temporary_path` names them
 ROOT = Path(__file__).resolve().parents[2]  # the checkout: notebooks/, params/, outputs/
 
 
@@ -32,9 +41,9 @@ def atomic(path):
     Raises DiskFull when the disk has no room left.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -49,9 +58,45 @@ def atomic(path):
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error means a full disk: h5py and safetensors say so only in their text."""
+    """Whether an error means a full disk: h5py, safetensors and numpy say so only in their text."""
     told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return told or any(sign in str(error) for sign in ("errno = 28", "os error 28", "No space left on device"))
+    signs = r"errno = 28|os error 28|No space left on device|\d requested and \d+ written"
+    return told or re.search(signs, str(error)) is not None
+
+
+def temporary_path(path, suffix: str = "") -> Path:
+    """Where this process writes what becomes `path`: a hidden name beside it that says whose it is (see `sweep`).
+    suffix: for writers that go by it, ".ipynb"."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp{suffix}")
+
+
+@cache
+def _machine() -> str:
+    """Within what a process number means one process: this machine since its start, or this container on it."""
+    words = [socket.gethostname()]
+    with suppress(OSError):  # not on Linux
+        words += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return fingerprint(words, 8)
+
+
+def sweep(folder) -> list[Path]:
+    """Delete the temporary files anywhere in `folder` that a killed process left there; returns them.
+
+    A file of a process that runs is never touched. Whether one runs on another machine cannot be asked: there, a file
+    goes when nobody has written to it for FORGOTTEN seconds.
+    """
+    gone = []
+    for path in sorted(Path(folder).rglob(".*.tmp*")):
+        if (whose := TEMPORARY.fullmatch(path.name)) is None:
+            continue
+        with suppress(FileNotFoundError):  # it became what it was written for
+            age = time.time() - path.stat().st_mtime
+            dead = not psutil.pid_exists(int(whose[2])) if whose[1] == _machine() else age > FORGOTTEN
+            if dead:
+                path.unlink()
+                gone.append(path)
+    return gone
 
 
 def write_text(text: str, path) -> Path:
@@ -81,6 +126,17 @@ def fingerprint(value, length: int = 10) -> str:
     """A short hexadecimal name for any JSON-like value: equal values, equal names, on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def content_hash(*parts) -> str:
+    """XXH3 (128 bits, hexadecimal) of bytes and arrays, one after the other: against accidents, at the speed of memory.
+    An array counts with its type and shape; it is contiguous."""
+    total = xxhash.xxh3_128()
+    for part in parts:
+        if hasattr(part, "dtype"):
+            total.update(f"{part.dtype.str}{part.shape}".encode())
+        total.update(part.data if hasattr(part, "dtype") else part)
+    return total.hexdigest()
 
 
 def file_md5(path) -> str:

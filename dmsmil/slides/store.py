@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +12,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from dmsmil.jobs.failures import failure_row, write_failures
-from dmsmil.jobs.files import InputError, atomic, one_line
+from dmsmil.cohorts.ids import LONGEST_ID, plain_name
+from dmsmil.jobs.failures import failure_row, read_failures, write_failures
+from dmsmil.jobs.files import InputError, one_line, sweep
 from dmsmil.jobs.parallel import check_shared, progress, run_units
-from dmsmil.slides.reader import tile_size_level0
+from dmsmil.slides.hdf5 import config_of, content_of, plain, read_data, writing
+from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.tiles import Tiles
+
+STAGES = ("tiles", "features")  # what is made of a slide; who has features has tiles
 
 
 class ScaleFeatures(NamedTuple):
@@ -28,6 +31,14 @@ class ScaleFeatures(NamedTuple):
     features: np.ndarray | None
     coords: np.ndarray
     parent: np.ndarray | None
+
+
+class MadeBy(NamedTuple):
+    """What made the features of a slide: config; dim, their channels; content, the hashes of each scale's file."""
+
+    config: dict
+    dim: int
+    content: list[dict[str, str]]
 
 
 class Store:
@@ -42,17 +53,17 @@ class Store:
         self.home, self.tile_px, self.scales, self.encoder = Path(home), tile_px, tuple(scales), encoder
 
     def tiles_path(self, scale: int, slide_id: str) -> Path:
-        """Where the tiles of a slide at a scale lie."""
-        return self._folder(scale) / "patches" / f"{slide_id}_patches.h5"
+        """Where the tiles of a slide at a scale lie; InputError for an id that would lead elsewhere."""
+        return self._folder(scale) / "patches" / f"{plain_name(slide_id, LONGEST_ID)}_patches.h5"
 
     def features_path(self, scale: int, slide_id: str) -> Path:
-        """Where the features of a slide at a scale lie."""
-        return self._folder(scale) / encoder_folder(self.encoder) / f"{slide_id}.h5"
+        """Where the features of a slide at a scale lie; InputError for an id that would lead elsewhere."""
+        return self._folder(scale) / encoder_folder(self.encoder) / f"{plain_name(slide_id, LONGEST_ID)}.h5"
 
     def write_tiles(self, tiles: Tiles, config: dict) -> None:
         """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first."""
         for scale in self.scales:
-            with self._writing(self.tiles_path(scale, tiles.slide_id), config) as file:
+            with writing(self.tiles_path(scale, tiles.slide_id), config) as file:
                 _coords(file, self._attributes(tiles, scale, "patches"), tiles.coords[scale])
                 if scale == self.scales[0]:
                     file["density"] = np.asarray(tiles.density, np.float64)
@@ -69,16 +80,17 @@ class Store:
         coords, parent = {}, None
         for scale in self.scales:
             with self._reading(self.tiles_path(scale, slide_id), slide_id, config) as file:
-                coords[scale] = file["coords"][:].astype(np.int64)
+                coords[scale] = read_data(file, "coords").astype(np.int64)
                 if scale == self.scales[0]:
                     count = len(coords[scale])
-                    density = file["density"][:] if "density" in file else np.full(count, np.nan)
-                    colour = file["colour"][:] if "colour" in file else np.full((count, 6), np.nan, np.float32)
+                    density = read_data(file, "density") if "density" in file else np.full(count, np.nan)
+                    colour = (read_data(file, "colour") if "colour" in file
+                              else np.full((count, 6), np.nan, np.float32))
                     grid, read = (int(file.attrs.get(name, count)) for name in ("grid", "read"))
                     about = {name: value.item() for name, value in file["coords"].attrs.items()
                              if name.startswith("level0_")}
                 elif "parent" in file:
-                    parent = file["parent"][:]
+                    parent = read_data(file, "parent")
         return Tiles(slide_id, self.tile_px, coords, density, colour, np.arange(count) if parent is None else parent,
                      (about["level0_width"], about["level0_height"]), float(about["level0_magnification"]), grid, read)
 
@@ -89,7 +101,7 @@ class Store:
             _check_features(values, tiles.coords[scale], slide_id, scale)
         for scale in self.scales:
             values, path = np.ascontiguousarray(features[scale], np.float32), self.features_path(scale, slide_id)
-            with self._writing(path, config) as file:
+            with writing(path, config) as file:
                 # one uncompressed chunk: read in .6 ms where row chunks take .9 and gzip 16; resizable, as TRIDENT's
                 data = file.create_dataset("features", data=values, chunks=(max(len(values), 1), values.shape[1]),
                                            maxshape=(None, values.shape[1]))
@@ -103,44 +115,56 @@ class Store:
                       values: bool = True) -> dict[int, ScaleFeatures]:
         """The features of a slide by scale; without `values` only where its tiles are.
 
-        Raises InputError: absent, truncated, not finite, made by another encoder than this store's, or, with `config`,
-        differing from it in one of its keys.
+        Raises InputError: absent, truncated, not what was written, not finite, made by another encoder than this
+        store's, or, with `config`, differing from it in one of its keys.
         """
         found = {}
         for scale in self.scales:
             with self._reading(self.features_path(scale, slide_id), slide_id, config) as file:
-                coords = file["coords"][:].astype(np.int64)
-                features = file["features"][:].astype(np.float32, copy=False) if values else None
+                coords = read_data(file, "coords").astype(np.int64)
+                features = read_data(file, "features").astype(np.float32, copy=False) if values else None
                 if values:
                     _check_features(features, coords, slide_id, scale)
-                parent = file["parent"][:] if "parent" in file else None
+                parent = read_data(file, "parent") if "parent" in file else None
                 if parent is None and scale == self.scales[0]:
                     parent = np.arange(len(coords))
                 found[scale] = ScaleFeatures(features, coords, parent)
         return found
 
-    def features_made_by(self, slide_id: str) -> tuple[dict, int]:
-        """What made the features of a slide, and how many channels they have.
+    def features_made_by(self, slide_id: str) -> MadeBy:
+        """What made the features of a slide, as its files say it: nothing is read of the features themselves.
 
         Raises InputError when its scales were not made alike, as a killed process can leave them.
         """
-        found = []
+        found, content = [], []
         for scale in self.scales:
             with self._reading(self.features_path(scale, slide_id), slide_id) as file:
-                found.append((_config(file), file["features"].shape[1]))
-        if any(_plain(one) != _plain(found[0]) for one in found):
+                found.append((config_of(file), file["features"].shape[1]))
+                content.append(content_of(file))
+        if any(plain(one) != plain(found[0]) for one in found):
             raise InputError(f"slide {slide_id} has features that were made otherwise at one scale than at another: "
                              "run the features stage again")
-        return found[0]
+        return MadeBy(*found[0], content)
 
     def has_tiles(self, slide_id: str, config: dict) -> bool:
         """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
-        return all(self._has(self.tiles_path(s, slide_id), slide_id, config, ("coords",)) for s in self.scales)
+        return all(self._has(self.tiles_path, scale, slide_id, config) for scale in self.scales)
 
     def has_features(self, slide_id: str, config: dict) -> bool:
-        """Whether the features of a slide are there, whole, and made by exactly this configuration."""
-        return all(self._has(self.features_path(s, slide_id), slide_id, config, ("features", "coords"))
-                   for s in self.scales)
+        """Whether features and tiles of a slide are there, whole, and made by exactly this configuration; for the tiles
+        that is all of it but its encoder."""
+        tiling = {key: value for key, value in config.items() if key != "encoder"}
+        return self.has_tiles(slide_id, tiling) and all(
+            self._has(self.features_path, scale, slide_id, config) for scale in self.scales)
+
+    def failed(self) -> dict[str, str]:
+        """{slide_id: reason} of the slides whose tiles or features could not be made when that was last tried.
+
+        What lies here of such a slide is older, of another file or other settings, and is not to be used.
+        """
+        rows = read_failures(self.home)
+        rows = rows[rows.stage.isin(STAGES)]
+        return {row.unit: f"its {row.stage} could not be made: {row.reason}" for row in rows.itertuples()}
 
     def _folder(self, scale: int) -> Path:
         return self.home / "features" / f"{scale:g}x_{self.tile_px}px_0px_overlap"
@@ -154,12 +178,6 @@ class Store:
                 "level0_width": int(tiles.dimensions[0]), "level0_height": int(tiles.dimensions[1])}
 
     @contextmanager
-    def _writing(self, path: Path, config: dict) -> Iterator[h5py.File]:
-        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["config"] = json.dumps(config, sort_keys=True)
-            yield file
-
-    @contextmanager
     def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[h5py.File]:
         """The open file, after the checks of what made it; whatever is wrong with it is an InputError."""
         where = path.relative_to(self.home).as_posix()
@@ -168,7 +186,7 @@ class Store:
             raise InputError(f"slide {slide_id} has no {what} ({where}): make them, or see failures.csv why not")
         try:
             with h5py.File(path, "r", locking=False) as file:  # files never change: locks only fail, on NFS
-                made_by = _config(file)
+                made_by = config_of(file)
                 if made_by is None:
                     raise InputError(f"{where} does not say what made it: name its folder with the key 'features', or "
                                      "delete it and start the same command again")
@@ -179,15 +197,17 @@ class Store:
                     raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
                                      "study folder")
                 yield file
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): delete it and "
-                             "start the same command again") from error
+        except InputError:
+            raise
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # as HDF5 and JSON say that bytes are wrong
+            raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): start the same "
+                             "command again, which makes it anew") from error
 
-    def _has(self, path: Path, slide_id: str, config: dict, names: tuple[str, ...]) -> bool:
+    def _has(self, path: Callable[[int, str], Path], scale: int, slide_id: str, config: dict) -> bool:
         try:
-            with self._reading(path, slide_id) as file:
-                made_by = _config(file)
-                return _plain(made_by) == _plain(config) and len({len(file[name]) for name in names}) == 1
+            with self._reading(path(scale, slide_id), slide_id) as file:
+                names = {"coords", *file, *content_of(file)} - {"config"}
+                return plain(config_of(file)) == plain(config) and len({len(read_data(file, n)) for n in names}) == 1
         except InputError:
             return False
 
@@ -203,11 +223,13 @@ def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], fun
     """Do `function(*units[slide_id])` for each slide that is not done, in processes (see `run_units`).
 
     The last argument of a unit is the configuration of what it makes; `has(slide_id, config)` says whether that is
-    there. The function returns tiles, warnings and seconds. A slide that fails is a row of failures.csv and a line.
+    there. The function returns tiles, warnings and seconds. A slide that fails is a row of failures.csv and a line, and
+    what was made of it before is not used any more (`Store.failed`).
     Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
     Raises InputError when no slide could be done.
     """
     check_shared(store.home, scheduler)
+    sweep(store.home / "features")
     todo = {name: args for name, args in units.items() if not has(name, args[-1])}
     failures, done = [], {}
     for number, (name, result, error) in enumerate(
@@ -219,10 +241,14 @@ def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], fun
             done[name] = result
             report(f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
                    + (f"  note: {result['warnings']}" if result["warnings"] else ""))
+    failed = {row["unit"] for row in failures}
     write_failures(store.home, stage, failures)
+    if stage == "features":
+        old = read_failures(store.home)
+        without = old[(old.stage == "tiles") & ~old.unit.isin(units.keys() - failed)]
+        write_failures(store.home, "tiles", without.to_dict("records"))
     if len(units) > len(todo):
         report(f"{len(units) - len(todo)} of {len(units)} slides were done before")
-    failed = {row["unit"] for row in failures}
     rows = [_summary(store, row, done.get(row.slide_id)) for row in cohort.itertuples() if row.slide_id not in failed]
     if not rows:
         raise InputError(f"no slide could be done ({len(failures)} failed, the first: {failures[0]['reason']})")
@@ -251,14 +277,6 @@ def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, sca
                          "look at its tiles and at the encoder's weights, then make its features again")
 
 
-def _config(file: h5py.File) -> dict | None:
-    return json.loads(file.attrs["config"]) if "config" in file.attrs else None
-
-
-def _plain(config) -> str:
-    return json.dumps(config, sort_keys=True)
-
-
 def _difference(have, want, name: str = "") -> str:
     """The first place where two JSON-like values differ, in words; "" when they do not."""
     if isinstance(have, dict) and isinstance(want, dict):
@@ -266,4 +284,4 @@ def _difference(have, want, name: str = "") -> str:
             if text := _difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
                 return text
         return ""
-    return "" if _plain(have) == _plain(want) else f"{name} is {have!r}, not {want!r}"
+    return "" if plain(have) == plain(want) else f"{name} is {have!r}, not {want!r}"

@@ -7,7 +7,7 @@ import pytest
 from dmsmil.features.bags import load_bags
 from dmsmil.features.rehearsal import CHANNELS, MARK, SHARE, SIGNAL, draw_features
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.reader import tile_size_level0
+from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.store import Store
 
 K, DIM = 40, 64
@@ -22,7 +22,7 @@ def cohort():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, cohort):
     store = Store(tmp_path_factory.mktemp("rehearsal"), 512, (10, 20), "drawn")
-    draw_features(store, cohort, K, DIM, report=[].append)
+    draw_features(store, cohort, K, DIM, workers=1, report=[].append)
     return store
 
 
@@ -51,16 +51,16 @@ def test_class_and_site_are_planted_as_said(store, cohort):
 
 def test_they_depend_on_the_slide_alone_and_are_drawn_once(store, cohort, tmp_path):
     other = Store(tmp_path, 512, (10, 20), "drawn")
-    draw_features(other, cohort.iloc[::-1].iloc[:5], K, DIM, report=[].append)
+    draw_features(other, cohort.iloc[::-1].iloc[:5], K, DIM, workers=1, report=[].append)
     name = cohort.slide_id.iloc[-1]
     assert np.array_equal(other.read_features(name)[20].features, store.read_features(name)[20].features)
     before = store.features_path(10, name).stat().st_mtime_ns
     said = []
-    draw_features(store, cohort, K, DIM, report=said.append)
-    assert store.features_path(10, name).stat().st_mtime_ns == before and "24 of 24 slides were drawn before" in said
-    draw_features(store, cohort, K, DIM, seed=1, report=said.append)
+    draw_features(store, cohort, K, DIM, workers=1, report=said.append)
+    assert store.features_path(10, name).stat().st_mtime_ns == before and "24 of 24 slides were done before" in said
+    draw_features(store, cohort, K, DIM, seed=1, workers=1, report=said.append)
     assert store.features_path(10, name).stat().st_mtime_ns > before
-    draw_features(store, cohort, K, DIM, report=[].append)  # as the other tests expect it
+    draw_features(store, cohort, K, DIM, workers=1, report=[].append)  # as the other tests expect it
 
 
 def test_three_classes_are_refused(store, cohort):

@@ -1,0 +1,107 @@
+"""Where the features that other programs made lie: the folder of each scale, the files of each slide."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmsmil.cohorts.ids import bare_name
+from dmsmil.features.foreign import told
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.store import Store, encoder_folder
+
+FOLDER = re.compile(r"([\d.]+)x_(\d+)px_(\d+)px_overlap")  # TRIDENT's: magnification, side and overlap of its tiles
+Index = dict[str, dict[str, list[Path]]]  # bare name of a slide -> name of a file without what follows it -> files
+SlideFiles = dict[int, dict[str, list[Path]]]  # scale -> "features", and where there is one "tiles" -> files of a slide
+
+
+@dataclass(frozen=True)
+class Source:
+    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP), numbers a tile, files by scale and role."""
+
+    kind: str
+    dim: int
+    files: dict[int, dict[str, Index]]
+
+    def of(self, slide_id: str) -> SlideFiles:
+        """{scale: {role: files}} of a slide, whether or not its id or its files carry the suffix of the slide file;
+        more than one file where it is not clear which is the slide's."""
+        return {scale: {role: found for role, index in roles.items() if (found := _named(index, slide_id))}
+                for scale, roles in self.files.items()}
+
+
+def find_folders(store: Store, source: Path) -> dict[int, Path]:
+    """The folder of each scale's features."""
+    jobs = _jobs(source)
+    if "{scale}" in str(source) or (len(store.scales) == 1 and source.is_dir() and not jobs):
+        folders = {scale: Path(str(source).replace("{scale}", f"{scale:g}")) for scale in store.scales}
+        for scale, folder in folders.items():
+            if not folder.is_dir():
+                raise InputError(f"there is no folder {folder.name} for the features at {scale}x: check the key "
+                                 "'features'")
+        return folders
+    if not source.is_dir():
+        raise InputError(f"the folder {source.name} does not exist: check the key 'features'")
+    if source.resolve() == (store.home / "features").resolve():
+        raise InputError("the key 'features' names this study's own folder: leave it empty")
+    if not jobs:
+        raise InputError(f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
+                         "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it")
+    folders = {}
+    for scale in store.scales:
+        job = jobs.get((float(scale), store.tile_px, 0))
+        if job is None:
+            raise InputError(f"{source.name} has no tiles of {store.tile_px} px at {scale}x without overlap, but "
+                             f"{', '.join(sorted(other.name for other in jobs.values()))}: set tile_px and scales to "
+                             "what is there (overlapping tiles have no one parent and are not taken)")
+        folders[scale] = job / encoder_folder(store.encoder)
+        if not folders[scale].is_dir():
+            there = ", ".join(sorted(other.name[9:] for other in job.glob("features_*"))) or "none"
+            raise InputError(f"{job.name} has no features by the study's encoder '{store.encoder}', but by {there}: "
+                             "set encoder to what is there")
+    return folders
+
+
+def _jobs(source: Path) -> dict[tuple[float, int, int], Path]:
+    """The folders of a TRIDENT job by magnification, side and overlap of their tiles."""
+    found = [(FOLDER.fullmatch(folder.name), folder) for folder in source.iterdir()] if source.is_dir() else []
+    return {(float(name[1]), int(name[2]), int(name[3])): folder for name, folder in found if name}
+
+
+def find_files(kind: str, folder: Path) -> dict[str, Index]:
+    """The files in the folder of a scale, by role; CLAM's h5 where it also has a pt."""
+    if kind == "CLAM":
+        return {"features": _index(folder / "pt_files", ".pt") | _index(folder / "h5_files", ".h5"),
+                "tiles": _index(folder / "patches", ".h5") or _index(folder.parent / "patches", ".h5")}
+    tiles = {"tiles": _index(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}
+    return {"features": _index(folder, ".h5"), **tiles}
+
+
+def _index(folder: Path, suffix: str) -> Index:
+    found: Index = {}
+    for path in sorted(folder.rglob(f"[!.]*{suffix}")):
+        name = path.name[:-len(suffix)]
+        found.setdefault(bare_name(name), {}).setdefault(name, []).append(path)
+    return found
+
+
+def _named(index: Index, slide_id: str) -> list[Path]:
+    """The files that can be of a slide: of S3 all S3, S3.svs and S3.tiff; of S3.svs those of its very name, or else
+    the same."""
+    names = index.get(bare_name(slide_id), {})
+    own = names.get(slide_id, []) if slide_id != bare_name(slide_id) else []
+    return own or [path for paths in names.values() for path in paths]
+
+
+def content(files: SlideFiles) -> dict:
+    """Size and hash of each file of a slide: what it is imported from, wherever that lies."""
+    found = {}
+    for scale, roles in files.items():
+        for role, paths in roles.items():
+            for path in paths:
+                with open(path, "rb") as handle:
+                    digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+                found.setdefault(f"{role} at {scale}x", []).append({"bytes": path.stat().st_size, "sha256": digest})
+    return found
