@@ -162,15 +162,21 @@ def choose_variants(names: list) -> dict[str, Variant]:
 def variant_configs(bags: Bags, folds: pd.DataFrame, variants: dict[str, Variant],
                     **settings) -> tuple[dict[str, RunConfig], dict[str, str]]:
     """name -> RunConfig with "default", DMSMIL as the study has it, first; and name -> why for what cannot run here."""
-    configs, left_out = {"default": configure(bags, folds, "dmsmil", **settings)}, {}
+    default = configure(bags, folds, "dmsmil", **settings)
+    configs, left_out = {"default": default}, {}
+    no_validation = any("val" not in set(folds[c]) for c in folds if c.startswith("fold_"))
     for name, variant in variants.items():
         try:
-            configs[name] = configure(bags, folds, "dmsmil", 0, variant.options, **{**settings, **variant.settings})
+            config = configure(bags, folds, "dmsmil", 0, variant.options, **{**settings, **variant.settings})
         except InputError as error:
             left_out[name] = str(error)
-        if variant.settings.get("select") and any("val" not in set(folds[c]) for c in folds if c.startswith("fold_")):
-            configs.pop(name, None)
+            continue
+        if config.name == default.name:
+            left_out[name] = "it is what this study does by default"
+        elif variant.settings.get("select") and no_validation:
             left_out[name] = "a fold has no validation part: raise val_share"
+        else:
+            configs[name] = config
     return configs, left_out
 
 
@@ -205,7 +211,8 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame({"": table.name, "open point": [f"{n} · {OPEN[n]}" for n in table.ambiguity],
                           "reading": table.reading})
     for metric in METRICS:
-        shown[metric] = [f"{m:.3f} ± {s:.3f}" for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])]
+        shown[metric] = ["not defined" if math.isnan(m) else f"{m:.3f} ± {s:.3f}"
+                         for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])]
     for metric in ("AUC", "ACC"):
         parts = table[[f"{metric}_{part}" for part in ("difference", "low", "high")]].itertuples(index=False)
         shown[f"default minus reading, {metric}"] = ["" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else
@@ -216,18 +223,19 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
 
 def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
     """Markdown: which readings differ from the default beyond noise, which collapse, which cannot run here."""
-    tried, fallen = table[table.AUC_difference.notna()], table[table.collapsed > 0]
+    metric = "AUC" if table.AUC_difference.notna().any() else "ACC"  # leave-one-out has no AUC of a fold
+    tried, fallen = table[table[f"{metric}_difference"].notna()], table[table.collapsed > 0]
     lines = [f"`{row['name']}` collapsed in {row.collapsed} of {row.runs} runs: no result."
              for _, row in fallen.iterrows()]
-    found = [sentence(row, "The default", metric) for _, row in tried.iterrows() for metric in TESTED
-             if row[f"{metric}_p_holm"] < ALPHA]
+    found = [sentence(row, "The default", tested) for _, row in tried.iterrows() for tested in TESTED
+             if row[f"{tested}_p_holm"] < ALPHA]
     if tried.empty:
-        lines.append("No reading can be compared: the default or all of them collapsed, or no fold tests both classes.")
+        lines.append("No reading can be compared: the default or all of them collapsed.")
     elif not found:
-        far = tried.loc[tried.AUC_difference.abs().idxmax()]
+        far = tried.loc[tried[f"{metric}_difference"].abs().idxmax()]
         lines.append(f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
-                     f"these folds can say, not that the readings are equal. Furthest in AUC is `{far['name']}`: "
-                     + sentence(far, "the default"))
+                     f"these folds can say, not that the readings are equal. Furthest in {metric} is `{far['name']}`: "
+                     + sentence(far, "the default", metric))
     lines += found + [f"`{name}` cannot run here: {reason}" for name, reason in left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 

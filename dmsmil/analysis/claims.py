@@ -202,6 +202,8 @@ def _lam(tables: Tables) -> Judged:
     others = table[(table.lam != 1) & (table[COLLAPSED] == 0)]
     if others.empty:
         raise _Absent("no other λ was run, or all collapsed")
+    if undefined := [metric for metric in METRICS if math.isnan(one[f"{metric}_mean"])]:
+        raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
     number = "; ".join(f"{m} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"

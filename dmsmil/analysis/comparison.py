@@ -1,6 +1,6 @@
 """Is one method better than another? Tests that respect shared training sets, shared slides and many comparisons.
 
-A predictions table is that of dmsmil.training.metrics: one row a tested slide and run, with fold and seed. A difference is
+A predictions table is that of training.metrics: one row a tested slide and run, with fold and seed. A difference is
 always reference minus method, so that a positive one speaks for the reference.
 """
 
@@ -66,9 +66,10 @@ def corrected_resampled_ttest(differences, test_share: float) -> PairedTest:
     if not 0 <= test_share < 1:
         raise InputError(f"test_share is {test_share:g}: it is the share of slides tested by one fold, 0 <= share < 1")
     n = len(values)
-    if n < 2:
-        mean = float(values.mean()) if n else float("nan")
-        return PairedTest(mean, units=n, reason=f"folds that can be compared: {n}, at least 2 are needed")
+    if n == 0:
+        return PairedTest(float("nan"), reason="it is not defined in any fold, at least 2 are needed")
+    if n == 1:
+        return PairedTest(float(values[0]), units=1, reason="folds that can be compared: 1, at least 2 are needed")
     variance = (1 / n + test_share / (1 - test_share)) * values.var(ddof=1)
     return _decide(float(values.mean()), float(np.sqrt(variance)), n, stats.t(n - 1))
 
@@ -98,7 +99,7 @@ def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: s
     """
     name = positive_class(class_names(predictions_a), positive)
     a, b = (_pooled(table, name) for table in (predictions_a, predictions_b))
-    both = a.join(b[["label", "value"]], rsuffix="_b", how="inner")
+    both = a.merge(b[["label", "value"]], left_index=True, right_index=True, suffixes=("", "_b"))
     if both.empty:
         raise InputError("the two predictions tables share no slide: compare methods on the same folds")
     if (both.label != both.label_b).any():
@@ -204,7 +205,8 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     by any of the methods), from which the share tested by one fold follows.
     Columns: name, folds (compared), slides (compared); for ACC and AUC <metric>_difference (mean over folds), _low,
     _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both metrics) and
-    _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all methods), _note.
+    _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all methods), _note, and
+    DeLong_class: of more than two classes the one that it sets against the rest, else empty.
     Intervals are 95 % each, not adjusted. A method trained on less than all other slides (an inner validation part)
     has a larger n_test / n_train than is assumed here, and its p is a little too small.
     Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
@@ -215,6 +217,8 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     share = reference.groupby("fold").slide_id.nunique().mean() / (slides or tested.slide_id.nunique())
     if share >= 1:
         raise InputError("one fold tests all slides: a comparison needs predictions of at least 2 folds")
+    classes = class_names(reference)
+    against_rest = positive_class(classes, positive) if len(classes) > 2 else ""
     mine = score_by_fold(reference, positive).groupby("fold")[list(METRICS)].mean()
     rows = []
     for name, table in others.items():
@@ -233,7 +237,8 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     result["DeLong_p_holm"] = holm(result.DeLong_p)
     parts = ("difference", "low", "high", "p", "p_holm", "note")
     order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts]
-    return result[["name", "folds", "slides", *order, "F1_difference"]]
+    result["DeLong_class"] = against_rest
+    return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]]
 
 
 def _columns(prefix: str, test: PairedTest) -> dict:
@@ -244,14 +249,18 @@ def _columns(prefix: str, test: PairedTest) -> dict:
 def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
     """What a row of `compare` says about `name` (the reference), in words that follow from its numbers.
 
-    metric: 'AUC' or 'ACC' (corrected resampled t-test) or 'DeLong' (pooled AUC). Better or worse is said only when
-    the p value after Holm's correction is below .05.
+    metric: 'AUC' or 'ACC' (corrected resampled t-test) or 'DeLong' (pooled AUC), which also speaks where no fold has an
+    AUC. Better or worse is said only when the p value after Holm's correction is below .05.
     """
     other, difference, p = row["name"], row[f"{metric}_difference"], row[f"{metric}_p_holm"]
     unit = "pooled AUC" if metric == "DeLong" else metric
+    if metric == "DeLong" and row.get("DeLong_class"):
+        unit += f" of {row.DeLong_class} against the rest"
     if np.isnan(p):
         seen = "" if np.isnan(difference) else f" ({difference:+.3f})"
-        return f"{name} against {other} by {unit}{seen} is not tested: {row[f'{metric}_note']}."
+        said = f"{name} against {other} by {unit}{seen} is not tested: {row[f'{metric}_note']}."
+        pooled = metric == "AUC" and np.isnan(difference) and not np.isnan(row.get("DeLong_p_holm", np.nan))
+        return f"{said} {sentence(row, name, 'DeLong')}" if pooled else said
     said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
     worse = p < ALPHA and difference < 0
     low, high = sorted((-1 if worse else 1) * row[[f"{metric}_low", f"{metric}_high"]])

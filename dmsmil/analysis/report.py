@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from pandas.api.types import is_numeric_dtype
 
 from dmsmil.analysis.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
+from dmsmil.analysis.leftovers import other_tables, parameters, records
 from dmsmil.cohorts.table import describe, read_cohort
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
 from dmsmil.models import METHODS
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
+from dmsmil.training.metrics import scored
 from dmsmil.training.results import COLLAPSED, FITTED, run_names, scales_name
 from dmsmil.training.runs import Runs
 
@@ -25,17 +26,22 @@ def failures_table(home: str | Path) -> pd.DataFrame:
 
 
 def saved_tables(home: str | Path, pattern: str = "*") -> dict[str, pd.DataFrame]:
-    """The tables a study has written, by name; an empty cell of text is empty text."""
-    found = {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))}
+    """The tables that a study's present parameters made, by name; an empty cell of text is empty text.
+
+    What other parameters left there is `leftovers.other_tables`.
+    """
+    other = other_tables(home)
+    found = {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))
+             if path.stem not in other}
     return {name: table.fillna({c: "" for c in table if not is_numeric_dtype(table[c])})
             for name, table in found.items()}
 
 
 def saved_results(home: str | Path) -> pd.DataFrame:
-    """The result tables of all methods trained so far as one: DMSMIL first, each baseline once, last."""
+    """The result tables of 03_train and 04_compare as one: DMSMIL first, each baseline once, last."""
     tables = saved_tables(home, "04_compare") | saved_tables(home, "03_*_results")
     if not tables:
-        raise InputError("the study has no result table yet: run 03_train first")
+        raise InputError("the study has no result table of its present parameters: run 03_train first")
     table = pd.concat(tables.values()).drop_duplicates("name")
     place = table.name.map(lambda name: 2 if name in CHEAP else name != "DMSMIL")
     return table.iloc[place.argsort(kind="stable")].reset_index(drop=True)
@@ -48,8 +54,7 @@ def saved_cohort(home: str | Path) -> pd.DataFrame:
 
 def saved_settings(home: str | Path) -> pd.DataFrame:
     """The parameters a study was run with, from its params.yaml."""
-    path = Path(home) / "params.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    values = parameters(home)
     return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name="parameter"))
 
 
@@ -66,15 +71,24 @@ def saved_times(home: str | Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame({"notebook": [], "seconds": []})
 
 
+def saved_meaning(home: str | Path) -> str:
+    """In words, what F1 and AUC of a study are about."""
+    classes = sorted(read_cohort(home)[0].label.unique())
+    return scored(classes, parameters(home).get("positive", ""))
+
+
+RUN = ["method", "scales", "options", "epochs", "parameters", "device", "key"]  # what runs of one row share
+
+
 def run_ledger(home: str | Path) -> pd.DataFrame:
-    """All finished runs of a study by configuration (options that are not default): runs, collapsed, median seconds."""
-    records = [read_json(path) for path in sorted((Path(home) / "runs").glob("*/*/config.json"))]
+    """The finished runs of a study, of its present folds, seeds and code, by configuration (options that are not
+    default): runs, collapsed, median seconds."""
     rows = pd.DataFrame([{"method": r["config"]["method"], "scales": scales_name(r["config"]["scales"]),
                           "options": _own(r["config"]), "epochs": r["config"]["epochs"], "parameters": r["parameters"],
                           "seconds": r["seconds"], "device": r["device"], COLLAPSED: r[COLLAPSED],
-                          "key": fingerprint(r["config"])} for r in records])
-    keys = ["method", "scales", "options", "epochs", "parameters", "device", "key"]
-    table = rows.groupby(keys).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
+                          "key": fingerprint(r["config"])} for r in records(home)[0]],
+                        columns=[*RUN, "seconds", COLLAPSED])
+    table = rows.groupby(RUN).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
                                    seconds=("seconds", "median")).reset_index()
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
 
@@ -101,24 +115,31 @@ def paired_sentences(tests: pd.DataFrame, name: str) -> str:
     return "\n".join(f"- {sentence(row, name)}" for _, row in tests.iterrows())
 
 
-def average_ranks(runs: list[Runs], positive: str = "") -> Ranks:
-    """Average ranks by AUC over folds, with the Nemenyi critical difference."""
-    return friedman_nemenyi(metric_table(dict(zip(run_names(runs), (r.predictions for r in runs))), "AUC", positive))
+def average_ranks(runs: list[Runs], positive: str = "") -> Ranks | None:
+    """Average ranks by AUC over folds, with the Nemenyi critical difference. None for fewer than three methods, or than
+    two folds in which the AUC of all is defined."""
+    table = metric_table(dict(zip(run_names(runs), (r.predictions for r in runs))), "AUC", positive)
+    few = len(table) < 3 or table.dropna(axis=1).shape[1] < 2
+    return None if few else friedman_nemenyi(table)
 
 
 def ranking(table: pd.DataFrame) -> str:
     """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
-    ordered = table[table[COLLAPSED] == 0].sort_values("AUC_mean", ascending=False, kind="stable")
+    called, auc = ("AUC", table.AUC_mean) if table.AUC_mean.notna().any() else ("pooled AUC", table.AUC_pooled)
+    if auc.isna().all():
+        return "- AUC is not defined: one class was tested."
+    table = table.assign(auc=auc)
+    ordered = table[table[COLLAPSED] == 0].sort_values("auc", ascending=False, kind="stable")
     best, colour = ordered.iloc[0], table[table.name == COLOUR]
-    lines = [f"Highest AUC: **{best['name']}**, {best.AUC_mean:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
+    lines = [f"Highest {called}: **{best['name']}**, {best.auc:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
-        above = table[(table.AUC_mean > mine.AUC_mean) & (table[COLLAPSED] == 0)]
-        lines.append(f"DMSMIL's AUC is {mine.AUC_mean:.3f}; "
+        above = table[(table.auc > mine.auc) & (table[COLLAPSED] == 0)]
+        lines.append(f"DMSMIL's {called} is {mine.auc:.3f}; "
                      + (f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}." if len(above)
                         else "no row is above it."))
     if len(colour):
-        weak = table[(table.AUC_mean <= colour.AUC_mean.iloc[0]) & ~table.name.isin(CHEAP)]
+        weak = table[(table.auc <= colour.auc.iloc[0]) & ~table.name.isin(CHEAP)]
         lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
     fallen = table[table[COLLAPSED] > 0]
     if len(fallen):

@@ -95,20 +95,21 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     whether a small λ aligns the scales or only shrinks the features."""
     fallen, whole = table[table.collapsed > 0], table[table.collapsed == 0]
     lines = [f"{row.name} collapsed in {row.collapsed} of {row.runs} runs: no result." for row in fallen.itertuples()]
-    best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in METRICS}
+    metrics = [m for m in METRICS if whole[f"{m}_mean"].notna().any()]  # leave-one-out has no AUC of a fold
+    best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in metrics}
     if len(whole):
         where = {m: "everywhere" if len(names) == len(table) else "at " + ", ".join(names) for m, names in best.items()}
-        lines.append("Highest here: " + "; ".join(f"{m} {whole[f'{m}_mean'].max():.3f} {where[m]}" for m in METRICS)
-                     + ".")
-        held = [m for m in METRICS if lam_name(1) in best[m]]
+        lines.append("Highest here: " + "; ".join(f"{m} {whole[f'{m}_mean'].max():.3f} {where[m]}" for m in metrics)
+                     + "".join(f"; {m} is not defined" for m in METRICS if m not in metrics) + ".")
+        held = [m for m in metrics if lam_name(1) in best[m]]
         lines.append("The paper finds λ = 1 best. Here it is " + (
-            "the best or as good as the best in all three metrics." if len(held) == len(METRICS)
-            else f"so in {' and '.join(held)} only." if held else "so in none of the three metrics."))
+            "the best or as good as the best in each of them." if len(held) == len(metrics)
+            else f"so in {' and '.join(held)} only." if held else "so in none of them."))
     found = [sentence(row, lam_name(1), m) for _, row in tests.iterrows() for m in TESTED if row[f"{m}_p_holm"] < ALPHA]
     if len(tests) and not found:
         lines.append(f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
                      "which λ is best. " + " ".join(sentence(row, lam_name(1)) for _, row in tests.iterrows()
-                                                     if row["name"] in best["AUC"]))
+                                                     if row["name"] in best.get("AUC", ())))
     if tests.empty:
         lines.append("Nothing can be compared with λ = 1.")
     swept = whole[whole.lam != ALONE]

@@ -120,8 +120,10 @@ def seed_sentence(scatter: pd.DataFrame) -> str:
         return "One seed a fold was run: training luck and the choice of patients cannot be told apart here."
     middle = scatter.median(numeric_only=True)
     more = middle.ACC_folds > middle.ACC_seeds
-    return (f"Standard deviation of ACC and AUC, median over methods: **{middle.ACC_seeds:.3f}** and "
-            f"**{middle.AUC_seeds:.3f}** among the {middle.seeds:.0f} seeds of a fold, **{middle.ACC_folds:.3f}** and "
-            f"**{middle.AUC_folds:.3f}** among folds. " + (
+    metrics = [metric for metric in ("ACC", "AUC") if not np.isnan(middle[f"{metric}_folds"])]
+    seeds, folds = (" and ".join(f"**{middle[f'{metric}_{of}']:.3f}**" for metric in metrics)
+                    for of in ("seeds", "folds"))
+    return (f"Standard deviation of {' and '.join(metrics)}, median over methods: {seeds} among the {middle.seeds:.0f} "
+            f"seeds of a fold, {folds} among folds. " + (
                 "Folds differ more than seeds: further seeds would hardly narrow an interval, more patients would."
                 if more else "Seeds differ as much as folds: here more seeds are worth their time."))

@@ -20,6 +20,7 @@ from dmsmil.analysis.comparison import ALPHA, compare, sentence
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 from dmsmil.features.truth import slide_shares
+from dmsmil.jobs.failures import read_failures, write_failures
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
@@ -29,6 +30,7 @@ from dmsmil.training.results import COLLAPSED, run_name, scales_name
 from dmsmil.training.runs import Runs, get_runs
 
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out
+STAGE = "witness rate"  # and the rate: how its rows of failures.csv are called
 KEPT = 0.9  # of the slides must have enough tiles of both kinds
 METHODS = ["dmsmil", {"dmsmil": {"deformable": False}}, "abmil", {"meanpool": {"scale": 0}}, {"maxpool": {"scale": 0}}]
 
@@ -155,10 +157,12 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
     so, on any cohort but the demo and where `rates` is empty. Raises InputError for a rate that is none, slides that
     are too small, or folds that lose a class.
     """
-    if not rates:
-        return Witness([], [], "Not run here: `witness_rates` is empty.")
     if wrong := [rate for rate in rates if not (isinstance(rate, int | float) and 0 <= rate <= 1)]:
         raise InputError(f"witness_rates holds {wrong[0]!r}: a share of tiles from 0 to 1 is needed, such as 0.1")
+    for stage in {name for name in read_failures(home).stage if name.startswith(STAGE)}:
+        write_failures(home, stage, [])  # of rates that are no longer asked for
+    if not rates:
+        return Witness([], [], "Not run here: `witness_rates` is empty.")
     try:
         shares = slide_shares(bags, Path(home) / "cohort")
     except InputError:
@@ -166,7 +170,7 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
     several = diluted(bags, shares, rates, most_tiles(shares, rates))
     check_folds(several[0].bags, folds)
     runs = [get_runs(home, one.bags, folds, configure_all(one.bags, folds, METHODS, **settings), seeds, workers, device,
-                     stage=f"witness rate {one.rate:.3f}", scheduler=scheduler) for one in several]
+                     stage=f"{STAGE} {one.rate:.3f}", scheduler=scheduler) for one in several]
     return Witness(runs, several)
 
 

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
+from dmsmil.jobs.files import InputError
 from dmsmil.training.metrics import predictions_table
 
 MAJORITY, COLOUR, SITE = "always the majority", "six colour numbers", "the site alone"
@@ -21,11 +22,25 @@ CHEAP = (COLOUR, SITE, MAJORITY)  # as rows of a table
 
 def baseline_predictions(bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The predictions of each baseline that this cohort allows, by name: the site alone needs two sites or more, colour
-    the tiles' colours, which features made elsewhere do not tell."""
+    the tiles' colours, which features made elsewhere do not tell.
+
+    Raises InputError where bags and folds disagree about a slide: a rule and the method beside it would be asked
+    different questions.
+    """
+    _agree(bags, folds)
     found = {} if bags.colour is None or bags.colour.isnan().any() else {COLOUR: colour_predictions(bags, folds)}
     if cohort.site[cohort.site != ""].nunique() > 1:
         found[SITE] = site_predictions(folds, cohort)
     return {**found, MAJORITY: majority_predictions(folds)}
+
+
+def _agree(bags: Bags, folds: pd.DataFrame) -> None:
+    """InputError when a slide has another label or patient in the folds table than in the bags."""
+    known = folds.set_index("slide_id")
+    for slide, patient, label in zip(bags.slide_ids, bags.patient_ids, bags.labels.tolist()):
+        if slide in known.index and tuple(known.loc[slide, ["patient_id", "label"]]) != (patient, bags.classes[label]):
+            raise InputError(f"slide {slide} has another label or patient in folds.csv than in cohort.csv: run "
+                             "00_cohort again")
 
 
 def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:

@@ -30,28 +30,39 @@ def class_names(predictions: pd.DataFrame) -> list[str]:
 
 
 def positive_class(classes: list[str], positive: str = "") -> str:
-    """The class that F1 and AUC are about: the one named, else the last in alphabetical order."""
+    """Of two classes the one that F1 and AUC are about, of more the one that a curve sets against the rest: the one
+    named, else the last in alphabetical order."""
     if positive and positive not in classes:
         raise InputError(f"positive is '{positive}', which is no class: choose one of {', '.join(classes)}")
     return positive or sorted(classes)[-1]
 
 
+def scored(classes: list[str], positive: str = "") -> str:
+    """In words, what F1 and AUC of these classes are about."""
+    name = positive_class(classes, positive)
+    if len(classes) == 2:
+        return f"F1 and AUC are about the class {name}."
+    return (f"F1 and AUC are means over the {len(classes)} classes, each against the rest; a single curve and DeLong's "
+            f"test set {name} against the rest.")
+
+
 def score(predictions: pd.DataFrame, positive: str = "") -> dict[str, float]:
     """ACC, F1 and AUC of a predictions table.
 
-    Two classes: F1 and AUC of the `positive` class. More: macro F1 and macro one-against-rest AUC. AUC is NaN where
-    only one class was tested (a fold too small to say).
+    Two classes: F1 and AUC of the `positive` class. More: macro F1 and macro one-against-rest AUC, over the classes of
+    which there is something to say. AUC is NaN, not defined, where only one class was tested, as leave-one-out does; F1
+    is where its class is neither tested nor predicted (0 / 0).
     """
     classes = class_names(predictions)
     labels, pred = predictions.label, predictions.pred
     result = {"ACC": float(accuracy_score(labels, pred))}
     if len(classes) == 2:
         name = positive_class(classes, positive)
-        result["F1"] = float(f1_score(labels, pred, pos_label=name, zero_division=0.0))
+        result["F1"] = float(f1_score(labels.eq(name), pred.eq(name), zero_division=np.nan))
         truth, value = labels.eq(name), predictions[f"prob_{name}"]
         result["AUC"] = float(roc_auc_score(truth, value)) if truth.nunique() == 2 else float("nan")
     else:
-        result["F1"] = float(f1_score(labels, pred, average="macro", labels=classes, zero_division=0.0))
+        result["F1"] = float(f1_score(labels, pred, average="macro", labels=classes, zero_division=np.nan))
         aucs = [roc_auc_score(labels.eq(c), predictions[f"prob_{c}"]) for c in classes if labels.eq(c).nunique() == 2]
         result["AUC"] = float(np.mean(aucs)) if aucs else float("nan")
     return result
@@ -67,16 +78,19 @@ def score_by_fold(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame
 def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0) -> dict[str, float]:
     """Mean and standard deviation over runs, and a 95 % interval by patient, of each metric.
 
-    Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1), ACC_low, ACC_high (bootstrap of patients on the pooled
-    out-of-fold predictions), and so for F1 and AUC.
+    Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1; runs in which a metric is not defined are left out),
+    ACC_low, ACC_high (bootstrap of patients on the pooled out-of-fold predictions), ACC_pooled (of all predictions of a
+    seed as if one model had made them, mean over seeds), and so for F1 and AUC; undefined, the runs in which F1 or AUC
+    is not defined. Where AUC is defined in no run, as in leave-one-out, its interval is that of AUC_pooled.
     """
-    by_fold, (low, high) = score_by_fold(predictions, positive), bootstrap(predictions, positive, draws, seed)
+    by_fold, whole = score_by_fold(predictions, positive), predictions.assign(fold=0)
+    pooled = score_by_fold(whole, positive)
+    low, high = bootstrap(predictions if by_fold.AUC.notna().any() else whole, positive, draws, seed)
     result = {}
     for name in METRICS:
-        values = by_fold[name].dropna()
-        result |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std(ddof=1)),
-                   f"{name}_low": low[name], f"{name}_high": high[name]}
-    return result
+        result |= {f"{name}_mean": float(by_fold[name].mean()), f"{name}_std": float(by_fold[name].std(ddof=1)),
+                   f"{name}_low": low[name], f"{name}_high": high[name], f"{name}_pooled": float(pooled[name].mean())}
+    return {**result, "undefined": int(by_fold[list(METRICS)].isna().any(axis=1).sum())}
 
 
 def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0,
@@ -150,9 +164,9 @@ def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def roc_points(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
-    """ROC curve of each (fold, seed): fold, seed, fpr, tpr (two classes: `positive` against the other)."""
+    """ROC curve of each (fold, seed) that tests two classes: fold, seed, fpr, tpr; `positive` against the rest."""
     name = positive_class(class_names(predictions), positive)
-    parts = []
+    parts = [pd.DataFrame({"fold": [], "seed": [], "fpr": [], "tpr": []}).astype({"fold": int, "seed": int})]
     for (fold, seed), part in predictions.groupby(["fold", "seed"]):
         if part.label.eq(name).nunique() == 2:
             fpr, tpr, _ = roc_curve(part.label.eq(name), part[f"prob_{name}"])

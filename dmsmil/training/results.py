@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +27,8 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFra
     """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
     Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
-    <metric>_mean, _std (over folds and seeds), _low, _high (95 %, bootstrap of patients on the pooled out-of-fold
-    predictions) for ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds (the median run's
-    time by its epochs; 0 for what is not trained by epochs).
+    what `metrics.summarise` says of ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds
+    (the median run's time by its epochs; 0 for what is not trained by epochs).
     """
     rows = [{"name": name, "method": r.config.method, "scales": scales_name(r.config.scales),
              **summarise(r.predictions, positive), "runs": len(r.records),
@@ -81,11 +81,28 @@ def part(table: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
 
 
 def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict[str, str]]:
-    """What the paper prints (a table of dmsmil.analysis.paper) for each row: of a method that sees several scales, the first."""
+    """What the paper prints for each row (a table of analysis.paper): for a method of several scales its first row."""
     if not printed:
         return [{}] * len(table)
     several = table.method.where(table.scales.str.contains("+", regex=False), "")
     return [printed.get(name, {}) for name in several.where(~several.duplicated(), "")]
+
+
+def number(row, metric: str) -> tuple[str, float]:
+    """A metric of a row of a result table, and how it is called: the mean over runs, or the pooled one where it is
+    defined in no run, as AUC is in leave-one-out."""
+    mean = row[f"{metric}_mean"]
+    return (f"pooled {metric}", row[f"{metric}_pooled"]) if math.isnan(mean) else (metric, mean)
+
+
+def cell(row, metric: str) -> str:
+    """A metric of a row to read: mean ± deviation [95 % interval]; "not defined" and the pooled one beside it."""
+    mean, deviation, low, high = (row[f"{metric}_{part}"] for part in ("mean", "std", "low", "high"))
+    interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    if math.isnan(mean):
+        _, pooled = number(row, metric)
+        return "not defined" if math.isnan(pooled) else f"not defined, pooled {pooled:.3f}{interval}"
+    return f"{mean:.3f}{'' if math.isnan(deviation) else f' ± {deviation:.3f}'}{interval}"
 
 
 def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None) -> pd.DataFrame:
@@ -97,15 +114,24 @@ def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None
     shown = pd.DataFrame({"": table.name})
     theirs = beside(table, printed or {})
     for metric in METRICS:
-        shown[metric] = [f"{m:.3f} ± {s:.3f} [{low:.2f}, {high:.2f}]" for m, s, low, high in
-                         table[[f"{metric}_{part}" for part in ("mean", "std", "low", "high")]].itertuples(index=False)]
+        shown[metric] = [cell(row, metric) for _, row in table.iterrows()]
         if printed:
             shown[f"{metric} in the paper"] = [row.get(metric, "—") for row in theirs]
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
     if SECONDS in table:
         shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
-    shown["note"] = ["" if not c else f"{c} of {n} runs collapsed" for c, n in zip(table[COLLAPSED], table.runs)]
+    shown["note"] = [_note(row) for _, row in table.iterrows()]
     return shown.set_index("")
+
+
+def _note(row: pd.Series) -> str:
+    """What a reader of a row must know besides its numbers."""
+    said = []
+    if row[COLLAPSED]:
+        said.append(f"{row[COLLAPSED]} of {row.runs} runs collapsed")
+    if row.get("undefined", 0):
+        said.append(f"F1 or AUC not defined in {row.undefined} of {row.runs} runs, which test one class")
+    return "; ".join(said)
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -118,12 +144,18 @@ def verdict(table: pd.DataFrame) -> str:
     for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
         metric = "AUC" if name in (COLOUR, SITE) else "ACC"
-        mine, theirs = first[f"{metric}_mean"], other[f"{metric}_mean"]
+        (called, mine), (_, theirs) = number(first, metric), number(other, metric)
+        if math.isnan(mine) or math.isnan(theirs):
+            lines.append(f"{first['name']} cannot be compared with *{name}*: {metric} is not defined, one class was "
+                         "tested.")
+            continue
         word = "above" if mine > theirs else "not above"
-        lines.append(f"{first['name']} is {word} *{name}*: {metric} {mine:.3f} against {theirs:.3f}.")
+        lines.append(f"{first['name']} is {word} *{name}*: {called} {mine:.3f} against {theirs:.3f}.")
     low, high = first.AUC_low, first.AUC_high
-    sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
-    lines.append(f"The 95 % interval of its AUC, [{low:.2f}, {high:.2f}], {sure} 0.5, which is guessing.")
+    if not math.isnan(low):
+        sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
+        lines.append(f"The 95 % interval of its {number(first, 'AUC')[0]}, [{low:.2f}, {high:.2f}], {sure} 0.5, "
+                     "which is guessing.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -139,10 +171,15 @@ def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame
 def save_run_tables(home: str | Path, runs: Runs, table: pd.DataFrame) -> str:
     """Write the result table and the pooled predictions of a method; returns the stem their figures share."""
     config = runs.config
-    stem = f"03_{config.method}" + (f"_{config.scales[0]}x" if len(config.scales) == 1 else "")
+    stem = run_stem(config.method, config.scales)
     save_table(table, home, f"{stem}_results")
     save_table(runs.predictions, home, f"{stem}_predictions")
     return stem
+
+
+def run_stem(method_name: str, scales: Sequence[int]) -> str:
+    """How the tables and figures of 03_train are called, for a method at its scales."""
+    return f"03_{method_name}" + (f"_{scales[0]}x" if len(scales) == 1 else "")
 
 
 def is_published(method_name: str) -> bool:

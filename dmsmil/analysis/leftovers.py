@@ -1,0 +1,97 @@
+"""What lies in a study's folder that its present parameters did not make: left out of the report, and said.
+
+The parameters of a study are those of its params.yaml. What a notebook was run with stands in its executed copy, where
+papermill writes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from dmsmil.cohorts.table import read_cohort
+from dmsmil.jobs.files import InputError, fingerprint, read_json
+from dmsmil.models import METHODS
+from dmsmil.training.config import code_version
+from dmsmil.training.record import read_record
+from dmsmil.training.results import run_stem
+
+NO_RESULT = ("study", "outputs", "paper", "device", "workers", "scheduler", "allow_failures")  # decide no table
+
+
+def parameters(home: str | Path) -> dict:
+    """The present parameters of a study; none where it was not run by `dmsmil run`."""
+    path = Path(home) / "params.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def changed(home: str | Path) -> dict[str, list[str]]:
+    """Notebook -> the keys of which it was run with other values than the present ones, where there are any."""
+    now, found = parameters(home), {}
+    for path in sorted((Path(home) / "notebooks").glob("[0-9][0-9]_*.ipynb")) if now else []:
+        then = read_json(path)["metadata"].get("papermill", {}).get("parameters", {})
+        keys = [key for key in then if key not in NO_RESULT and then[key] != now.get(key)]
+        if keys and ".failed" not in path.name:
+            found[path.stem] = keys
+    return found
+
+
+def other_tables(home: str | Path) -> dict[str, str]:
+    """Table -> the parameters that were others when it was made. 03_train has tables of each method it was run for."""
+    now, old = parameters(home), {stem[:2]: ", ".join(keys) for stem, keys in changed(home).items()}
+    found = {}
+    for path in sorted((Path(home) / "tables").glob("*.csv")):
+        name = path.stem
+        if name.startswith("03_") and now and not name.startswith(f"{_stem(now)}_"):
+            found[name] = "method or scale"
+        elif name[:2] in old:
+            found[name] = old[name[:2]]
+    return found
+
+
+def _stem(now: dict) -> str:
+    """How the tables of 03_train are called with these parameters."""
+    scale = now["scale"]
+    return run_stem(now["method"], [scale] if scale else now["scales"])
+
+
+def records(home: str | Path) -> tuple[list[dict], int]:
+    """The records of a study's finished runs that are of its present folds, seeds and code, and how many are not."""
+    now, found = parameters(home), []
+    for path in sorted((Path(home) / "runs").glob("*/*/config.json")):
+        try:
+            record = read_record(path.parent)
+        except InputError:  # damaged: it will be trained anew when it is asked for
+            continue
+        if record is not None:
+            found.append(record)
+    folds = _folds(home)
+    mine = [record for record in found if record["seed"] in now.get("seeds", [record["seed"]])
+            and folds in ("", record["config"]["folds"]) and _same_code(record["config"])]
+    return mine, len(found) - len(mine)
+
+
+def _folds(home: str | Path) -> str:
+    """The fingerprint of the study's folds, as in `RunConfig`; empty where it has none."""
+    if not (Path(home) / "folds.csv").exists():
+        return ""
+    folds: pd.DataFrame = read_cohort(home)[1]
+    return fingerprint(folds.to_csv(index=False))
+
+
+def _same_code(config: dict) -> bool:
+    """Whether a recorded configuration was computed by the code as it is now."""
+    row = METHODS.get(config["method"])
+    return row is not None and config["code"] == code_version(row.where.split(":")[0])
+
+
+def leftover_sentence(home: str | Path) -> str:
+    """Markdown: what else lies in the study's folder, in one line."""
+    tables, runs = other_tables(home), records(home)[1]
+    said = [f"`{name}` ({why})" for name, why in tables.items()]
+    said += [f"{runs} runs (folds, seeds or code)"] if runs else []
+    if not said:
+        return "All that lies in this study's folder was made with its present parameters."
+    return "Not shown here, for it was made with other parameters: " + ", ".join(said) + "."
