@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -105,7 +106,8 @@ class Remote(Server):
         name, part, tries, renewed = path.name, path.with_name(path.name + ".part"), 2, False
         while tries:
             try:
-                self._complete(file_id, part, size, name, say, traffic)
+                self.persist(name, partial(self._pull, file_id, part, size, name, traffic), say, traffic,
+                             partial(size_of, part))
             except _Refused as refusal:
                 now = self.renew(name, md5) if self.renew and not renewed else file_id
                 if now == file_id:
@@ -121,10 +123,6 @@ class Remote(Server):
             say(f"{name}: what came is not what the MD5 says" + (": from the start" if tries else ""))
         raise InputError(f"{name}: what the server sends is not what the table says (MD5 {md5}): its file has changed, "
                          "or something on the way changes it")
-
-    def _complete(self, file_id: str, part: Path, size: int, name: str, say, traffic: Traffic) -> None:
-        """Bring `part` to `size` bytes, however many requests that takes."""
-        self.persist(name, lambda: self._pull(file_id, part, size, name, traffic), say, traffic, lambda: size_of(part))
 
     def _pull(self, file_id: str, part: Path, size: int, name: str, traffic: Traffic) -> None:
         """One request for what `part` lacks."""

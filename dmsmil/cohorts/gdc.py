@@ -158,7 +158,7 @@ def sort_out(records: list[dict], cohort: Cohort) -> tuple[pd.DataFrame, pd.Data
             rows.append(_slide(record, cohort))
         except _LeftOut as reason:
             name = one_text(record, "file_name")
-            left.append((_slide_id(name), name[:12] if DIAGNOSTIC.fullmatch(name) else "", str(reason)))
+            left.append((name.removesuffix(".svs"), name[:12] if DIAGNOSTIC.fullmatch(name) else "", str(reason)))
     manifest = pd.DataFrame(rows, columns=COLUMNS).sort_values(["slide_id", "file_id"], ignore_index=True)
     reasons = pd.Series("", index=manifest.index)
     for _, same in manifest.groupby("file_name"):
@@ -203,7 +203,7 @@ def _slide(record: dict, cohort: Cohort) -> dict:
         raise _LeftOut(f"morphology {morphology} ({diagnosis or 'no name'})")
     site = one_text(case, "tissue_source_site", "name")
     label = cohort.classes[morphology if cohort.by == "morphology" else project]
-    return {"slide_id": _slide_id(name), "patient_id": patient, "label": label,
+    return {"slide_id": name.removesuffix(".svs"), "patient_id": patient, "label": label,
             "site": SPELLINGS.get(site, site), "file_id": file_id, "file_name": name, "md5": md5,
             "size": int(size), "project": project, "diagnosis": diagnosis, "morphology": morphology,
             "site_code": one_text(case, "tissue_source_site", "code") or name[5:7]}
@@ -218,10 +218,6 @@ def _primary(diagnosis: dict) -> bool | None:
         return False
     kind = one_text(diagnosis, "classification_of_tumor").lower()
     return None if kind in MISSING else kind == "primary"
-
-
-def _slide_id(name: str) -> str:
-    return name.removesuffix(".svs")
 
 
 def _items(record: dict, key: str) -> list[dict]:
