@@ -19,9 +19,11 @@ Reasons = Iterator[tuple[int, str]]  # (row, why it cannot be used)
 
 def unread(frame: pd.DataFrame, table: str) -> Iterator[str]:
     """A line for each column that is not read though its name is nearly that of one which would be."""
-    for name in set(COLUMNS) - set(frame.columns):
-        for near in difflib.get_close_matches(name, frame.columns, 1, cutoff=0.75):
-            yield f"{table}: the column '{near}' is not read; if it is the {name}, rename it to {name}"
+    others = {column.lower(): column for column in frame.columns if column not in COLUMNS}
+    for name in COLUMNS:
+        near = [] if name in frame else difflib.get_close_matches(name, others, 1, cutoff=0.75)
+        if near:
+            yield f"{table}: the column '{others[near[0]]}' is not read; if it is the {name}, rename it to {name}"
 
 
 def gaps(frame: pd.DataFrame, given: pd.DataFrame) -> Reasons:

@@ -179,8 +179,8 @@ def test_micrometres_are_converted_and_that_is_said_or_the_row_is_left_out(tmp_p
 
 
 def test_a_column_that_nearly_has_a_name_is_spoken_of(tmp_path):
-    said = rows(tmp_path, "slide_id,patient_id,label,sites\nS1,P1,a,A\nS2,P2,b,B\n")[2]
-    assert said == ["own.csv: the column 'sites' is not read; if it is the site, rename it to site"]
+    said = rows(tmp_path, "slide_id,patient_id,label,Sites\nS1,P1,a,A\nS2,P2,b,B\n")[2]
+    assert said == ["own.csv: the column 'Sites' is not read; if it is the site, rename it to site"]
 
 
 @pytest.mark.parametrize("one, other", [("S1", "s1"), ("S1", "S1.svs"), ("S1", "S1.h5"), ("102", "102.0"),
