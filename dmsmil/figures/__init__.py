@@ -1,13 +1,16 @@
-"""Every plot of the study. Each function draws one figure, saves it as PNG with the data behind it, and returns it.
+"""Every plot of the study, a file a notebook. Each function draws one figure, saves it as PNG with the data behind it,
+and returns it.
 
 `out` is the figure's path without suffix: the picture goes to `<out>.png`, its data to `<out>.csv` (or `.npz` for
 arrays), so that a figure can be checked against numbers.
 """
 
-from dmsmil.figures.ablation import collapse_curves, lam_curves, variant_differences
-from dmsmil.figures.book import cover
-from dmsmil.figures.cohort import site_balance
+from dmsmil.figures.ablation import collapse_curves, variant_differences, witness_rates
+from dmsmil.figures.cohort import cohort_overview, site_balance, slide_thumbnails
+from dmsmil.figures.compare import critical_difference, method_comparison, paired_differences
 from dmsmil.figures.cost import cost_panels, growth_curves
+from dmsmil.figures.cover import cover
+from dmsmil.figures.features import feature_map, scale_similarity
 from dmsmil.figures.inside import sampling_points, tile_scores, transport_plan
 from dmsmil.figures.interpret import (
     attention_flow,
@@ -17,27 +20,10 @@ from dmsmil.figures.interpret import (
     removal_curves,
     score_distributions,
 )
-from dmsmil.figures.results import (
-    calibration_curve,
-    claims_board,
-    confusion_matrix,
-    critical_difference,
-    learning_curves,
-    method_comparison,
-    paired_differences,
-    result_intervals,
-    roc,
-)
-from dmsmil.figures.slides import (
-    chosen_tiles,
-    cohort_overview,
-    feature_map,
-    linked_pairs,
-    scale_similarity,
-    slide_thumbnails,
-    tile_counts,
-)
-from dmsmil.figures.witness import witness_rates
+from dmsmil.figures.lam import lam_curves
+from dmsmil.figures.report import claims_board
+from dmsmil.figures.tiles import chosen_tiles, linked_pairs, tile_counts
+from dmsmil.figures.train import calibration_curve, confusion_matrix, learning_curves, result_intervals, roc
 
 __all__ = [
     "attention_flow",

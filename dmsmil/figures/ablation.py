@@ -1,6 +1,8 @@
-"""The ablation: what each reading is worth, where L_ot collapses the features, and λ."""
+"""Notebook 05: what each reading is worth, where L_ot collapses the features, and where few tiles carry the signal."""
 
 from __future__ import annotations
+
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +12,14 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from dmsmil.analysis.ablation import OPEN
 from dmsmil.analysis.comparison import ALPHA
-from dmsmil.analysis.sweep import ALONE, SHRUNK, STUCK
+from dmsmil.analysis.sweep import SHRUNK, STUCK
+from dmsmil.analysis.witness import blind_bound
 from dmsmil.figures.base import finish
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [("#0072B2", "o"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#009E73", "^"), ("#E69F00", "v"), ("#555555", "P")]
+RATES = (("#0072B2", "o", "-"), ("#56B4E9", "s", "--"), ("#D55E00", "^", "-"), ("#E69F00", "v", "--"),
+         ("#444444", "D", ":"), ("#009E73", "P", ":"), ("#CC79A7", "X", "-"))  # colour, marker, line
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
@@ -89,44 +94,43 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
     return finish(figure, out, table)
 
 
-def lam_curves(table: pd.DataFrame, out) -> Figure:
-    """ACC, F1 and AUC against λ (Fig. 3); under them L_ot, L_ce and the feature spread of the last epoch.
+def witness_rates(table: pd.DataFrame, out) -> Figure:
+    """AUC and ACC against the witness rate with 95 % intervals, and the weight that signal tiles receive.
 
-    table: `sweep.lam_table`. Cross-entropy alone stands to the right of a gap. Thin bars: 95 % interval (patients drawn
-    again); thick: ± one standard deviation over runs. Hollow: a run collapsed, so it is no result.
+    table: that of `witness.witness_table`. Rates are evenly spaced, methods side by side, the first one thick. The
+    weight is in units of what a mean gives (rate 0, where there is none, left out); its dotted line is `blind_bound`.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(8.8, 4.8), sharex=True)
-    swept = np.log10(table.lam[table.lam != ALONE])
-    x = np.log10(table.lam).where(table.lam != ALONE, swept.max() + 1).to_numpy()
-    ends = [table.lam != ALONE, table.lam == ALONE]
-    fill = np.where(table.collapsed > 0, "white", "#0072B2")
-    for ax, metric in zip(axes[0], ("ACC", "F1", "AUC")):
-        mean, std = table[f"{metric}_mean"], table[f"{metric}_std"]
-        ax.vlines(x, table[f"{metric}_low"], table[f"{metric}_high"], color="#0072B2", linewidth=0.9)
-        ax.vlines(x, mean - std, mean + std, color="#0072B2", linewidth=3.6, alpha=0.35)
-        ax.plot(x[ends[0]], mean[ends[0]], color="#0072B2", linewidth=1.4)
-        ax.scatter(x, mean, s=30, color=fill, edgecolor="#0072B2", linewidth=1.3, zorder=3)
-        ax.set_title(metric)
-    low = min((table[f"{m}_{part}"] if part == "low" else table[f"{m}_mean"] - table[f"{m}_std"]).min()
-              for m in ("ACC", "F1", "AUC") for part in ("low", "std"))
-    for ax in axes[0]:
-        ax.set_ylim(max(0, np.floor(low * 10) / 10), 1.03)
-    titles = {"L_ot": "L_ot (optimal transport)", "L_ce": "L_ce (cross-entropy)", "spread": "feature spread"}
-    for ax, (term, title) in zip(axes[1], titles.items()):
-        ax.plot(x[ends[0]], table[term][ends[0]], color="#D55E00", linewidth=1.4)
-        ax.scatter(x, table[term], s=30, color=np.where(fill == "white", "white", "#D55E00"), edgecolor="#D55E00",
-                   linewidth=1.3, zorder=3)
-        if table[term].min() > 0 and table[term].max() > 20 * table[term].min():
-            ax.set_yscale("log")
-        else:
-            ax.set_ylim(bottom=0)
-        ax.set(title=title, xlabel="λ, the weight of L_ce")
-    for ax in axes.flat:
-        ax.axvline(0, color="#777777", linestyle=":", linewidth=1, zorder=0)
-        ax.axvline(swept.max() + 0.5, color="#eeeeee", linewidth=7, zorder=0)
-        ax.set_xticks(x, ["L_ce\nalone" if lam == ALONE else f"{lam:g}" for lam in table.lam])
-        ax.set_xlim(min(x) - 0.35, max(x) + 0.4)
-    for ax, place, said, where in ((axes[0, 0], (0.06, 0.03), "the paper's λ", "left"),
-                                   (axes[1, 0], (x[-1], 0.5), "not\ncomputed", "center")):
-        ax.text(*place, said, transform=ax.get_xaxis_transform(), ha=where, fontsize=7, color="#777777")
+    rates, names = sorted(table.rate.unique()), list(dict.fromkeys(table.name))
+    place = {rate: i for i, rate in enumerate(rates)}
+    counts = table.drop_duplicates("rate").set_index("rate").witnesses
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6))
+    for number, (name, (colour, marker, line)) in enumerate(zip(names, cycle(RATES))):
+        rows = table[table.name == name].sort_values("rate")
+        x = rows.rate.map(place) + 0.09 * (number - (len(names) - 1) / 2)
+        look = dict(color=colour, marker=marker, linestyle=line, markersize=5,
+                    linewidth=1.3 if number else 2.2, zorder=3 if number else 4)
+        for ax, metric in zip(axes, ("AUC", "ACC")):
+            ax.vlines(x, rows[f"{metric}_low"], rows[f"{metric}_high"], color=colour, linewidth=1, alpha=0.55)
+            ax.plot(x, rows[f"{metric}_mean"], label=name if ax is axes[0] else None, **look)
+        some = rows.rate > 0
+        axes[2].plot(x[some], (rows.witness_weight / rows.rate)[some], **look)
+    for ax, metric in zip(axes, ("AUC", "ACC")):
+        ax.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
+        ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color="#777777")
+        ax.set(title=f"{metric}, 95 % interval", ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
+    shown = [rate for rate in rates if rate > 0]
+    bound = [blind_bound(counts[rate], table.tiles.iloc[0]) / rate for rate in shown]
+    axes[2].plot([place[rate] for rate in shown], bound, color="#0072B2", linestyle=(0, (1, 1)), linewidth=1.2)
+    if shown:
+        axes[2].annotate("most DMSMIL can give\nsignal tiles in random places", (place[shown[0]], bound[0]),
+                         textcoords="offset points", xytext=(2, 5), fontsize=7, color="#0072B2")
+    axes[2].set(title="Weight of the signal tiles", ylabel="relative to a mean's",
+                ylim=(0, 1.25 * max(bound + [(table.witness_weight / table.rate)[table.rate > 0].max(), 1])
+                      if shown else 1))
+    labels = [f"{counts[rate]} of {table.tiles.iloc[0]}\n{rate:.0%}" for rate in rates]
+    for ax in axes:
+        ax.set(xticks=np.arange(len(rates)), xticklabels=labels, xlim=(-0.5, len(rates) - 0.5),
+               xlabel="tiles that carry the signal")
+        ax.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower center", ncols=min(len(names), 6))
     return finish(figure, out, table)

@@ -1,4 +1,4 @@
-"""Who is tested in which fold, and where they come from."""
+"""Notebook 00: who is in the cohort, who is tested in which fold, and where they come from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,44 @@ import pandas as pd
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
-from dmsmil.figures.base import finish
+from dmsmil.figures.base import bare, finish, show_slide
 
 SITES, LETTERS = 45, 28  # columns and characters of a name that stay readable at a notebook's width
 NONE = "not given"
+
+
+def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
+    """Slides by class and site, and the patients of each class tested in each fold."""
+    sites = cohort.assign(site=cohort.site.replace("", "not given"))
+    counts = sites.groupby(["site", "label"]).size().unstack(fill_value=0)
+    tested = pd.concat([folds[folds[c] == "test"].assign(fold=int(c[5:])) for c in folds if c.startswith("fold_")])
+    by_fold = tested.groupby(["fold", "label"]).patient_id.nunique().unstack(fill_value=0)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), width_ratios=[1, 1.3])
+    counts.plot.bar(stacked=True, ax=axes[0], rot=0, width=0.6)
+    axes[0].set(title="Slides by site", xlabel="site", ylabel="slides")
+    axes[0].legend(title="", loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
+    by_fold.plot.bar(ax=axes[1], rot=0, width=0.7, legend=False)
+    axes[1].set(title="Patients tested in each fold", xlabel="fold", ylabel="patients")
+    for ax in axes:
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    data = pd.concat([counts.stack().rename("slides").reset_index().assign(panel="sites"),
+                      by_fold.stack().rename("patients").reset_index().assign(panel="folds")])
+    return finish(figure, out, data)
+
+
+def slide_thumbnails(slides: list[dict], out, columns: int = 4) -> Figure:
+    """A row of slides. Each dict: slide_id, label, thumbnail (H, W, 3), dimensions (w, h)."""
+    rows = -(-len(slides) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows), squeeze=False)
+    for ax in axes.flat:
+        bare(ax)
+    for ax, slide in zip(axes.flat, slides):
+        show_slide(ax, slide["thumbnail"], slide["dimensions"])
+        ax.set_title(f"{slide['slide_id']}\n{slide['label']}", fontsize=8, fontweight="normal")
+    data = pd.DataFrame([{k: s[k] for k in ("slide_id", "label")} for s in slides])
+    return finish(figure, out, data)
 
 
 def site_balance(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:

@@ -1,4 +1,4 @@
-"""What methods cost, and how the parts of DMSMIL grow with the number of tiles."""
+"""Notebook 08: what methods cost, and how the parts of DMSMIL grow with the number of tiles."""
 
 from __future__ import annotations
 

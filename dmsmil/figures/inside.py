@@ -1,4 +1,4 @@
-"""The insides of a trained model on one slide."""
+"""Notebooks 03 and 07: the insides of a trained model on one slide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores over slides and classes, and whether a map is right."""
+"""Notebook 07: scores over slides and classes, and whether a map is right."""
 
 from __future__ import annotations
 

@@ -486,7 +486,7 @@ def test_the_smoke_study_has_a_book_with_its_slide_on_the_cover(smoke, tmp_path)
     assert pages == {p.stem for folder in (home / "notebooks", book.ROOT / book.LESSONS)
                      for p in folder.glob("*.ipynb") if "." not in p.stem}
     rooms = {p.stem for p in (home / "book/reference").glob("dmsmil.*.html")}
-    assert {"dmsmil.features.bags", "dmsmil.models.topk", "dmsmil.figures.results"} <= rooms
+    assert {"dmsmil.features.bags", "dmsmil.models.topk", "dmsmil.figures.train"} <= rooms
     cover = np.load(home / "figures/cover.npz")
     assert {"scores_10", "scores_20", "plan", "name"} <= set(cover.files)
     if CHROMIUM:

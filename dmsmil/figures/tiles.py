@@ -1,4 +1,4 @@
-"""Cohort, slides, tiles and features."""
+"""Notebook 01: which tiles of a slide were chosen, how they are linked, how many there are."""
 
 from __future__ import annotations
 
@@ -11,38 +11,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from dmsmil.figures.base import bare, draw_tiles, finish, same_jitter, show_slide
-
-
-def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
-    """Slides by class and site, and the patients of each class tested in each fold."""
-    sites = cohort.assign(site=cohort.site.replace("", "not given"))
-    counts = sites.groupby(["site", "label"]).size().unstack(fill_value=0)
-    tested = pd.concat([folds[folds[c] == "test"].assign(fold=int(c[5:])) for c in folds if c.startswith("fold_")])
-    by_fold = tested.groupby(["fold", "label"]).patient_id.nunique().unstack(fill_value=0)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), width_ratios=[1, 1.3])
-    counts.plot.bar(stacked=True, ax=axes[0], rot=0, width=0.6)
-    axes[0].set(title="Slides by site", xlabel="site", ylabel="slides")
-    axes[0].legend(title="", loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
-    by_fold.plot.bar(ax=axes[1], rot=0, width=0.7, legend=False)
-    axes[1].set(title="Patients tested in each fold", xlabel="fold", ylabel="patients")
-    for ax in axes:
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    data = pd.concat([counts.stack().rename("slides").reset_index().assign(panel="sites"),
-                      by_fold.stack().rename("patients").reset_index().assign(panel="folds")])
-    return finish(figure, out, data)
-
-
-def slide_thumbnails(slides: list[dict], out, columns: int = 4) -> Figure:
-    """A row of slides. Each dict: slide_id, label, thumbnail (H, W, 3), dimensions (w, h)."""
-    rows = -(-len(slides) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows), squeeze=False)
-    for ax in axes.flat:
-        bare(ax)
-    for ax, slide in zip(axes.flat, slides):
-        show_slide(ax, slide["thumbnail"], slide["dimensions"])
-        ax.set_title(f"{slide['slide_id']}\n{slide['label']}", fontsize=8, fontweight="normal")
-    data = pd.DataFrame([{k: s[k] for k in ("slide_id", "label")} for s in slides])
-    return finish(figure, out, data)
 
 
 def chosen_tiles(slides: list[dict], out) -> Figure:
@@ -112,27 +80,3 @@ def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:
             sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
         axes[1].set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
     return finish(figure, out, summary[["slide_id", "label", "tiles", "density"]])
-
-
-def feature_map(points: np.ndarray, slides: pd.DataFrame, out) -> Figure:
-    """A cohort in two dimensions: one point a slide, coloured by class, by site, and by patient.
-
-    points (N, 2); slides: slide_id, label, site in the same order.
-    """
-    data = slides[["slide_id", "label", "site"]].assign(x=points[:, 0], y=points[:, 1])
-    hues = ["label"] + (["site"] if data.site.nunique() > 1 else [])
-    figure, axes = plt.subplots(1, len(hues), figsize=(4 * len(hues), 3.4), squeeze=False)
-    for ax, hue in zip(axes[0], hues):
-        sns.scatterplot(data, x="x", y="y", hue=hue, ax=ax, s=28, palette="deep" if hue == "site" else None)
-        ax.set(title=f"by {'class' if hue == 'label' else hue}", xlabel="component 1", ylabel="component 2")
-        ax.legend(title="")
-    return finish(figure, out, data)
-
-
-def scale_similarity(table: pd.DataFrame, out) -> Figure:
-    """Cosine of a 10x tile with its own 20x child against another tile's child. Columns: slide_id, linked, other."""
-    figure, ax = plt.subplots(figsize=(4.5, 2.8))
-    long = table.melt("slide_id", ["linked", "other"], var_name="pair", value_name="cosine")
-    sns.kdeplot(long, x="cosine", hue="pair", fill=True, common_norm=False, ax=ax, linewidth=1.2)
-    ax.set(title="A tile and its child, or another's child", xlabel="cosine of the features", yticks=[], ylabel="")
-    return finish(figure, out, table)

@@ -1,0 +1,35 @@
+"""Notebook 02: what the features of linked tiles share, and the cohort as a map."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from dmsmil.figures.base import finish
+
+
+def scale_similarity(table: pd.DataFrame, out) -> Figure:
+    """Cosine of a 10x tile with its own 20x child against another tile's child. Columns: slide_id, linked, other."""
+    figure, ax = plt.subplots(figsize=(4.5, 2.8))
+    long = table.melt("slide_id", ["linked", "other"], var_name="pair", value_name="cosine")
+    sns.kdeplot(long, x="cosine", hue="pair", fill=True, common_norm=False, ax=ax, linewidth=1.2)
+    ax.set(title="A tile and its child, or another's child", xlabel="cosine of the features", yticks=[], ylabel="")
+    return finish(figure, out, table)
+
+
+def feature_map(points: np.ndarray, slides: pd.DataFrame, out) -> Figure:
+    """A cohort in two dimensions: one point a slide, coloured by class, by site, and by patient.
+
+    points (N, 2); slides: slide_id, label, site in the same order.
+    """
+    data = slides[["slide_id", "label", "site"]].assign(x=points[:, 0], y=points[:, 1])
+    hues = ["label"] + (["site"] if data.site.nunique() > 1 else [])
+    figure, axes = plt.subplots(1, len(hues), figsize=(4 * len(hues), 3.4), squeeze=False)
+    for ax, hue in zip(axes[0], hues):
+        sns.scatterplot(data, x="x", y="y", hue=hue, ax=ax, s=28, palette="deep" if hue == "site" else None)
+        ax.set(title=f"by {'class' if hue == 'label' else hue}", xlabel="component 1", ylabel="component 2")
+        ax.legend(title="")
+    return finish(figure, out, data)
