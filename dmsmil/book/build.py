@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,13 @@ LESSONS = "notebooks/walkthroughs"
 HARMLESS = ("misc.highlighting_failure", "myst-nb.lexer", "myst.header", "myst.xref_missing", "toc.not_included")
 
 
-def build(home: str | Path, say: Callable[[str], None] = print, root: Path = ROOT) -> Path:
+def build(home: str | Path, say: Callable[[str], None] = print, root: Path = ROOT, package: str = "dmsmil") -> Path:
     """Make <home>/book/ from <home>/notebooks/ and return its index.html.
 
     home: the folder of a study; a book that it has stays until the new one is whole. root: the checkout whose
-    walkthroughs and package are in it too. The cover goes to figures/cover.png. `say` gets a line for each of Sphinx's
-    warnings. Raises InputError when no notebook was executed, and when a page would lose something that its notebook
-    shows.
+    walkthroughs are in it too, if there is one; package: what the reference is about, a name to import, "" for none.
+    The cover goes to figures/cover.png. `say` gets a line for each of Sphinx's warnings. Raises InputError when no
+    notebook was executed, and when a page would lose something that its notebook shows.
     """
     home = Path(home)
     pages = [path for path in sorted((home / "notebooks").glob("[0-9]*.ipynb")) if "." not in path.stem]
@@ -53,12 +54,12 @@ def build(home: str | Path, say: Callable[[str], None] = print, root: Path = ROO
         raise InputError(f"study '{home.name}' has no executed notebooks to make a book of: dmsmil run makes them")
     notebooks = {f"notebooks/{page.name}": read_json(page) for page in pages}
     lessons = {f"{LESSONS}/{page.name}": read_json(page) for page in sorted((root / LESSONS).glob("*.ipynb"))}
-    manual = {f"reference/{name}.md": text
-              for name, text in reference.pages(root / "dmsmil", root / "README.md").items()}
-    rooms = {question: [name for name in names if f"reference/{name}.md" in manual]
-             for question, names in reference.groups(root / "dmsmil", root / "README.md").items()
-             if f"reference/{reference.slug(question)}.md" in manual}
-    files = {"index.md": _index(home, notebooks, lessons, rooms, say)}
+    manual, wings = {}, {}
+    if package:
+        folder = Path(find_spec(package).origin).parent
+        manual = {f"reference/{name}.md": text for name, text in reference.pages(folder).items()}
+        wings = {f"reference/{name}.md": (name, question) for name, question in reference.wings(folder).items()}
+    files = {"index.md": _index(home, notebooks, lessons, wings, say)}
     for name, notebook in (notebooks | lessons).items():
         files[name] = json.dumps(prepared(notebook, name, {*notebooks, *lessons, *manual}, root))
     with _workshop(home) as place:
@@ -91,9 +92,9 @@ def _workshop(home: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------------------ front page
 
 
-def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], rooms: dict[str, list[str]],
+def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], wings: dict[str, tuple[str, str]],
            say: Callable[[str], None]) -> str:
-    """The front page as MyST markdown; draws its cover. rooms: `reference.groups`."""
+    """The front page as MyST markdown; draws its cover. wings: {page: (name, question)}."""
     try:
         results = saved_results(home)
     except InputError:
@@ -111,10 +112,7 @@ def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], roo
     lines += ["(walkthroughs)=", ""] if lessons else []
     lines += _part("Walkthroughs: one idea each", "Walkthroughs",
                    {name: opening(notebook) for name, notebook in lessons.items()})
-    lines += _part("Reference: what the package offers", "Reference",
-                   {f"reference/{reference.slug(question)}.md": (question, ", ".join(
-                       f"[{name.partition('.')[2]}](reference/{name}.md)" for name in names))
-                    for question, names in rooms.items()})
+    lines += _part("Reference: what the package offers", "Reference", wings)
     return "\n".join(lines)
 
 
@@ -201,7 +199,8 @@ def _render(place: Path, study: str, say: Callable[[str], None]) -> None:
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     config = {
-        "project": f"DMSMIL · {study}", "html_title": f"DMSMIL · {study}", "extensions": ["myst_nb"],
+        "project": f"DMSMIL · {study}", "html_title": f"DMSMIL · {study}",
+        "extensions": ["myst_nb", "sphinx.ext.autodoc", reference.__name__], **reference.SETTINGS,
         "html_theme": "furo", "html_static_path": [str(STYLE)], "html_css_files": [STYLE.name],
         "html_theme_options": {"navigation_with_keys": True},
         "html_copy_source": False, "html_show_sourcelink": False, "html_show_copyright": False, "html_use_index": False,
@@ -221,7 +220,7 @@ def _render(place: Path, study: str, say: Callable[[str], None]) -> None:
     text = re.sub(r"\x1b\[[0-9;]*m", "", warnings.getvalue()).replace(f"{place / 'source'}{os.sep}", "")
     for where, what, kind in re.findall(r"^(.*?)(?:WARNING|ERROR|CRITICAL): (.*?)(?: \[([\w.-]+)\])?$", text, re.M):
         say(f"book: {where}{what}")
-        if kind not in HARMLESS:
+        if kind not in HARMLESS and not what.startswith("autodoc: failed to import"):  # a page without its names
             lost.append(f"{where}{what}")
     if lost:
         raise InputError(f"a page of the book would not show what its notebook shows: {lost[0]}")

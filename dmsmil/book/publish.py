@@ -210,7 +210,8 @@ def _number(value: object) -> bool:
 
 def main(argv: list[str] | None = None, notebooks: Path = ROOT / "notebooks") -> int:
     """Publish the notebooks of a study."""
-    parser = argparse.ArgumentParser("python -m dmsmil.book.publish", description="commit a study's notebooks, with outputs")
+    parser = argparse.ArgumentParser("python -m dmsmil.book.publish",
+                                     description="commit a study's notebooks, with outputs")
     parser.add_argument("study", help="the folder of a finished study, such as outputs/demo")
     try:
         publish(parser.parse_args(argv).study, notebooks)

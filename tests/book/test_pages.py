@@ -13,7 +13,7 @@ from dmsmil import figures
 from dmsmil.book.pages import _aligned, _drawn, _linked, alt_text, first_sentence, opening
 
 KNOWN = {"notebooks/03_train.ipynb", "notebooks/walkthroughs/1_first.ipynb", "reference/dmsmil.models.md",
-         "reference/dmsmil.bags.md"}
+         "reference/dmsmil.features.bags.md"}
 
 
 def text(html):
@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("here, there", [
-    ("[a](../../dmsmil/features/bags.py)", "[a](../../reference/dmsmil.bags.md)"),
+    ("[a](../../dmsmil/features/bags.py)", "[a](../../reference/dmsmil.features.bags.md)"),
     ("[a](../../dmsmil/models/__init__.py#L3)", "[a](../../reference/dmsmil.models.md)"),
     ("see [`mine.yaml`](../../params/mine.yaml), now", "see `mine.yaml`, now"),
     ("[a](../../dmsmil/unknown.py)", "a"),
@@ -39,7 +39,7 @@ def root(tmp_path):
     ("[a](https://example.org/dmsmil/features/bags.py)", "[a](https://example.org/dmsmil/features/bags.py)"),
     ("[a](gone.md)", "[a](gone.md)"),
     ("as `03_train` and `dmsmil.features.bags` say", "as [`03_train`](../03_train.ipynb) and "
-                                            "[`dmsmil.features.bags`](../../reference/dmsmil.bags.md) say"),
+                                            "[`dmsmil.features.bags`](../../reference/dmsmil.features.bags.md) say"),
     ("`1_first`, `other`, [`03_train`](../03_train.ipynb)", "`1_first`, `other`, [`03_train`](../03_train.ipynb)")])
 def test_links_lead_to_pages_or_are_words(root, here, there):
     assert _linked(here, "notebooks/walkthroughs/1_first.ipynb", KNOWN, root) == there
@@ -47,7 +47,7 @@ def test_links_lead_to_pages_or_are_words(root, here, there):
 
 def test_a_link_is_relative_to_its_page(root):
     assert _linked("`dmsmil.features.bags`", "notebooks/03_train.ipynb", KNOWN, root) == \
-        "[`dmsmil.features.bags`](../reference/dmsmil.bags.md)"
+        "[`dmsmil.features.bags`](../reference/dmsmil.features.bags.md)"
 
 
 @pytest.mark.parametrize("how, call", [
