@@ -369,3 +369,18 @@ def test_the_sentence_says_so_when_there_is_no_test():
                                        "vary: its error cannot be estimated.")
     same = compare(perfect, {"twin": perfect}, "ILC").iloc[0]
     assert sentence(same, "DMSMIL") == "DMSMIL is not shown to be better than twin: +0.000 AUC, corrected p = 1.00."
+
+
+def test_of_three_classes_the_pooled_test_names_the_one_it_sets_against_the_rest():
+    rng = np.random.default_rng(3)
+    tables = []
+    for _ in range(2):
+        p = rng.dirichlet([1, 1, 1], 30)
+        table = predictions_table([f"s{i}" for i in range(30)], [f"p{i}" for i in range(30)],
+                                  np.array(["a", "b", "c"])[np.arange(30) % 3], p, ["a", "b", "c"])
+        tables.append(table.assign(fold=np.arange(30) // 3 % 2, seed=0))
+    row = compare(tables[0], {"other": tables[1]}, "b").iloc[0]
+    assert row.DeLong_class == "b" and "pooled AUC of b against the rest" in sentence(row, "DMSMIL", "DeLong")
+    assert not any("against the rest" in sentence(row, "DMSMIL", metric) for metric in ("ACC", "AUC"))
+    two = predictions([0, 1] * 10, np.arange(20))
+    assert compare(two, {"other": two}, "ILC").iloc[0].DeLong_class == ""

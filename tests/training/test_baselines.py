@@ -1,10 +1,13 @@
 """Each baseline finds what it looks at, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from dmsmil.cohorts.folds import make_folds
+from dmsmil.jobs.files import InputError
 from dmsmil.training.baselines import (
     COLOUR,
     MAJORITY,
@@ -70,6 +73,16 @@ def test_an_unseen_or_unnamed_site_gets_the_prior():
     folds = make_folds(cohort, 5)
     lonely = cohort.assign(site=[f"only{i}" if i % 2 else "" for i in range(len(cohort))])
     pd.testing.assert_series_equal(site_predictions(folds, lonely).prob_b, majority_predictions(folds).prob_b)
+
+
+def test_a_rule_and_a_method_are_never_asked_about_different_labels():
+    """cohort.csv was edited, folds.csv was not."""
+    bags = make_bags(24)
+    folds = folds_of(bags)
+    with pytest.raises(InputError, match="slide slide000 has another label or patient.*run 00_cohort again"):
+        baseline_predictions(replace(bags, labels=1 - bags.labels), folds, cohort_of(bags))
+    with pytest.raises(InputError, match="slide slide000 has another label or patient"):
+        baseline_predictions(replace(bags, patient_ids=["x", *bags.patient_ids[1:]]), folds, cohort_of(bags))
 
 
 def test_a_site_baseline_stands_only_where_sites_are_known():

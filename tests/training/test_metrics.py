@@ -123,6 +123,21 @@ def test_summary_is_mean_and_deviation_over_folds():
     assert said["ACC_std"] == pytest.approx(np.std(by_fold.ACC, ddof=1))
 
 
+def test_a_fold_of_one_class_is_left_out_of_the_mean_and_counted():
+    t = table()
+    t = t[(t.fold != 0) | (t.label == "IDC")]
+    said, rest = summarise(t, draws=20), score_by_fold(t[t.fold != 0])
+    assert said["AUC_mean"] == pytest.approx(rest.AUC.mean()) and said["undefined"] == 1
+    assert said["AUC_pooled"] == pytest.approx(roc_auc_score(t.label == "ILC", t.prob_ILC))
+    assert set(roc_points(t).fold) == {1, 2}
+
+
+def test_a_class_that_is_neither_tested_nor_said_has_no_f1():
+    t = table(classes=("a", "b", "c"))
+    two = t[(t.label != "c") & (t.pred != "c")]
+    assert score(two)["F1"] == pytest.approx(f1_score(two.label, two.pred, average="macro"))
+
+
 def test_confusion_has_names_and_counts_all():
     matrix = confusion(table())
     assert list(matrix.index) == list(matrix.columns) == CLASSES and matrix.to_numpy().sum() == 60
