@@ -19,12 +19,14 @@ BANDS = 5  # classes of the normalised score, so that QuPath colours tiles witho
 CELL = 16  # pixels of the heatmap along a tile of the finest scale
 
 
-def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None) -> dict:
+def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None,
+                    origin: tuple[int, int] = (0, 0)) -> dict:
     """A GeoJSON FeatureCollection of one slide: 10x tiles as QuPath tile objects, their 20x tiles nested inside.
 
     scores: `explain.tile_scores` of one slide; side: scale -> a tile's side in level-0 px; extra: further measurements
     (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none. As QuPath's reader
     wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children in childObjects.
+    origin: the corner of `Slide.bounds`, from which QuPath counts, for it shows only what was scanned.
     Tiles without a parent at the coarsest scale stand at the top. Raises InputError for scores of several slides.
     """
     if scores.slide_id.nunique() != 1:
@@ -36,7 +38,7 @@ def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFr
     top, parents = [], {}
     for scale in scales:
         for row in scores[scores.scale == scale].to_dict("records"):
-            feature = _feature(slide_id, row, side[scale], numbers)
+            feature = _feature(slide_id, row, side[scale], numbers, origin)
             parent = parents.get(row["place"])
             if scale == scales[0]:
                 parents[row["place"]] = feature
@@ -44,8 +46,8 @@ def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFr
     return {"type": "FeatureCollection", "features": top}
 
 
-def _feature(slide_id: str, row: dict, side: int, numbers: list[str]) -> dict:
-    x, y = int(row["x"]), int(row["y"])
+def _feature(slide_id: str, row: dict, side: int, numbers: list[str], origin: tuple[int, int]) -> dict:
+    x, y = int(row["x"]) - origin[0], int(row["y"]) - origin[1]
     band = min(int(row["normalised"] * BANDS), BANDS - 1)
     colour = [int(round(255 * c)) for c in colormaps["inferno"]((band + 0.5) / BANDS)[:3]]
     said = {name: float(row[name]) for name in numbers}
@@ -67,30 +69,35 @@ def write_qupath(features: dict, path: str | Path) -> Path:
     return Path(path)
 
 
-def heatmap(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int]) -> tuple[np.ndarray, float]:
+def heatmap(scores: pd.DataFrame, side: dict[int, int],
+            bounds: tuple[int, int, int, int]) -> tuple[np.ndarray, float]:
     """(S, H, W) float32 normalised scores, NaN where there is no tile, and how many level-0 px a pixel covers.
 
+    bounds: (x, y, width, height) of what the map covers, in level-0 px: the whole slide, or what was scanned of it.
     One channel a scale, coarse to fine; a tile of the finest scale is about CELL pixels wide.
     """
     step = min(side.values()) / CELL
-    width, height = (int(np.ceil(size / step)) for size in dimensions)
+    width, height = (int(np.ceil(size / step)) for size in bounds[2:])
     scales = sorted(scores.scale.unique())
     image = np.full((len(scales), height, width), np.nan, np.float32)
     for channel, scale in zip(image, scales):
         for x, y, value in scores.loc[scores.scale == scale, ["x", "y", "normalised"]].itertuples(index=False):
-            left, top, right, bottom = (int(round(v / step)) for v in (x, y, x + side[scale], y + side[scale]))
+            left, top = x - bounds[0], y - bounds[1]
+            edges = left, top, left + side[scale], top + side[scale]
+            left, top, right, bottom = (max(0, int(round(v / step))) for v in edges)
             channel[top:bottom, left:right] = value
     return image, step
 
 
-def write_heatmap(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int], mpp: float,
+def write_heatmap(scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int, int, int, int], mpp: float,
                   path: str | Path) -> Path:
     """Write `heatmap` as a pyramidal OME-TIFF (.ome.tif), a channel a scale; mpp: um a level-0 pixel of the slide.
 
+    bounds: `Slide.bounds`, what QuPath shows of the slide, so that the map covers just that.
     Its pixel size in the OME metadata is that of the slide times the step, so that a viewer which knows both lays the
     one over the other. NaN (no tile) is kept.
     """
-    image, step = heatmap(scores, side, dimensions)
+    image, step = heatmap(scores, side, bounds)
     levels = max(0, int(np.log2(max(image.shape[1:]) / 256)))
     names = [f"score {scale}x" for scale in sorted(scores.scale.unique())]
     size = {"PhysicalSizeX": mpp * step, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp * step,

@@ -23,8 +23,9 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.reader import Slide, tile_size_level0
-from dmsmil.slides.tiles import WHITE, tissue_pixels
+from dmsmil.slides.density import WHITE, padding, padding_pixels, tissue_pixels
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.reader import Slide
 
 # Chosen on the fields of TUNED_ON at 20x and 10x, each on a plateau.
 NOISE_UM = 0.3       # standard deviation of the blur of haematoxylin
@@ -64,7 +65,8 @@ def haematoxylin(tile: np.ndarray) -> np.ndarray:
 
 def stain_of(tiles, mpp: float) -> Stain:
     """The stain of RGB tiles of one slide, from their tissue pixels; contrast 0 where there is no tissue."""
-    planes = [_blur(haematoxylin(tile), NOISE_UM / mpp)[(tile < WHITE).any(2)] for tile in tiles]
+    planes = [_blur(haematoxylin(tile), NOISE_UM / mpp)[(tile < WHITE).any(2) & (padding(tile) == 0)]
+              for tile in tiles]
     values = np.concatenate(planes) if planes else np.empty(0, np.float32)
     if not values.size or values.min() == values.max():
         return Stain(float("inf"), 0.0)
@@ -204,7 +206,8 @@ def tile_nuclei(slide: Slide, coords: np.ndarray, magnification: float, tile_px:
     for x, y in coords.tolist():
         tile = slide.read(x, y, magnification, tile_px)
         table = measure(segment(tile, mpp, stain), tile, mpp, stain)
-        rows.append(dict(x=x, y=y) | summarise(table, tissue_pixels(tile) * mpp**2 / 1e6))
+        tissue = tissue_pixels(tile) - padding_pixels(tile)
+        rows.append(dict(x=x, y=y) | summarise(table, tissue * mpp**2 / 1e6))
     return pd.DataFrame(rows, columns=["x", "y", "nuclei", "area_um2", "density_mm2", "lymphocyte_share"])
 
 

@@ -29,10 +29,11 @@ def watched() -> bool:
 def overlay(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, int], scale: int) -> Image.Image:
     """RGBA picture of one scale's normalised scores over the whole slide, clear where there is no tile.
 
-    scores, side, dimensions: as `export.heatmap` takes them. A low score covers less than a high one, so that the
-    tissue under it stays visible. The picture has the slide's aspect ratio, for a viewer stretches it over the slide.
+    scores, side: as `export.heatmap` takes them; dimensions: (width, height) of the slide. A low
+    score covers less than a high one, so that the tissue under it stays visible. The picture has the slide's aspect
+    ratio, for a viewer stretches it over the slide.
     """
-    image, step = heatmap(scores, side, dimensions)
+    image, step = heatmap(scores, side, (0, 0, *dimensions))
     value = image[sorted(scores.scale.unique()).index(scale)]
     colour = COLOURS(np.nan_to_num(value), bytes=True)
     colour[..., 3] = np.where(np.isfinite(value), 255 * (0.2 + 0.6 * np.nan_to_num(value)), 0)

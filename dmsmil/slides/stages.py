@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.slides.density import check_black
 from dmsmil.slides.reader import Slide, open_slide
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, select_tiles
@@ -16,29 +17,39 @@ from dmsmil.slides.tiles import Tiles, select_tiles
 
 def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                 mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
-                scheduler: str = "") -> pd.DataFrame:
+                scheduler: str = "", black: str = "padding") -> pd.DataFrame:
     """Choose the tiles of every slide of a cohort and keep them in the store.
 
-    workers, scheduler: as for `run_units`.
+    mpp: of slides that do not say, in the file or in the cohort table; black: as for `select_tiles`; workers,
+    scheduler: as for `run_units`.
     Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
-    Raises InputError when no slide could be tiled.
+    Raises InputError when no slide could be tiled, or for an unknown `black`.
     """
-    units = {row.slide_id: (store, row.slide_id, row.path, row.mpp or mpp,
-                            tile_config(store, row, k, min_density, seed, mpp)) for row in cohort.itertuples()}
+    units = {row.slide_id: (store, row.slide_id, row.path, tile_config(store, row, k, min_density, seed, mpp, black))
+             for row in cohort.itertuples()}
     return over_slides(store, cohort, units, _tile_slide, "tiles", store.has_tiles, workers, report, scheduler)
 
 
-def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float) -> dict:
-    """Everything that decides a slide's tiles; the size of the file stands for its content."""
+def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float, black: str = "padding") -> dict:
+    """Everything that decides a slide's tiles; the size of the file stands for its content.
+
+    mpp is the cohort table's word for this slide, fallback_mpp the study's for slides that do not say.
+    """
+    check_black(black)
     size = Path(row.path).stat().st_size if Path(row.path).is_file() else int(getattr(row, "size", 0) or 0)
     return {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
-            "mpp": float(row.mpp or mpp), "bytes": size}
+            "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size}
 
 
-def _tile_slide(store: Store, slide_id: str, path: str, mpp: float, config: dict) -> dict:
+def open_configured(path: str, slide_id: str, config: dict) -> Slide:
+    """A slide as `tile_config` reads it."""
+    return open_slide(path, config["mpp"], slide_id, config["fallback_mpp"])
+
+
+def _tile_slide(store: Store, slide_id: str, path: str, config: dict) -> dict:
     """Choose and keep the tiles of one slide (in a worker)."""
     started = time.perf_counter()
-    with open_slide(path, mpp, slide_id) as slide:
+    with open_configured(path, slide_id, config) as slide:
         tiles = choose_tiles(slide, config)
         store.write_tiles(tiles, config)
         return slide_row(tiles, slide, started)
@@ -46,7 +57,7 @@ def _tile_slide(store: Store, slide_id: str, path: str, mpp: float, config: dict
 
 def choose_tiles(slide: Slide, config: dict, pixels: bool = False) -> Tiles:
     return select_tiles(slide, config["k"], config["tile_px"], config["seed"], config["min_density"],
-                        tuple(config["scales"]), pixels)
+                        tuple(config["scales"]), pixels, config["black"])
 
 
 def slide_row(tiles: Tiles, slide: Slide, started: float) -> dict:

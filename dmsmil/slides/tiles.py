@@ -1,4 +1,4 @@
-"""Score the density of a slide's tiles and choose the linked 10x and 20x tiles of paper 2.2.
+"""Choose the densest 10x tiles of a slide and, linked to them, its 20x tiles (paper 2.2).
 
 The selection is exactly that of reading and scoring every tile, at a fraction of its cost (`screen`, `select_tiles`).
 """
@@ -14,12 +14,9 @@ import cv2
 import numpy as np
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.reader import Level, Slide, shrink, tile_size_level0
-
-WHITE = 200                  # a pixel with R, G or B below this is tissue (paper 2.2)
-SCREEN_NOISE = 4             # grey levels between a low-resolution pixel and the mean of the pixels below it (JPEG)
-SCREEN_STRAY = 0.002         # share of a tile's pixels that may be off by more than that
-SCREEN_PIXELS = 200_000_000  # a level with more pixels is not screened on: it is held in memory whole
+from dmsmil.slides.density import check_black, padding_pixels, screen, screening_level, tissue_pixels
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.reader import Slide, shrink
 
 
 @dataclass
@@ -46,12 +43,6 @@ class Tiles:
     pixels: dict[int, np.ndarray] | None = field(default=None, repr=False)
 
 
-def tissue_pixels(tile: np.ndarray) -> int:
-    """How many pixels of an RGB tile have at least one of R, G, B below 200; their share is its density (paper 2.2)."""
-    white = cv2.inRange(tile, (WHITE, WHITE, WHITE), (255, 255, 255))
-    return white.size - cv2.countNonZero(white)
-
-
 def child_corner(seed: int, slide_id: str, parent: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
     """Corner of the random tile of `scale` inside the tile at `parent`, uniform over the (room + 1)² level-0 offsets.
 
@@ -62,96 +53,48 @@ def child_corner(seed: int, slide_id: str, parent: tuple[int, int], scale: int, 
     return parent[0] + dx, parent[1] + dy
 
 
-def screening_level(slide: Slide, magnification: float, tile_px: int) -> Level | None:
-    """The finest level on which tiles of `magnification` can be screened at less cost than reading them, if any.
+def tile_grid(slide: Slide, scales: tuple[int, ...], tile_px: int) -> tuple[int, int]:
+    """(columns, rows) of the tiles of the first scale that lie whole inside a slide.
 
-    Its pixels must each be made of whole tile pixels: base magnification and step whole multiples, and a level size
-    that is the slide's divided by the step (rounded, as scanners do, which is what makes downsamples odd).
+    Raises InputError: slide scanned below one of `scales`, or smaller than a tile.
     """
-    source, _ = slide.source(magnification, tile_px)
-    ratio, side = slide.magnification / magnification, tile_size_level0(slide.magnification, magnification, tile_px)
-    for level in slide.levels:
-        whole = ratio == round(ratio) and level.step % round(ratio) == 0
-        blocks = all(abs(n * level.step - n0) < level.step
-                     for n, n0 in zip((level.width, level.height), slide.dimensions))
-        if whole and blocks and 2 * source.downsample * (1 - 1e-3) <= level.step <= side \
-                and level.width * level.height <= SCREEN_PIXELS:
-            return level
-    return None
-
-
-def screen(slide: Slide, level: Level, magnification: float, tile_px: int, columns: int, rows: int) -> np.ndarray:
-    """Upper bounds (rows, columns) on the number of tissue pixels of every tile, from a low-resolution level.
-
-    Suppose a pixel of `level` with mean m in a channel stands for n tile pixels, k of them below 200 in that channel
-    and none brighter than W. Then n m <= 199 k + W (n - k), so k <= n (W - m) / (W - 199), rounded down. A tile pixel
-    is tissue if it is below 200 in any channel: the bounds of the three channels add up, to n at most. W is 255, but on
-    glass, where that would be too loose, it is the brightest of the 5 x 5 low-resolution pixels around.
-    Assumed of the slide, then: m is that mean, and W that maximum, within SCREEN_NOISE, but for a share SCREEN_STRAY of
-    the tile. `select_tiles` checks the bound on every tile that it reads and drops it for a slide where it fails once.
-    Where the downsample is odd, one more pixel around each tile is counted in, as it may be shifted.
-    """
-    pixels = slide.whole(level)
-    n = (level.step * magnification / slide.magnification) ** 2
-    below = n * (255 - np.arange(256)[:, None].repeat(3, 1) + SCREEN_NOISE) / (255 - (WHITE - 1))
-    table = np.clip(np.floor(below), 0, n).astype(np.uint8 if 3 * n < 256 else np.float32)[None]
-    # n (W - m + noise) < W - 199 with W = around + noise: no pixel below 200
-    glass = (WHITE - 1) + (2 * n - 1) * SCREEN_NOISE
-    side, ring = tile_size_level0(slide.magnification, magnification, tile_px), 0 if level.exact else 1
-
-    def span(index: int) -> tuple[int, int]:
-        """The pixels of `level` that tile row or column `index` touches."""
-        return max(index * side // level.step - ring, 0), -(-(index + 1) * side // level.step) + ring
-
-    bounds = np.zeros((rows, columns))
-    for row in range(rows):
-        top, bottom = span(row)
-        strip = pixels[top:bottom]
-        tissue = cv2.min(cv2.transform(cv2.LUT(strip, table), np.ones((1, 3))), n)
-        if glass < 255:
-            around = cv2.dilate(pixels[max(top - 2, 0) : bottom + 2], np.ones((5, 5), np.uint8))[min(top, 2) :]
-            clear = cv2.addWeighted(strip, n, around[: len(strip)], 1 - n, 0)
-            tissue[cv2.inRange(clear, (glass + 1,) * 3, (255,) * 3) > 0] = 0
-        # what the level leaves out at its right and lower edges might all be tissue
-        line = np.full(span(columns - 1)[1], n * (bottom - top))
-        line[: level.width] = cv2.reduce(tissue, 0, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[0, : len(line)]
-        line[: level.width] += n * (bottom - top - len(strip))
-        total = np.concatenate([[0.0], np.cumsum(line)])
-        for column in range(columns):
-            left, right = span(column)
-            bounds[row, column] = total[right] - total[left]
-    return np.minimum(bounds + SCREEN_STRAY * tile_px**2, tile_px**2)
+    for scale in scales:
+        slide.source(scale, tile_px)  # refuses a scale above the slide's own
+    side = tile_size_level0(slide.magnification, scales[0], tile_px)
+    columns, rows = (n // side for n in slide.dimensions)
+    if not columns or not rows:
+        raise InputError(f"slide {slide.path.name} ({slide.dimensions[0]} x {slide.dimensions[1]} px) is smaller than "
+                         f"one {scales[0]}x tile of {side} px: take it out of the cohort table or lower tile_px")
+    return columns, rows
 
 
 def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, min_density: float = 0.05,
-                 scales: tuple[int, ...] = (10, 20), pixels: bool = False) -> Tiles:
+                 scales: tuple[int, ...] = (10, 20), pixels: bool = False, black: str = "padding") -> Tiles:
     """The `k` densest tiles of the first scale and, for each, one random tile of every other scale inside it.
 
     Tiles of `tile_px` lie on a grid without overlap, whole inside the slide; those less dense than `min_density` are
-    glass, so that fewer than `k` is normal. Equal densities are ranked by position (y, then x).
+    glass, so that fewer than `k` is normal. Equal densities are ranked by position (y, then x). Black padding is no
+    tissue, and the slide's warnings say how many tiles are mostly that; with `black` "tissue" it is as dense as tissue
+    can be.
 
     Exact at a fraction of the cost: tiles are read in the order of their upper bounds (`screen`), until the worst of
     the k best read so far ranks before the best that the next tile could still reach; then no unread tile can displace
     any. `pixels` keeps the decoded tiles (k pairs in memory), so that choosing and encoding need one decode.
 
-    Raises InputError: no tissue, slide smaller than a tile or scanned below a scale, damaged file.
+    Raises InputError: no tissue, slide smaller than a tile or scanned below a scale, damaged file, unknown `black`.
     """
     if k < 1 or tile_px < 1:
         raise InputError(f"k = {k} and tile_px = {tile_px}: both must be at least 1")
-    name, first = slide.path.name, scales[0]
-    for scale in scales:
-        slide.source(scale, tile_px)  # refuses a scale above the slide's own
-    side = tile_size_level0(slide.magnification, first, tile_px)
-    columns, rows = (n // side for n in slide.dimensions)
-    if not columns or not rows:
-        raise InputError(f"slide {name} ({slide.dimensions[0]} x {slide.dimensions[1]} px) is smaller than one "
-                         f"{first}x tile of {side} px: take it out of the cohort table or lower tile_px")
-
-    level, area = screening_level(slide, first, tile_px), tile_px**2
-    bounds = np.full((rows, columns), float(area)) if level is None \
-        else screen(slide, level, first, tile_px, columns, rows)
+    check_black(black)
+    name, first, area = slide.path.name, scales[0], tile_px**2
+    columns, rows = tile_grid(slide, scales, tile_px)
+    level = screening_level(slide, first, tile_px)
+    if level is None:
+        bounds, taken = np.full((rows, columns), float(area)), np.zeros((rows, columns))
+    else:
+        bounds, taken = screen(slide, level, first, tile_px, columns, rows, black)
     waiting = sorted((-bound, *cell) for cell, bound in np.ndenumerate(bounds) if bound / area >= min_density)
-    best = _Best(slide, min(k, bounds.size), tile_px, seed, min_density, scales, pixels)
+    best = _Best(slide, min(k, bounds.size), tile_px, seed, min_density, scales, pixels, black, taken)
     done = set()
     while waiting:
         for bound, *cell in waiting:
@@ -166,18 +109,24 @@ def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, 
                 break
         else:
             waiting = []
+    padded = int((best.padding > area / 2).sum())
+    if padded:
+        slide.warnings.append(f"slide {name}: {padded} or more of {bounds.size} {first}x tiles are mostly black "
+                              "padding, which is not counted as tissue (`black: tissue` counts it)")
     if not best.heap:
-        raise InputError(f"slide {name} has no tissue: no {first}x tile reaches density {min_density:g}; "
-                         "look at its thumbnail, then take it out of the cohort table or lower min_density")
+        raise InputError(f"slide {name} has no tissue: no {first}x tile reaches density {min_density:g}"
+                         + (f", {padded} or more of {bounds.size} are mostly black padding" if padded else "")
+                         + "; look at its thumbnail, then take it out of the cohort table or lower min_density")
     return best.tiles(grid=bounds.size, read=len(done))
 
 
 class _Best:
     """The k densest tiles read so far: a heap of (tissue pixels, -row, -column), the worst first, and what they are."""
 
-    def __init__(self, slide, k, tile_px, seed, min_density, scales, pixels):
+    def __init__(self, slide, k, tile_px, seed, min_density, scales, pixels, black, padding):
         self.slide, self.k, self.tile_px, self.seed = slide, k, tile_px, seed
-        self.min_density, self.scales = min_density, scales
+        self.min_density, self.scales, self.black = min_density, scales, black
+        self.padding = padding  # (rows, columns) of each tile: at least so many pixels, or just so many once it is read
         self.sides = {scale: tile_size_level0(slide.magnification, scale, tile_px) for scale in scales}
         self.heap, self.known = [], {}
         self.images = {scale: np.empty((k, tile_px, tile_px, 3), np.uint8) for scale in scales} if pixels else None
@@ -193,7 +142,8 @@ class _Best:
         source, size = slide.source(first, tile_px)
         region = slide.region(source, *corners[first], size)
         tile = shrink(region, tile_px)
-        tissue = tissue_pixels(tile)
+        self.padding[row, column] = padding_pixels(tile) if self.black == "padding" else 0
+        tissue = tissue_pixels(tile) - int(self.padding[row, column])
         if tissue / tile_px**2 < self.min_density or self.surpass(tissue, row, column):
             return tissue
         slot = len(self.heap) if len(self.heap) < self.k else self.known.pop(heapq.heappop(self.heap))[0]

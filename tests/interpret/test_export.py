@@ -12,6 +12,9 @@ import tifffile
 from dmsmil.interpret.explain import normalise
 from dmsmil.interpret.export import heatmap, qupath_features, write_heatmap, write_qupath
 from dmsmil.jobs.files import InputError
+from dmsmil.slides.reader import open_slide
+from dmsmil.slides.tiles import select_tiles
+from tests.slides.pyramids import texture, write_scn
 
 SIDE = {10: 512, 20: 256}
 # What qupath-core's QuPathTypeAdapters reads: it skips ids that are no UUIDs and anything outside `properties`.
@@ -86,13 +89,54 @@ def test_single_scale_tiles_stand_at_the_top(scores):
     assert len(found["features"]) == 6 and "childObjects" not in found["features"][0]["properties"]
 
 
+def test_names_with_signs_and_of_any_language_come_out_as_written_and_harmless(scores, tmp_path):
+    """A name of a slide is nowhere but in ids; one of a measurement is text in JSON, whatever its signs are."""
+    named = scores.assign(slide_id="<script>alert(4)</script>", label='导管癌 <b>&"|\n', patient_id="../x")
+    odd = '核 <img src=x onerror="alert(4)"> & | \\ \u2028'
+    nuclei = pd.DataFrame({"scale": 20, "place": range(6), odd: 1.5})
+    path = write_qupath(qupath_features(named, SIDE, nuclei), tmp_path / "导管癌 & 小叶癌.geojson")
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text)
+    jsonschema.validate(found, SCHEMA)
+    assert found["features"][0]["properties"]["childObjects"][0]["properties"]["measurements"][odd] == 1.5
+    assert text.isascii(), "read alike whatever the reader takes for the encoding"
+    assert "script" not in text and "导管癌" not in text, "neither slide nor class nor patient is in the file"
+    assert write_qupath({"type": "FeatureCollection", "features": []}, path).read_text() == \
+        '{"type": "FeatureCollection", "features": []}'
+
+
+def test_both_lie_over_what_qupath_shows_of_a_slide_that_begins_elsewhere(tmp_path):
+    """A Leica SCN: QuPath crops the slide to its bounds and counts from there."""
+    image = texture(1024, 1536, coverage=1)
+    with open_slide(write_scn(tmp_path / "a.scn", image, (2048, 1088))) as slide:
+        tiles = select_tiles(slide, 1000, 128, scales=(10,))
+        bounds, mpp = slide.bounds, slide.mpp
+    x, y = tiles.coords[10].T
+    scores = pd.DataFrame(dict(slide_id="a", scale=10, place=range(len(x)), x=x, y=y, score=tiles.density,
+                               normalised=normalise(tiles.density)))
+    assert x.min() == 2048 and y.min() < 1088 < bounds[1] + 1, "a tile juts out of the image at its upper edge"
+    found = qupath_features(scores, {10: 256}, origin=bounds[:2])["features"]
+    corners = np.array([f["geometry"]["coordinates"][0][0] for f in found])
+    np.testing.assert_array_equal(corners, np.stack([x, y], 1) - [2048, 1088])
+    for (left, top), score in list(zip(corners, tiles.density))[:10:3]:
+        cut = image[max(top, 0) : top + 256, left : left + 256]  # what QuPath shows there
+        assert abs((cut.min(2) < 200).mean() * len(cut) / 256 - score) < 0.08
+    path = write_heatmap(scores, {10: 256}, bounds, mpp, tmp_path / "a.ome.tif")
+    with tifffile.TiffFile(path) as tif:
+        shown = tif.series[0].asarray().reshape(64, 96)
+        assert 'PhysicalSizeX="8.0"' in tif.ome_metadata, "as large as what QuPath shows: 1536 x 1024 px of 0.5 um"
+    for (left, top), value in zip(corners, scores.normalised):
+        assert shown[max(top // 16, 0), left // 16] == pytest.approx(value, abs=1e-6)
+    assert np.isfinite(shown).sum() == sum(16 * ((min(top + 256, 1024) - max(top, 0)) // 16) for _, top in corners)
+
+
 def test_two_slides_are_refused(scores):
     with pytest.raises(InputError, match="2 slides"):
         qupath_features(pd.concat([scores, scores.assign(slide_id="t")]), SIDE)
 
 
 def test_the_heatmap_shows_each_tile_its_score_and_nothing_elsewhere(scores):
-    image, step = heatmap(scores, SIDE, (2048, 1100))
+    image, step = heatmap(scores, SIDE, (0, 0, 2048, 1100))
     assert image.shape == (2, 69, 128) and step == 16
     for row in scores.itertuples():
         inside = image[int(row.scale == 20)][row.y // 16 + 1, row.x // 16 + 1]
@@ -101,9 +145,9 @@ def test_the_heatmap_shows_each_tile_its_score_and_nothing_elsewhere(scores):
 
 
 def test_the_ome_tiff_is_a_pyramid_that_says_its_pixel_size(scores, tmp_path):
-    path = write_heatmap(scores, SIDE, (40000, 30000), 0.5, tmp_path / "s.ome.tif")
+    path = write_heatmap(scores, SIDE, (0, 0, 40000, 30000), 0.5, tmp_path / "s.ome.tif")
     with tifffile.TiffFile(path) as tif:
         assert tif.is_ome and tif.series[0].axes == "CYX" and len(tif.series[0].levels) == 4
         assert 'PhysicalSizeX="8.0"' in tif.ome_metadata and "score 20x" in tif.ome_metadata
-        np.testing.assert_array_equal(tif.series[0].asarray(), heatmap(scores, SIDE, (40000, 30000))[0])
+        np.testing.assert_array_equal(tif.series[0].asarray(), heatmap(scores, SIDE, (0, 0, 40000, 30000))[0])
         assert tif.series[0].levels[1].shape == (2, 937, 1250)

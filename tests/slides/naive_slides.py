@@ -1,7 +1,7 @@
 """The straightforward selection with OpenSlide alone: every 10x tile read and scored, the best read again at 20x.
 
-The oracle of tests/slides/test_tiles.py and the peer of `dmsmil bench`; slow on purpose, and sharing only the random offset
-of the 20x tile with the package (a hash cannot be checked by writing it twice).
+The oracle of tests/slides/test_tiles.py and the peer of `dmsmil bench`; slow on purpose, and sharing only the random
+offset of the 20x tile with the package (a hash cannot be checked by writing it twice).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import openslide
 import tifffile
 from PIL import Image
+from scipy import ndimage
 
 from dmsmil.slides.tiles import child_corner
 from tests.slides.pyramids import TILE, describe, shrink, texture
@@ -30,23 +31,29 @@ def read_tile(slide, x: int, y: int, base: float, magnification: float, tile_px:
     return pixels if size == tile_px else cv2.resize(pixels, (tile_px, tile_px), interpolation=cv2.INTER_AREA)
 
 
-def density(tile: np.ndarray) -> float:
-    """Share of pixels with at least one of R, G, B below 200."""
-    return float(np.any(tile < 200, axis=2).mean())
+def density(tile: np.ndarray, black: str = "padding") -> float:
+    """Share of pixels with at least one of R, G, B below 200 in no 7 x 7 square of pixels up to (10, 10, 10)."""
+    tissue = np.any(tile < 200, axis=2)
+    dark = np.all(tile <= 10, axis=2)
+    if black == "padding" and dark.any():
+        squares = ndimage.binary_erosion(dark, np.ones((7, 7)), border_value=1)
+        tissue &= ~ndimage.binary_dilation(squares, np.ones((7, 7)))
+    return float(tissue.mean())
 
 
-def naive_scores(path, tile_px: int, magnification: float) -> list[tuple[float, int, int]]:
+def naive_scores(path, tile_px: int, magnification: float, black: str = "padding") -> list[tuple[float, int, int]]:
     """(density, y, x) of every whole 10x tile of a slide."""
     with openslide.OpenSlide(path) as slide:
         side = round(tile_px * magnification / 10)
         width, height = slide.dimensions
-        return [(density(read_tile(slide, x, y, magnification, 10, tile_px)), y, x)
+        return [(density(read_tile(slide, x, y, magnification, 10, tile_px), black), y, x)
                 for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
 
 
-def naive_select(path, k: int, tile_px: int, seed: int, min_density: float, magnification: float) -> dict:
+def naive_select(path, k: int, tile_px: int, seed: int, min_density: float, magnification: float,
+                 black: str = "padding") -> dict:
     """coords {10, 20: (N, 2)}, density (N,) and pixels {10, 20: (N, tile_px, tile_px, 3)} in raster order."""
-    scores = [score for score in naive_scores(path, tile_px, magnification) if score[0] >= min_density]
+    scores = [score for score in naive_scores(path, tile_px, magnification, black) if score[0] >= min_density]
     chosen = sorted(sorted(scores, key=lambda s: (-s[0], s[1], s[2]))[:k], key=lambda s: s[1:])
     room = round(tile_px * magnification / 10) - round(tile_px * magnification / 20)
     corners = {10: [(x, y) for _, y, x in chosen]}

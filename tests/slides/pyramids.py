@@ -68,6 +68,38 @@ def write_pyramid(path, image: np.ndarray, objective: float | None = 20, mpp: fl
     return path
 
 
+def write_scn(path, image: np.ndarray, offset: tuple[int, int], mpp: float = 0.5, objective: float = 20) -> Path:
+    """Write `image` (H, W, 3) as a Leica SCN whose image begins at `offset` (x, y) of a slide three times as large.
+
+    OpenSlide reads the whole slide, clear around the image; QuPath shows the image alone.
+    """
+    path, nm = Path(path), round(1000 * mpp)
+    height, width = image.shape[:2]
+    pictures = [np.full((256, 256, 3), 240, np.uint8), image, shrink(image, 4)]
+
+    def one(name: str, levels: dict[int, int], place: tuple[int, int, int, int], power: float) -> str:
+        """The XML of an image: its levels {number: page}, its place (x, y, width, height) in pixels of the slide."""
+        sizes = {page: 'sizeX="{}" sizeY="{}"'.format(*pictures[page].shape[1::-1]) for page in levels.values()}
+        pixels = "".join(f'<dimension {sizes[page]} r="{number}" ifd="{page}"/>' for number, page in levels.items())
+        x, y, w, h = (side * nm for side in place)
+        return (f'<image name="{name}" uuid="urn:uuid:{name}"><creationDate>2020-01-01</creationDate>'
+                f'<device model="Leica SCN400" version="1"/><pixels {sizes[levels[0]]}>{pixels}'
+                f'</pixels><view sizeX="{w}" sizeY="{h}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
+                f'<objectiveSettings><objective>{power:g}</objective></objectiveSettings><illuminationSettings>'
+                '<numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource>'
+                '</illuminationSettings></scanSettings></image>')
+
+    text = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:scn">'
+            f'<collection name="c" uuid="urn:uuid:c" sizeX="{3 * width * nm}" sizeY="{3 * height * nm}">'
+            + one("macro", {0: 0}, (0, 0, 3 * width, 3 * height), 0.6)
+            + one("main", {0: 1, 1: 2}, (*offset, width, height), objective) + "</collection></scn>")
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for page, picture in enumerate(pictures):
+            tif.write(picture, tile=(TILE, TILE), compression="jpeg", compressionargs={"level": 90}, photometric="rgb",
+                      metadata=None, description=None if page else text)
+    return path
+
+
 def make_slide(path, width: int = 1536, height: int = 1280, seed: int = 0, coverage: float = 0.4, glass: int = 243,
                loose: float = 0.0, objective: float | None = 20, mpp: float | None = 0.5,
                factors: tuple[int, ...] = (1, 4, 16)) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from scipy import stats
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides import reader as slides
-from dmsmil.slides import tiles as tiles_room
-from dmsmil.slides.reader import open_slide, tile_size_level0
-from dmsmil.slides.tiles import child_corner, read_tiles, select_tiles
+from dmsmil.slides import density as density_room
+from dmsmil.slides import tiff
+from dmsmil.slides.magnification import tile_size_level0
+from dmsmil.slides.reader import open_slide
+from dmsmil.slides.tiles import child_corner, read_tiles, select_tiles, tile_grid
 from tests.conftest import assert_one_line
 from tests.slides.naive_slides import naive_scores, naive_select
 from tests.slides.pyramids import make_slide, texture, write_pyramid
@@ -40,6 +42,35 @@ KINDS = {
 }
 
 
+def frame(image, value=0, width=150):
+    """Black on all four sides, as where a scanner's camera did not go."""
+    image[:width] = image[-width:] = image[:, :width] = image[:, -width:] = value
+
+
+def half(image, value=0):
+    image[:, image.shape[1] // 2 :] = value
+
+
+def ink(image):
+    """Two blots: black ink, whose texture rises above black, and one so dark that half of it does not."""
+    rng = np.random.default_rng(0)
+    for top, mean in ((200, 20), (800, 8)):
+        blot = rng.normal(mean, 8, (300, 400, 1)) + rng.normal(0, 2, (300, 400, 3))
+        image[top : top + 300, 300:700] = np.clip(blot, 0, 255)
+
+
+PAINTED = {  # kind: (the slide, what is painted over it)
+    "half black": (dict(seed=14), half),
+    "nearly black": (dict(seed=15), lambda image: half(image, (3, 2, 4))),
+    "black frame": (dict(seed=16), frame),
+    "black frame 40x odd": (dict(seed=17, **ODD), frame),
+    "black frame 40x exact": (dict(seed=18, width=2048, height=1792, objective=40, mpp=0.25, coverage=0.8), frame),
+    "black frame dense": (dict(seed=19, coverage=1.0), lambda image: frame(image, 1, 193)),
+    "black one level": (dict(seed=20, width=900, height=800, factors=(1,)), frame),
+    "ink": (dict(seed=21), ink),
+}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """make(kind) -> (path, base magnification, all naive scores); each slide is made once."""
@@ -47,12 +78,24 @@ def made(tmp_path_factory):
 
     def make(kind):
         if kind not in known:
-            path = make_slide(folder / f"{kind.replace(' ', '_')}.svs", **KINDS[kind])
+            path = folder / f"{kind.replace(' ', '_')}.svs"
+            if kind in KINDS:
+                make_slide(path, **KINDS[kind])
+            else:
+                paint(path, *PAINTED[kind])
             with open_slide(path) as slide:
                 known[kind] = path, slide.magnification, naive_scores(path, PX, slide.magnification)
         return known[kind]
 
     return make
+
+
+def paint(path, options, brush):
+    """A made slide with something painted over it."""
+    options = dict(width=1536, height=1280, objective=20, mpp=0.5, factors=(1, 4, 16), coverage=0.4) | options
+    image = texture(options["height"], options["width"], options["seed"], options["coverage"])
+    brush(image)
+    return write_pyramid(path, image, options["objective"], options["mpp"], options["factors"])
 
 
 def assert_same(tiles, expected):
@@ -70,10 +113,75 @@ def test_selection_is_the_naive_one(made, kind, k, seed, min_density):
         with open_slide(path) as slide, pytest.raises(InputError, match="no tissue"):
             select_tiles(slide, k, PX, seed, min_density)
         return
-    expected = naive_select(path, k, PX, seed, min_density, base)
+    expected = naive_select(path, k, PX, seed, min_density, base, black="tissue")  # the paper's letter
     with open_slide(path) as slide:
         assert_same(select_tiles(slide, k, PX, seed, min_density, pixels=True), expected)
         assert not slide.warnings
+
+
+@pytest.mark.parametrize("kind", PAINTED)
+@pytest.mark.parametrize("k, seed, min_density, black", [
+    (5, 0, 0.05, "padding"), (1000, 1, 0.05, "padding"), (12, 7, 0.5, "tissue")])
+def test_selection_beside_black_is_the_naive_one(made, kind, k, seed, min_density, black):
+    path, base, _ = made(kind)
+    expected = naive_select(path, k, PX, seed, min_density, base, black)
+    with open_slide(path) as slide:
+        assert_same(select_tiles(slide, k, PX, seed, min_density, pixels=True, black=black), expected)
+        if black == "tissue" or kind == "ink":
+            assert not slide.warnings
+
+
+@pytest.mark.parametrize("kind", ["half black", "nearly black", "black frame", "black frame 40x odd",
+                                  "black one level"])
+def test_black_padding_is_left_out_counted_and_said(made, kind):
+    path, base, scores = made(kind)
+    letter = [score[0] for score in naive_scores(path, PX, base, "tissue")]
+    padded = sum(all_of_it - score[0] > 0.5 for all_of_it, score in zip(letter, scores))
+    for k in (4, 1000):
+        with open_slide(path) as slide:
+            tiles = select_tiles(slide, k, PX, pixels=True)
+            counted, = re.fullmatch(rf"slide {path.name}: (\d+) or more of {len(scores)} 10x tiles are mostly black "
+                                    r"padding, which is not counted as tissue \(`black: tissue` counts it\)",
+                                    *slide.warnings).groups()
+            assert int(counted) == padded or k == 4 and "odd" in kind and padded / 2 < int(counted) < padded
+    assert padded > 5 and (kind != "half black" or tiles.read < 0.5 * tiles.grid)  # padding is seen, not read
+    black = (tiles.pixels[10] <= 10).all(-1).mean((1, 2))
+    assert (black + tiles.density < 1.01).all() and black.max() < 0.95, "black is not counted as tissue"
+    with open_slide(path) as slide:
+        assert sorted(select_tiles(slide, 3, PX, black="tissue").density) == sorted(letter)[-3:]
+
+
+def test_ink_and_dense_nuclei_are_no_padding(made):
+    """Real dark tissue has texture: what is painted dark stays as dense as the paper's words make it."""
+    path, base, scores = made("ink")
+    letter = naive_scores(path, PX, base, "tissue")
+    assert [score for score in scores if score[0] > 0.95] == [score for score in letter if score[0] > 0.95]
+    blots = {y // 128 * 12 + x // 128 for y in (256, 896) for x in (384, 512)}  # tiles inside the blots, by number
+    assert all(scores[number][0] == 1 for number in blots)
+    nuclei = np.clip(np.random.default_rng(1).normal((40, 20, 70), 12, (PX, PX, 3)), 0, 255).astype(np.uint8)
+    assert density_room.padding_pixels(nuclei) == 0
+    specks = np.full((PX, PX, 3), 240, np.uint8)
+    specks[::9, ::9] = specks[1::9, ::9] = 0  # pigment
+    assert density_room.padding_pixels(specks) == 0
+
+
+def test_the_edge_of_padding_is_where_it_is():
+    tile = np.full((PX, PX, 3), 120, np.uint8)
+    tile[:20] = 0
+    tile[40:, 60:] = (10, 0, 5)  # in the corner: the square may reach out of the tile
+    assert density_room.padding_pixels(tile) == 20 * PX + 24 * 4
+    assert density_room.tissue_pixels(tile) == PX**2
+    tile[40:, 60:] = (11, 0, 0)
+    assert density_room.padding_pixels(tile) == 20 * PX
+
+
+def test_a_slide_that_is_black_has_no_tissue(tmp_path):
+    path = write_pyramid(tmp_path / "black.svs", np.zeros((600, 700, 3), np.uint8))
+    with open_slide(path) as slide, pytest.raises(InputError, match="no tissue.*20 or more of 20 are mostly") as caught:
+        select_tiles(slide, 5, PX)
+    assert_one_line(caught, "black.svs")
+    with open_slide(path) as slide, pytest.raises(InputError, match="black is 'yes': it is 'padding'.*or 'tissue'"):
+        select_tiles(slide, 5, PX, black="yes")
 
 
 @pytest.mark.parametrize("kind", ["20x", "40x odd", "40x exact", "loose"])
@@ -81,33 +189,36 @@ def test_openslide_alone_gives_the_same(made, kind, monkeypatch):
     path, base, _ = made(kind)
     with open_slide(path) as slide:
         assert slide._tiff is not None
-    monkeypatch.setattr(slides.TiffLevels, "region", lambda *_: (_ for _ in ()).throw(RuntimeError("cannot decode")))
+    monkeypatch.setattr(tiff.TiffLevels, "region", lambda *_: (_ for _ in ()).throw(RuntimeError("cannot decode")))
     with open_slide(path) as slide:
         assert slide._tiff is None
         assert_same(select_tiles(slide, 9, PX, 3, pixels=True), naive_select(path, 9, PX, 3, 0.05, base))
 
 
 def test_a_reader_that_disagrees_is_not_used(made, monkeypatch):
-    honest = slides.TiffLevels.region
-    monkeypatch.setattr(slides.TiffLevels, "region", lambda *arguments: honest(*arguments) ^ 1)
+    honest = tiff.TiffLevels.region
+    monkeypatch.setattr(tiff.TiffLevels, "region", lambda *arguments: honest(*arguments) ^ 1)
     with open_slide(made("20x")[0]) as slide:
         assert slide._tiff is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PAINTED])
 def test_bounds_hold_for_every_tile(made, kind):
     path, base, scores = made(kind)
     with open_slide(path) as slide:
-        level = tiles_room.screening_level(slide, 10, PX)
-        if kind in ("one level", "33x"):
+        level = density_room.screening_level(slide, 10, PX)
+        if kind in ("one level", "33x", "black one level"):
             assert level is None
             return
         side = tile_size_level0(base, 10, PX)
         columns, rows = (n // side for n in slide.dimensions)
-        bounds = tiles_room.screen(slide, level, 10, PX, columns, rows)
+        bounds, taken = density_room.screen(slide, level, 10, PX, columns, rows)
+        letter = density_room.screen(slide, level, 10, PX, columns, rows, "tissue")
     exact = np.array([score[0] for score in scores]).reshape(rows, columns) * PX**2
     assert (bounds >= exact).all()
     assert bounds.max() <= PX**2
+    np.testing.assert_allclose(bounds + taken, letter[0])
+    assert not letter[1].any() and taken.any() == ("black" in kind)
 
 
 def test_glass_is_never_read(made):
@@ -203,6 +314,11 @@ def test_bad_slides_give_one_line(tmp_path):
         with pytest.raises(InputError, match=reason) as caught, open_slide(tmp_path / name) as slide:
             select_tiles(slide, 5, PX)
         assert_one_line(caught, Path(name).name)
+    for path in (coarse, small):  # said before anything is read
+        with open_slide(path) as slide, pytest.raises(InputError, match=cases[path.name]):
+            tile_grid(slide, (10, 20), PX)
+    with open_slide(coarse) as slide:
+        assert tile_grid(slide, (5, 10), PX) == (4, 4)
     with open_slide(whole) as slide, pytest.raises(InputError, match="at least 1"):
         select_tiles(slide, 0, PX)
 
@@ -271,7 +387,7 @@ def test_bounds_hold_for_every_tile_of_a_real_slide():
     path = WSI / "TCGA-CR-7395-01A-01-TS1.svs"
     with open_slide(path, 0.5) as slide:
         columns, rows = (n // 256 for n in slide.dimensions)
-        bounds = tiles_room.screen(slide, tiles_room.screening_level(slide, 10, 128), 10, 128, columns, rows)
+        bounds, _ = density_room.screen(slide, density_room.screening_level(slide, 10, 128), 10, 128, columns, rows)
         exact = select_tiles(slide, columns * rows, 128, min_density=0)
     at = exact.coords[10] // 256
     assert len(at) == columns * rows

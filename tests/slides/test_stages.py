@@ -1,0 +1,58 @@
+"""Tiles of a cohort: each slide at its own magnification, black as the study says, made again when that changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.stages import tile_cohort
+from dmsmil.slides.store import Store
+from tests.slides.pyramids import make_slide, texture, write_pyramid
+
+
+def cohort_of(paths, mpp=0.0):
+    return pd.DataFrame([{"slide_id": path.stem, "patient_id": path.stem, "label": "a", "path": str(path), "mpp": mpp}
+                         for path in paths])
+
+
+def silent(_):
+    pass
+
+
+def test_the_studys_mpp_is_for_the_slides_that_do_not_say_and_for_no_other(tmp_path):
+    sizes = dict(width=1024, height=1024, coverage=1)
+    known = [make_slide(tmp_path / "forty.svs", **sizes, objective=40, mpp=0.25),
+             make_slide(tmp_path / "twenty.svs", **sizes, objective=20, mpp=0.5),
+             make_slide(tmp_path / "named.svs", **sizes, objective=40, mpp=None),
+             make_slide(tmp_path / "changer.svs", **sizes, objective=20, mpp=0.234)]
+    bare = make_slide(tmp_path / "bare.svs", **sizes, objective=None, mpp=None)
+    told = make_slide(tmp_path / "told.svs", **sizes, objective=40, mpp=0.25)
+    cohort = pd.concat([cohort_of([*known, bare]), cohort_of([told], mpp=0.5)], ignore_index=True)
+    store = Store(tmp_path / "study", 64)
+    found = tile_cohort(store, cohort, k=4, mpp=0.5, workers=1, report=silent).set_index("slide_id")
+    expected = {"forty": 40, "twenty": 20, "named": 40, "changer": 40, "bare": 20, "told": 20}
+    assert found.magnification.to_dict() == expected
+    for name, magnification in expected.items():
+        step = np.diff(np.unique(store.read_tiles(name).coords[10][:, 0]))
+        assert (step % (64 * magnification // 10) == 0).all()
+    assert "contradicts mpp 0.234" in found.warnings["changer"] and not found.warnings["forty"]
+    assert "0.5 in the cohort table, 0.25 in the file" in found.warnings["told"]
+    again = tile_cohort(store, cohort[cohort.slide_id != "bare"], k=4, mpp=0.25, workers=1, report=silent)
+    assert again.set_index("slide_id").magnification.to_dict() == {k: v for k, v in expected.items() if k != "bare"}
+
+
+def test_black_is_padding_unless_the_study_says_tissue_and_tiles_follow(tmp_path):
+    image = texture(1024, 1024, seed=3)
+    image[:, 512:] = 0
+    cohort, store = cohort_of([write_pyramid(tmp_path / "half.svs", image)]), Store(tmp_path / "study", 64)
+    lines = []
+    found = tile_cohort(store, cohort, k=8, workers=1, report=lines.append)
+    assert "32 or more of 64 10x tiles are mostly black padding" in found.warnings[0] and "32 or more" in lines[0]
+    assert store.read_tiles("half").coords[10][:, 0].max() < 512
+    found = tile_cohort(store, cohort, k=8, workers=1, report=silent, black="tissue")
+    assert store.read_tiles("half").coords[10][:, 0].min() >= 512 and found.density[0] == 1
+    assert found.warnings[0] == ""
+    with pytest.raises(InputError, match="black is 'glass'"):
+        tile_cohort(store, cohort, k=8, workers=1, report=silent, black="glass")
