@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import InputError, one_line
 from dmsmil.models.base import MIL, Output, count_parameters
 
 __all__ = ["METHODS", "MIL", "Method", "Output", "count_parameters", "create", "method"]
@@ -68,7 +68,8 @@ def method(name: str) -> Method:
 def create(name: str, in_dim: int = 2048, n_classes: int = 2, scales: tuple[int, ...] = (10, 20), **options) -> MIL:
     """A new model: create("dmsmil", in_dim=2048, n_classes=2, scales=(10, 20), heads=4).
 
-    Raises InputError for an unknown method or option, or when a single-scale method is given several scales.
+    Raises InputError for an unknown method or option, for a value that an option cannot have, and when a single-scale
+    method is given several scales.
     """
     row = method(name)
     scales = tuple(scales)
@@ -80,4 +81,10 @@ def create(name: str, in_dim: int = 2048, n_classes: int = 2, scales: tuple[int,
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else "known: " + (", ".join(known) or "none")
             raise InputError(f"unknown option '{key}' of {row.title}: {hint}")
-    return row.load()(in_dim, n_classes, scales, **options)
+    try:
+        return row.load()(in_dim, n_classes, scales, **options)
+    except (TypeError, ValueError, RuntimeError) as error:  # a value of another kind than the constructor was made for
+        if isinstance(error, InputError):
+            raise
+        told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise InputError(f"{row.title} cannot be made with {told} ({one_line(error)}): correct its options") from error

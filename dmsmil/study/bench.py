@@ -20,6 +20,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.models import METHODS, create
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.tiles import select_tiles
+from dmsmil.study.terminal import say
 
 PARTS = ("slides", "encoder", "step", "methods")
 
@@ -119,8 +120,8 @@ def main(parts: list[str], quick: bool) -> int:
         raise InputError("bench compares with the plain versions in tests/: run it from a checkout")
     sys.path.insert(0, str(root))
     torch.set_num_threads(1)
-    print(f"{'CPU time of one process, medians':<44}{'plain':>10}{'fast':>10} {'':<8}{'ratio':>8}  [least, most]")
+    say(f"{'CPU time of one process, medians':<44}{'plain':>10}{'fast':>10} {'':<8}{'ratio':>8}  [least, most]")
     for part in parts or PARTS:
         for line in globals()[part](quick):
-            print(line, flush=True)
+            say(line)
     return 0

@@ -5,34 +5,47 @@
     dmsmil book params/mine.yaml      its book once more, from the notebooks as they were executed
     dmsmil methods                    the methods there are
     dmsmil bench                      how fast the fast paths are, against the plain ones
+
+Exit status: 0 all well; 1 something failed, and the rest is there: slides or runs in failures.csv, a problem that
+`check` found, a promise that a method breaks; 2 it could not be done, for the reason given; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 
 from dmsmil.jobs.files import InputError
 from dmsmil.study.params import read_params
-from dmsmil.study.place import resolve
+from dmsmil.study.place import folder_of, shown
+from dmsmil.study.terminal import say, silence
 
-
-def check(params: dict, say: Callable[[str], None] = print) -> int:
-    """Say what would go wrong with a study, in seconds. Returns the number of problems."""
-    from dmsmil.study import preflight
-
-    problems = 0
-    for good, line in preflight.findings(params, resolve):
-        problems += not good
-        say(("ok       " if good else "PROBLEM  ") + line)
-    say("nothing stands in the way: dmsmil run" if not problems else f"{problems} problems: mend them first")
-    return problems
+GOOD, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The `dmsmil` command."""
-    parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md")
+    """The `dmsmil` command; returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # λ in a terminal that has none
+    try:
+        return _answer(_parser().parse_args(argv))
+    except InputError as error:
+        say(f"dmsmil: {error}", sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        say("dmsmil: stopped; what is done is kept, start the same command again to continue", sys.stderr)
+        return STOPPED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # of what argparse wrote: say sees to its own
+                silence(stream)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
+                                     epilog=" ".join(__doc__.split("\n\n")[-1].split()))
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,book,methods,bench}")
     for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
                        ("book", "build the book of a study that has run")):
@@ -47,49 +60,70 @@ def main(argv: list[str] | None = None) -> int:
     sub = verbs.add_parser("bench", help="time the fast paths against the plain ones, interleaved")
     sub.add_argument("parts", nargs="*", help="slides, encoder, step, methods (default: all)")
     sub.add_argument("--quick", action="store_true", help="small sizes, a minute in all")
-    args = parser.parse_args(argv)
-    try:
-        if args.verb in ("run", "check", "book"):
-            params = read_params(args.params, dict(args.p))
-            if args.verb == "check":
-                return min(check(params), 1)
-            from dmsmil.study.run import make_book, run
+    return parser
 
-            return run(params, args.only) if args.verb == "run" else make_book(params)
-        if args.verb == "methods":
-            return check_method(args.check) if args.check else list_methods()
+
+def _answer(args: argparse.Namespace) -> int:
+    """Do what was asked for; returns the exit status."""
+    if args.verb == "methods":
+        return check_method(args.check) if args.check is not None else list_methods()
+    if args.verb == "bench":
         from dmsmil.study import bench
 
         return bench.main(args.parts, args.quick)
-    except InputError as error:
-        print(f"dmsmil: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dmsmil: stopped; what is done is kept, start the same command again to continue", file=sys.stderr)
-        return 130
+    params = read_params(args.params, dict(args.p))
+    if args.verb == "check":
+        return check(params)
+    if args.verb == "book":
+        return make_book(params)
+    from dmsmil.study.run import run
+
+    return run(params, args.only)
+
+
+def check(params: dict) -> int:
+    """Say what would go wrong with a study, in seconds: GOOD, or FAILED when something would."""
+    from dmsmil.study.preflight import findings
+
+    problems = 0
+    for good, line in findings(params):
+        problems += not good
+        say(("ok       " if good else "PROBLEM  ") + line)
+    say(f"{problems} problem{'s' if problems > 1 else ''} to mend first" if problems else
+        "nothing stands in the way: dmsmil run")
+    return FAILED if problems else GOOD
+
+
+def make_book(params: dict) -> int:
+    """Build the book of a study that has run; InputError when there is nothing to build it from."""
+    from dmsmil.book.build import build
+
+    index = build(folder_of(params["study"], params["outputs"]), say)
+    say(f"{shown(index)}   to read in any browser")
+    return GOOD
 
 
 def check_method(name: str) -> int:
-    """Print which promises of the model contract a method keeps; 0 when it keeps them all."""
+    """Say which promises of the model contract a method keeps: GOOD when it keeps them all, else FAILED."""
     from dmsmil.models.contract import check_contract
 
     table = check_contract(name)
     for promise, row in table.iterrows():
-        print(("kept     " if row.kept else "BROKEN   ") + promise + (f": {row['why not']}" if not row.kept else ""))
-    return int(not table.kept.all())
+        say(("kept     " if row.kept else "BROKEN   ") + promise + (f": {row['why not']}" if not row.kept else ""))
+    return GOOD if table.kept.all() else FAILED
 
 
 def list_methods() -> int:
-    """Print name, scales, parameters at 2048-d with two classes, and reference of every method."""
+    """Say name, scales, parameters at 2048-d with two classes, and reference of every method."""
     from dmsmil.models import METHODS, count_parameters, create
 
-    print(f"{'name':<14}{'scales':<10}{'parameters':>12}  reference")
+    say(f"{'name':<14}{'scales':<10}{'parameters':>12}  reference")
     for row in METHODS.values():
         scales = (10,) if row.takes == "one" else (10, 20)
         words = {"one": "one", "many": "all", "any": "one or all"}[row.takes]
         count = count_parameters(create(row.name, 2048, 2, scales))
-        print(f"{row.name:<14}{words:<10}{count:>12,}  {row.title}: {row.reference}")
-    return 0
+        say(f"{row.name:<14}{words:<10}{count:>12,}  {row.title}: {row.reference}")
+    return GOOD
 
 
 if __name__ == "__main__":

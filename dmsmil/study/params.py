@@ -5,25 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from dmsmil.jobs.files import ROOT, InputError
+from dmsmil.study.rules import Parameter
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a notebook: its type, its default, and the comment beside it."""
-
-    name: str
-    type: type
-    default: object
-    help: str
 
 
 def notebooks() -> list[Path]:
@@ -36,21 +25,81 @@ def notebooks() -> list[Path]:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters of a notebook, read off its cell tagged `parameters`: `name: type = literal  # comment`."""
+    """The parameters of a notebook, read off its cell tagged `parameters`, one a line:
+    `name: type = default  # what it is; a rule; another rule`, as `rules.py` knows them."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign):
-            comment = lines[node.end_lineno - 1].partition("#")[2].strip()
-            found[node.target.id] = Parameter(node.target.id, TYPES[node.annotation.id], ast.literal_eval(node.value),
-                                              comment)
+            kind, _, values = ast.unparse(node.annotation).rstrip("]").partition("[")  # list[int]
+            words, *rules = lines[node.end_lineno - 1].partition("#")[2].strip().split("; ")
+            found[node.target.id] = Parameter(node.target.id, TYPES[kind], ast.literal_eval(node.value), words,
+                                              tuple(rules), TYPES.get(values))
     return found
 
 
 def known_parameters() -> dict[str, Parameter]:
     """All parameters of all notebooks. A key means the same wherever it stands (tested)."""
     return {name: p for notebook in notebooks() for name, p in notebook_parameters(notebook).items()}
+
+
+def check_values(notebook: str, values: dict) -> None:
+    """Hold the values that a notebook has now against the types and rules beside its parameters, as `dmsmil run` does:
+    its first line, for those who run it by papermill or by hand. values: its globals(). InputError names each problem.
+    """
+    known = notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+    problems = [parameter.problem(values[name]) for name, parameter in known.items() if name in values]
+    if wrong := [problem for problem in problems if problem]:
+        raise InputError("; ".join(wrong))
+
+
+def read_params(path: str | Path, overrides: dict[str, str] | None = None) -> dict:
+    """A study's parameters: the YAML file, then `overrides`, held against what the notebooks declare.
+
+    path: as typed, looked for from where the person is, then in the project's folder. Raises InputError naming every
+    unknown key with the nearest known one, and every value of the wrong type or against a rule.
+    """
+    path, known = _find(Path(path)), known_parameters()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name} is not saved as UTF-8: save it again with that encoding") from error
+    values = _yaml(text, path.name) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path.name} must hold one 'key: value' a line")
+    values |= {key: _typed(known.get(key), key, text) for key, text in (overrides or {}).items()}
+    values.setdefault("study", path.stem)
+    wrong = []
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            wrong.append(f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+        elif problem := known[key].problem(value):
+            wrong.append(problem)
+        else:
+            values[key] = known[key].plain(value)
+    if wrong:
+        raise InputError(f"{path.name}: " + "; ".join(wrong))
+    return {**{name: p.default for name, p in known.items()}, **values}
+
+
+def _find(path: Path) -> Path:
+    """The params file that was meant; InputError naming the folders that were looked in, and the nearest file."""
+    places = list(dict.fromkeys([Path.cwd() / path, ROOT / path]))
+    for place in places:
+        try:
+            if place.is_file():
+                return place
+        except OSError:  # a name that no file can have
+            pass
+    near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / "params").glob("*.yaml")], 1)
+    hint = f"did you mean params/{near[0]}.yaml?" if near else f"see {ROOT / 'params'} for examples"
+    looked = "" if path.is_absolute() else " in " + " or ".join(str(folder) for folder in dict.fromkeys(
+        [Path.cwd(), ROOT]))
+    raise InputError(f"there is no params file {path}{looked}: {hint}")
 
 
 class _Unique(yaml.SafeLoader):
@@ -64,45 +113,22 @@ class _Unique(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_params(path: str | Path, overrides: dict[str, str] | None = None) -> dict:
-    """A study's parameters: the YAML file, then `overrides`, checked against what the notebooks know.
-
-    Raises InputError naming every unknown key with the nearest known one, and every value of the wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / "params").glob("*.yaml")], 1)
-        hint = f"did you mean params/{near[0]}.yaml?" if near else "see params/ for examples"
-        raise InputError(f"the params file {path.name} does not exist: {hint}")
+def _yaml(text: str, where: str) -> object:
+    """What a text says in YAML; `where` names it in errors."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Unique) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path.name} must hold one 'key: value' a line")
-    values |= {key: yaml.safe_load(text) for key, text in (overrides or {}).items()}
-    values.setdefault("study", path.stem)
-    known, wrong = known_parameters(), []
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            wrong.append(f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
-        elif problem := _type_problem(known[key], value):
-            wrong.append(problem)
-        elif known[key].type is float:
-            values[key] = float(value)
-    if wrong:
-        raise InputError(f"{path.name}: " + "; ".join(wrong))
-    return {**{name: p.default for name, p in known.items()}, **values}
+        return yaml.load(text, _Unique)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _type_problem(parameter: Parameter, value) -> str:
-    """What is wrong with a value's type, or nothing."""
-    wanted = (int, float) if parameter.type is float else parameter.type
-    if isinstance(value, wanted) and not (isinstance(value, bool) and parameter.type is not bool):
-        return ""
-    hint = ""
-    if parameter.type is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
-        mantissa, exponent = value.split("e")
-        hint = f" (YAML reads {value} as text: write {mantissa}.0e{exponent})"
-    return f"'{parameter.name}' must be {parameter.type.__name__}, got {value!r}{hint}"
+def _typed(parameter: Parameter | None, key: str, text: str) -> object:
+    """The value of `-p key text`: YAML, but a text where the parameter is one."""
+    if parameter is None or parameter.type is not str:
+        return _yaml(text, f"-p {key}")
+    try:
+        value = _yaml(text, f"-p {key}")
+    except InputError:
+        return text
+    return value if isinstance(value, str) else text  # 2024 and no are names too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,19 +10,40 @@ from dmsmil.jobs.files import ROOT, InputError
 
 
 def resolve(path: str | Path) -> Path:
-    """A path of a params file: absolute as it is, relative to the project's folder otherwise."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    """A path of a params file: `~` is the person's home, absolute as it is, relative to the project's folder."""
+    return ROOT / os.path.expanduser(path)
 
 
-def study_folder(study: str, outputs: str = "outputs") -> Path:
-    """The folder of a study: <outputs>/<study>, made if need be."""
-    folder = folder_of(study, outputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def is_name(name: str) -> bool:
+    """Whether a study can be called so: its name is that of a folder, and no more."""
+    return bool(re.fullmatch(r"[\w.-]+", name)) and bool(name.strip(".")) and len(name.encode()) <= 100
 
 
 def folder_of(study: str, outputs: str) -> Path:
     """Where the folder of a study is, or would be; InputError for what cannot be a name."""
-    if not re.fullmatch(r"[\w.-]+", study):
+    if not is_name(study):
         raise InputError(f"study is '{study}': a name of letters, digits, '-', '_' and '.' is needed")
     return resolve(outputs) / study
+
+
+def study_folder(study: str, outputs: str = "outputs") -> Path:
+    """The folder of a study: <outputs>/<study>, made if need be. InputError where nothing can be written."""
+    folder = folder_of(study, outputs)
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """InputError when `folder` is a file, or cannot be written, or could not be made where it is to be."""
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if not there.is_dir():
+        raise InputError(f"{there.name} is no folder, so no study can go there: change outputs or study")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the folder {there.name or there} cannot be written: give yourself the right to, or name "
+                         "another with the key outputs")
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it."""
+    return os.path.relpath(path)

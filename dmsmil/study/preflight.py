@@ -2,96 +2,99 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import psutil
 
-from dmsmil.analysis.ablation import choose_variants
-from dmsmil.analysis.paper import COHORTS, printed_results
-from dmsmil.analysis.sweep import check_lams
 from dmsmil.cohorts.checks import spelling_questions
 from dmsmil.cohorts.folds import WAYS, choose_folds
 from dmsmil.cohorts.gdc import COHORTS as TCGA
 from dmsmil.cohorts.gdc import connect, query_cohort
+from dmsmil.cohorts.made.demo import plan_cohort
+from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.cohorts.manifest import locate, read_manifest
 from dmsmil.cohorts.server import amount
-from dmsmil.cohorts.splits import read_splits
 from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.jobs.files import InputError, one_line
-from dmsmil.jobs.parallel import is_remote, pick_device
-from dmsmil.models import create, method
+from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
+from dmsmil.slides.tiles import tile_grid
+from dmsmil.study.place import check_writable, folder_of, resolve, shown
+from dmsmil.study.trial import CHANNELS, Finding, attempt, settings
 from dmsmil.training.metrics import positive_class
 
-Finding = tuple[bool, str]  # (all well, one line)
 FEW = 20  # patients of a class: with fewer, an interval of AUC is wider than most differences that are sought
 
 
-def findings(params: dict, resolve: Callable[[str], Path]) -> Iterator[Finding]:
-    """Yield (all well, line) for each thing looked at, from the cohort and its slides to the disk and the memory."""
-    if params["cohort"] == "demo":
-        classes, slides, cohort = None, round(params["demo_patients"] * 1.3), None
-        to_fetch = 0.0
-        yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)"
-        if params["split"] not in WAYS:
-            yield _attempt("split", lambda: f"{read_splits(resolve(params['split'])).fold.nunique()} folds of "
-                                            f"{Path(params['split']).name}")
-    else:
-        cohort = None
-        for good, line, cohort in _cohort(params, resolve):
-            yield good, line
-        if cohort is None:
-            return
-        classes, slides = sorted(cohort.label.unique()), len(cohort)
+def findings(params: dict) -> Iterator[Finding]:
+    """Yield (all well, line) for each thing looked at: the folder, the cohort and its slides, the features, the
+    settings, the disk and the memory."""
+    home = folder_of(params["study"], params["outputs"])
+    yield attempt("outputs", lambda: _outputs(home))
+    cohort, to_fetch = None, 0.0
+    embedded = params["cohort"] == "demo"
+    for good, line, cohort in _demo(params) if embedded else _cohort(params):
+        yield good, line
+    if cohort is None:
+        return
+    if not embedded:
         here = with_files(cohort)
         if len(here):
-            yield from _slides(here, params["mpp"])
+            yield from _slides(here, params)
         away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
         to_fetch = _size_to_fetch(away, params["keep_slides"])
         if len(away):
             yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
                          + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
-        yield _attempt("folds", lambda: _folds(cohort, params, resolve))
-    dim = 2048
+    yield attempt("folds", lambda: _folds(cohort, params))
+    classes = sorted(cohort.label.unique())
+    yield attempt("class", lambda: positive_class(classes, params["positive"]))
+    made, channels = "features" if params["features"] else "encoder", CHANNELS
     try:
-        if params["features"]:
-            dim, line = _features(params, cohort, resolve)
-            yield True, f"features {line}"
-        weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
-        if not params["features"]:
-            dim = check_encoder(params["encoder"], weights, params["encoder_px"])
-            yield True, f"encoder  {params['encoder']}: its weights are within reach, {dim} numbers a tile"
+        channels, line = _features(params, cohort)
+        yield True, f"{made:<9}{line}"
     except InputError as error:
-        yield False, f"{'features' if params['features'] else 'encoder '} {one_line(error)}"
-    yield _attempt("method", lambda: _method(params, dim, classes))
-    yield _attempt("ablation", lambda: _ablation(params))
-    yield _attempt("paper", lambda: _paper(params["paper"]))
-    yield _attempt("units", lambda: "in a Dask cluster" if is_remote(params["scheduler"]) else "on this machine")
-    yield _attempt("device", lambda: str(pick_device(params["device"])))
-    yield from _room(params, slides, dim, to_fetch, resolve)
+        yield False, f"{made:<9}{one_line(error)}"
+    yield from settings(params, channels, tuple(classes))
+    yield from _room(params, len(cohort), channels, to_fetch, home)
 
 
-def _attempt(what: str, call: Callable[[], str]) -> Finding:
-    try:
-        return True, f"{what:<9}{call()}"
-    except InputError as error:
-        return False, f"{what:<9}{one_line(error)}"
+def _outputs(home: Path) -> str:
+    check_writable(home)
+    return f"{shown(home)}: everything goes there"
 
 
-def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
+# ------------------------------------------------------------------------------------------- cohort and slides
+
+
+def _demo(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
+    """The embedded cohort as it will be made: its slides, all alike, must have the tiles that are asked for."""
+    cohort, scales = plan_cohort(params["demo_patients"], params["seed"]), params["scales"]
+    yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)", cohort
+    side = tile_size_level0(MAGNIFICATION, scales[0], params["tile_px"])
+    if scales[-1] > MAGNIFICATION:
+        yield False, (f"slides   the embedded demo is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
+                      "the scales"), cohort
+    if side > params["demo_side"]:
+        yield False, (f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} px: "
+                      "raise demo_side or lower tile_px"), cohort
+
+
+def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
     notes: list[str] = []
     try:
         if params["cohort"] in TCGA:
-            cohort, failures = _tcga(params, resolve), []
+            cohort, failures = _tcga(params), []
         else:
             folder = resolve(params["slides"]) if params["slides"] else ""
             cohort, failures = load_cohort(resolve(params["cohort"]), folder, not params["features"], True,
@@ -110,9 +113,9 @@ def _cohort(params: dict, resolve) -> Iterator[tuple[bool, str, pd.DataFrame | N
     yield True, f"cohort   {words}", cohort
 
 
-def _tcga(params: dict, resolve) -> pd.DataFrame:
+def _tcga(params: dict) -> pd.DataFrame:
     """The cohort as the study froze it, or as the GDC would give it now."""
-    home = resolve(params["outputs"]) / params["study"]
+    home = folder_of(params["study"], params["outputs"])
     if (home / "manifest.csv").exists():
         manifest = read_manifest(home, params["cohort"])[0]
     else:
@@ -127,22 +130,12 @@ def _size_to_fetch(away: pd.DataFrame, keep: bool) -> float:
     return 0.0 if away.empty else float(away["size"].sum() if keep else away["size"].nlargest(16).sum())
 
 
-def _features(params: dict, cohort: pd.DataFrame | None, resolve) -> tuple[int, str]:
-    """(channels, what they are) of features that are not made here."""
-    if params["features"] == DRAWN:
-        return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
-    if cohort is None:
-        raise InputError("the embedded cohort makes its own features: leave the key 'features' empty")
-    store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
-    found = open_source(store, resolve(params["features"]), cohort.slide_id)
-    return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
-
-
-def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
-    """Open every slide: its format, its magnification, its warnings."""
-    def look(row) -> list[str]:
+def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
+    """Open every slide: its format, its magnification, its warnings, and whether it has the tiles asked for."""
+    def look(row) -> list[Finding]:
         try:
-            with open_slide(row.path, row.mpp or mpp) as slide:
+            with open_slide(row.path, row.mpp, row.slide_id, params["mpp"]) as slide:
+                tile_grid(slide, tuple(params["scales"]), params["tile_px"])
                 return [(True, text) for text in slide.warnings]
         except InputError as error:
             return [(False, one_line(error))]
@@ -154,49 +147,50 @@ def _slides(cohort: pd.DataFrame, mpp: float) -> Iterator[Finding]:
         for good, line in lines:
             yield good, f"slide    {row.slide_id}: {'note: ' if good else ''}{line}"
     bad = sum(not good for lines in said for good, _ in lines)
-    yield True, f"slides   {len(rows) - bad} of {len(rows)} open, with a magnification"
+    scales = " and ".join(f"{scale}x" for scale in params["scales"])
+    yield True, f"slides   {len(rows) - bad} of {len(rows)} open, and have {scales} tiles"
 
 
-def _folds(cohort: pd.DataFrame, params: dict, resolve) -> str:
+def _folds(cohort: pd.DataFrame, params: dict) -> str:
+    """What to know of the folds; InputError when one cannot be trained, selected or tested on as the params ask."""
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
-    note, least = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])[1], FEW
-    few = [label for label, patients in cohort.groupby("label").patient_id.nunique().items() if patients < least]
-    return note + (f" Fewer than {least} patients in {', '.join(few)}: no number will mean much." if few else "")
+    table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])
+    folds = [name for name in table if name.startswith("fold_")]
+    unselected = [name for name in folds if "val" not in set(table[name])]
+    if params["select"] != "last" and unselected:
+        raise InputError(f"{unselected[0]} has no validation part, and select is {params['select']}: raise val_share, "
+                         "or use select: last")
+    if params["slide"] and not (table.loc[table.slide_id == params["slide"], folds] == "test").any(axis=None):
+        near = difflib.get_close_matches(params["slide"], table.slide_id, 1, cutoff=0)[0]
+        raise InputError(f"slide is '{params['slide']}', which no fold tests: name one that is, such as {near}")
+    few = [label for label, patients in cohort.groupby("label").patient_id.nunique().items() if patients < FEW]
+    return note + (f" Fewer than {FEW} patients in {', '.join(few)}: no number will mean much." if few else "")
 
 
-def _method(params: dict, dim: int, classes: list[str] | None) -> str:
-    row, scales = method(params["method"]), tuple(params["scales"])
-    chosen = (params["scale"],) if params["scale"] else scales
-    if params["scale"] and params["scale"] not in scales:
-        raise InputError(f"scale is {params['scale']}, but scales is {list(scales)}")
-    create(params["method"], dim, len(classes or [0, 1]), chosen, **params["options"])
-    for entry in params["methods"]:
-        method(next(iter(entry)) if isinstance(entry, dict) else entry)
-    if classes:
-        positive_class(classes, params["positive"])
-    return (f"{row.title} at {' + '.join(f'{s}x' for s in chosen)}, {len(params['seeds'])} seed(s) a fold; "
-            f"{len(params['methods'])} methods compared")
+# ------------------------------------------------------------------------------------------ features and room
 
 
-def _ablation(params: dict) -> str:
-    variants, lams = choose_variants(params["variants"]), check_lams(params["lams"])
-    check_lams(params["collapse_lams"])
-    return f"{len(variants)} readings of what the paper leaves open; λ in {', '.join(f'{lam:g}' for lam in lams)}"
+def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
+    """(channels, what they are) of a study's features."""
+    if not params["features"]:
+        weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
+        channels = check_encoder(params["encoder"], weights, params["encoder_px"])
+        return channels, f"{params['encoder']}: its weights are within reach, {channels} numbers a tile"
+    if params["features"] == DRAWN:
+        return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
+    if params["cohort"] == "demo":
+        raise InputError("the embedded cohort makes its own features: leave the key 'features' empty")
+    store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
+    found = open_source(store, resolve(params["features"]), cohort.slide_id)
+    return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
 
 
-def _paper(paper: str) -> str:
-    printed_results(paper)
-    return f"its printed values for {COHORTS[paper]} stand beside ours" if paper else "none of its cohorts"
-
-
-def _room(params: dict, slides: int, dim: int, to_fetch: float, resolve) -> Iterator[Finding]:
+def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path) -> Iterator[Finding]:
     """Disk for the slides and their features, memory for the bags."""
-    features = slides * params["k"] * len(params["scales"]) * dim * 4
-    demo = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] == "demo" else 0
-    folder = resolve(params["outputs"])
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = features * 1.2 + demo + to_fetch + 2e8, shutil.disk_usage(folder).free
+    features = slides * params["k"] * len(params["scales"]) * channels * 4
+    painted = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] == "demo" else 0
+    there = next(place for place in (home, *home.parents) if place.exists())
+    needed, free = features * 1.2 + painted + to_fetch + 2e8, shutil.disk_usage(there).free
     yield free > needed, f"disk     about {amount(needed)} needed, {amount(free)} free"
     yield True, (f"memory   {amount(features)} of features, {amount(psutil.virtual_memory().available)} free: "
                  + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower"))
