@@ -87,19 +87,19 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 
 
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
-    "jobs": "files failures cluster parallel",
-    "cohorts": "server download table gdc splits folds leakage made",
-    "cohorts.made": "histology demo mosaics",
-    "slides": "reader tiles store stages linking",
-    "features": "weights encoders foreign formats rehearsal stages bags truth views probes",
+    "jobs": "text files failures cluster parallel",
+    "cohorts": "ids server download fetching reading checks finding table gdc manifest splits folds leakage made",
+    "cohorts.made": "brushes tissue histology pyramid demo mosaics",
+    "slides": "tiff magnification reader density tiles hdf5 store stages linking",
+    "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",
     "models": "",  # one file a method
-    "training": "metrics baselines fit runs results",
-    "analysis": "paper comparison report verdicts ablation sweep witness claims",
+    "training": "metrics baselines config record fit together runs results",
+    "analysis": "paper comparison leftovers report verdicts ablation sweep witness claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "book": "readme reference pages build publish",
-    "study": "place params environment opening preflight run bench cli",
+    "study": "place rules params terminal lock execute environment opening trial preflight run bench cli",
 }
 
 

@@ -16,9 +16,13 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from dmsmil.jobs.files import InputError
 from dmsmil.models.base import MIL, Output
+
+VECTOR = 16  # numbers in the widest vectors of today's processors
 
 
 class Stack:
@@ -33,14 +37,22 @@ class Stack:
         self.model = copy.deepcopy(models[0]).requires_grad_(False)  # the form; its own weights are not used
         self.runs = len(models)
         self.grouped = models[0].grouped()
-        self.values = {name: self._joined(name, [dict(m.named_parameters())[name] for m in models])
-                       for name, _ in models[0].named_parameters()}
+        weights = [dict(model.named_parameters()) for model in models]
+        self.shapes = {name: value.shape for name, value in weights[0].items()}
+        self.values = {name: nn.Parameter(self.joined(name, [mine[name].detach() for mine in weights]))
+                       for name in weights[0]}
         self._lam = torch.tensor([m.lam for m in models]) if hasattr(models[0], "lam") else None
 
-    def _joined(self, name: str, parts: list[Tensor]) -> nn.Parameter:
-        """One leaf for all runs: along the groups of a grouped layer, else along a new first axis."""
-        parts = [part.detach() for part in parts]
-        return nn.Parameter(torch.cat(parts) if self._is_grouped(name) else torch.stack(parts))
+    def joined(self, name: str, parts: list[Tensor]) -> Tensor:
+        """What each run has for a weight, as one leaf: along the groups of a grouped layer, else (R, numbers).
+
+        The numbers of a run are filled up to whole vectors of the processor: what does not fill one is computed by
+        other instructions, and a run must not depend on its place among others.
+        """
+        if self._is_grouped(name):
+            return torch.cat(parts)
+        flat = torch.stack(parts).flatten(1)
+        return F.pad(flat, (0, -flat.shape[1] % VECTOR))
 
     def _is_grouped(self, name: str) -> bool:
         return bool(self.grouped) and name.startswith(f"{self.grouped}.")
@@ -51,11 +63,19 @@ class Stack:
 
     def weights(self, run: int) -> dict[str, Tensor]:
         """The weights of one run by name, as `load_state_dict` of its model takes them."""
-        return {name: self._of_runs(value.detach(), name)[run].clone() for name, value in self.values.items()}
+        return {name: self.of_runs(value.detach(), name)[run].clone() for name, value in self.values.items()}
 
-    def _of_runs(self, value: Tensor, name: str) -> Tensor:
-        """A leaf, or what an optimiser keeps of it, with the runs as first axis."""
-        return value.unflatten(0, (self.runs, -1)) if self._is_grouped(name) else value
+    def of_runs(self, value: Tensor, name: str) -> Tensor:
+        """A leaf, or what an optimiser keeps of it, with the runs as first axis: (R, shape of the weight)."""
+        if self._is_grouped(name):
+            return value.unflatten(0, (self.runs, -1))
+        shape = self.shapes[name]
+        return value[:, :shape.numel()].reshape(-1, *shape)
+
+    def _now(self) -> dict[str, Tensor]:
+        """The weights as the forward pass takes them: grouped ones along their groups, others with the runs first."""
+        return {name: value if self._is_grouped(name) else self.of_runs(value, name)
+                for name, value in self.values.items()}
 
     def keep(self, runs: list[int], optimiser: torch.optim.Optimizer) -> None:
         """Go on with these runs alone; the optimiser keeps what it knows of them."""
@@ -71,14 +91,13 @@ class Stack:
         self._lam = None if self._lam is None else self._lam[runs]
 
     def _chosen(self, value: Tensor, name: str, runs: list[int]) -> Tensor:
-        chosen = self._of_runs(value, name)[runs]
-        return chosen.flatten(0, 1) if self._is_grouped(name) else chosen
+        return self.of_runs(value, name)[runs].flatten(0, 1) if self._is_grouped(name) else value[runs]
 
     def forward(self, slides: list[Tensor], mask: Tensor, coords: Tensor, geometry: dict[str, Tensor]) -> Output:
         """One slide a run: slides, R of (1, S, K, C), which may be views of one array; mask (R, S, K); coords
         (R, S, K, 2); geometry by name, R first. Returns an Output of which everything has the leading axes (R, 1)."""
         if self.grouped:
-            return self.model.forward_stacked(slides, mask, geometry, self.values)
+            return self.model.forward_stacked(slides, mask, geometry, self._now())
         one = self.model
 
         def alone(values, bags, mask, coords, geometry):
@@ -86,8 +105,12 @@ class Stack:
             return found.logits, found.scores, found.extras
 
         where = {name: value.unsqueeze(1) for name, value in geometry.items()}
-        return Output(*torch.vmap(alone)(self.values, torch.stack(slides), mask.unsqueeze(1), coords.unsqueeze(1),
-                                         where))
+        given = [self._now(), torch.stack(slides), mask.unsqueeze(1), coords.unsqueeze(1), where]
+        if self.runs > 1:
+            return Output(*torch.vmap(alone)(*given))
+        # one product alone is added up in another order than in a batch: a run must not depend on its company
+        found = torch.vmap(alone)(*tree_map(lambda part: part.expand(2, *part.shape[1:]), given))
+        return Output(*tree_map(lambda part: part[:1], found))
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each run (R,) and its terms (R,), detached; labels (R,)."""

@@ -93,7 +93,7 @@ def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int
 def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
             device: torch.device) -> Training:
     """A run before its first step. It sets the random state of torch, which its first epoch goes on from."""
-    data = _placed(bags.view(config.scales), device)
+    data = placed(bags.view(config.scales), device)
     parts = _parts(data, folds, config.select, fold)
     torch.manual_seed(int(fingerprint([seed, fold], 8), 16))
     model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options).to(device)
@@ -122,10 +122,18 @@ def _parts(data: Bags, folds: pd.DataFrame, select: str, fold: int) -> dict[str,
 
 
 def one_epoch(run: Training) -> None:
-    """One pass over the training slides, its row of the history, and the best weights where an epoch is selected."""
+    """One pass over the training slides."""
+    close_epoch(run, _epoch(run.model, run.optimiser, run.data, run.geometry, run.parts["train"],
+                            run.config.batch_size, run.order))
+
+
+def close_epoch(run: Training, means: dict[str, float]) -> None:
+    """The end of an epoch: its row of the history, and the best weights where an epoch is selected. means: of the loss
+    and its terms over the slides. Raises InputError when the loss is no longer finite."""
+    if not np.isfinite(means["loss"]):
+        raise InputError("the loss is no longer finite: lower lr, or look at the features of this study")
     batch_size, number = run.config.batch_size, len(run.history) + 1
-    row = {"epoch": number, **_epoch(run.model, run.optimiser, run.data, run.geometry, run.parts["train"], batch_size,
-                                     run.order)}
+    row = {"epoch": number, **means}
     if len(run.parts["val"]):
         row |= _validate(run.model, run.data, run.geometry, run.parts["val"], batch_size)
         value = row["val_auc"] if run.config.select == "val_auc" else -row["val_loss"]
@@ -142,6 +150,10 @@ def finish(run: Training) -> Path:
         model.load_state_dict(run.best["model"])
     test, labels = parts["test"], data.labels.cpu().numpy()
     probabilities, test_terms = predict(model, data, test, run.geometry, config.batch_size)
+    strange = ~np.isfinite(probabilities).all(1)
+    if strange.any():
+        first = data.slide_ids[test[strange][0]]
+        raise InputError(f"the prediction of slide {first} is not finite: look at its features")
     table = predictions_table(np.asarray(data.slide_ids)[test], np.asarray(data.patient_ids)[test],
                               np.asarray(data.classes)[labels[test]], probabilities, data.classes)
     history = pd.DataFrame(run.history)
@@ -170,7 +182,7 @@ def _geometry(model: MIL, data: Bags) -> dict[str, torch.Tensor]:
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
-def _placed(data: Bags, device: torch.device) -> Bags:
+def placed(data: Bags, device: torch.device) -> Bags:
     """All features on the GPU when they fit in half of what is free there; else they travel batch by batch."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -198,10 +210,7 @@ def _epoch(model, optimiser, data, geometry, rows, batch_size, order) -> dict[st
         optimiser.step()
         for name, value in {"loss": loss.detach(), **terms}.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)  # stays on the device: one read an epoch
-    row = {name: float(value) / len(rows) for name, value in sums.items()}
-    if not np.isfinite(row["loss"]):
-        raise InputError("the loss is no longer finite: lower lr, or look at the features of this study")
-    return row
+    return {name: float(value) / len(rows) for name, value in sums.items()}
 
 
 @torch.inference_mode()
@@ -255,7 +264,7 @@ def _keep(run: Training) -> None:
 def _resume(run: Training) -> bool:
     """Put the checkpoint of an interrupted run back; False when it is damaged or of another configuration."""
     saved = read_checkpoint(run.checkpoint)
-    if saved is None or saved["config"] != fingerprint(run.config.record()):
+    if saved is None or saved["config"] != fingerprint(run.config.record()) or "optimiser" not in saved:
         return False
     run.model.load_state_dict(saved["model"])
     run.optimiser.load_state_dict(saved["optimiser"])

@@ -7,7 +7,7 @@ again reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -17,12 +17,15 @@ import pandas as pd
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.failures import failure_row, write_failures
-from dmsmil.jobs.files import InputError, fingerprint
+from dmsmil.jobs.files import DiskFull, InputError, fingerprint
 from dmsmil.jobs.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
 from dmsmil.training.config import RunConfig
 from dmsmil.training.fit import fit
 from dmsmil.training.metrics import score
 from dmsmil.training.record import check_files, read_record
+from dmsmil.training.together import fit_together, shape_of, stacks
+
+ON_CPU, ON_GPU = 10, 32  # runs in one pass, at most: on a CPU more bring nothing, a GPU is idle with few
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
              only_folds: tuple[int, ...] | None = None) -> list[Runs]:
     """The runs of each configuration over all folds and seeds: read where they exist, trained where they do not.
 
-    One single-thread process a run, as many as cores (one on a GPU); `report` gets one line a trained run, and one for
+    Runs that can train in one pass do (`together`), each as it would alone. One single-thread process a unit, as many
+    as cores (one on a GPU); `report` gets one line a trained run, and one for
     a run whose files are not what was written, which is trained anew. A run that fails is a row of failures.csv and a
     line; the others go on. The rows of `stage` are those of this call alone. scheduler: as for `run_units`; the workers
     of a running cluster read the bags from the study's folder, on a disk they share, and `auto` is the device each has.
@@ -93,13 +97,14 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
             workers = workers or 1
         if scheduler or worker_count(workers, len(missing)) > 1:
             bags = bags.share()
-        done = run_units(_unit, missing, workers, _hold, (bags, folds), scheduler)
-        for number, (name, line, error) in enumerate(progress(done, len(missing), "runs"), 1):
-            if error is None:
+        units = in_units(missing, worker_count(workers, len(missing)), _limit(device, scheduler))
+        done = _train(missing, units, stage, workers, (bags, folds), scheduler)
+        for number, (name, line, row) in enumerate(progress(done, len(missing), "runs"), 1):
+            if row is None:
                 records[name] = read_record(missing[name][3])
             else:
-                rows.append(failure_row(name, stage, error))
-                line = f"{name} failed: {rows[-1]['reason']}"
+                rows.append(row)
+                line = f"{name} failed: {row['reason']}"
             report(f"[{number}/{len(missing)}] {line}")
     write_failures(study, stage, rows)
     return [_gather(config, [(args, records[name]) for name, args in wanted.items()
@@ -144,10 +149,70 @@ def _hold(bags: Bags, folds: pd.DataFrame) -> None:
     _held = bags, folds
 
 
-def _unit(config: RunConfig, fold: int, seed: int, folder: Path, device: str) -> str:
-    """Train one run in this process and say so in one line."""
+def _limit(device: str, scheduler: str) -> int:
+    """The most runs in one pass."""
+    return ON_GPU if not is_remote(scheduler) and pick_device(device).type == "cuda" else ON_CPU
+
+
+def in_units(missing: dict[str, tuple], workers: int, limit: int) -> list[list[str]]:
+    """The names of missing runs {name: (config, fold, seed, folder, device)} in units of work.
+
+    Runs of one shape that train together are one unit, at most `limit` of them, and fewer where that leaves a worker
+    without work; every other run is a unit of its own. Largest units first, for they take longest.
+    """
+    shapes: dict[str, list[str]] = {}
+    for name, (config, *_) in missing.items():
+        shapes.setdefault(shape_of(config) if stacks(config) else name, []).append(name)
+    units = [names[at:at + size] for names in shapes.values() for size in [-(-len(names) // -(-len(names) // limit))]
+             for at in range(0, len(names), size)]
+    while len(units) < workers and max(map(len, units)) > 1:
+        largest = units.pop(max(range(len(units)), key=lambda at: len(units[at])))
+        units += [largest[:len(largest) // 2], largest[len(largest) // 2:]]
+    return sorted(units, key=len, reverse=True)
+
+
+def _train(missing: dict[str, tuple], units: list[list[str]], stage: str, workers: int, held: tuple,
+           scheduler: str) -> Iterator[tuple[str, str, dict | None]]:
+    """Yield (name, line, failure row or None) of every run as it ends. Where a worker died with several runs, each of
+    them is tried once more alone."""
+    named = {names[0]: ({name: missing[name] for name in names}, stage) for names in units}
+    again = []
+    for first, outcomes, error in run_units(_unit, named, workers, _hold, held, scheduler):
+        names = list(named[first][0])
+        if error is None:
+            yield from outcomes
+        elif len(names) > 1:
+            again += [[name] for name in names]
+        else:
+            yield first, "", failure_row(first, stage, error)
+    if again:
+        yield from _train(missing, again, stage, workers, held, scheduler)
+
+
+def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | None]]:
+    """Train the runs of one unit in this process: (name, line, failure row or None) of each."""
+    names, units, device = list(runs), [args[:4] for args in runs.values()], next(iter(runs.values()))[4]
+    ended = fit_together(*_held, units, device) if stacks(units[0][0]) else _fit_alone(units[0], device)
+    return [(names[place], _said(*units[place], note), None) if error is None
+            else (names[place], "", failure_row(names[place], stage, error)) for place, error, note in ended]
+
+
+def _fit_alone(unit: tuple, device: str) -> Iterator[tuple[int, Exception | None, str]]:
+    """One run by itself, as `fit_together` yields it."""
     notes: list[str] = []
-    fit(*_held, config, fold, seed, folder, device, notes.append)
+    try:
+        fit(*_held, *unit, device, notes.append)
+    except DiskFull:
+        raise
+    except Exception as error:
+        yield 0, error, ""
+    else:
+        yield 0, None, "  ".join(notes)
+
+
+def _said(config: RunConfig, fold: int, seed: int, folder: Path, note: str) -> str:
+    """A finished run in one line."""
+    notes = [note] if note else []
     if read_record(folder)["collapsed"]:
         notes.append("COLLAPSED: the features have shrunk to a point, this is no result")
     scores = score(read_predictions(folder))

@@ -113,7 +113,7 @@ def test_a_run_that_is_no_longer_finite_leaves_the_others_as_they_are():
     assert losses.isfinite().tolist() == [True, False, True]
     losses.sum().backward()
     for name, value in stack.values.items():
-        finite = stack._of_runs(value.grad, name).flatten(1).isfinite().all(1)
+        finite = stack.of_runs(value.grad, name).flatten(1).isfinite().all(1)
         assert finite[0] and finite[2], name
 
 

@@ -9,7 +9,6 @@ from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.training import fit as fit_room
-from dmsmil.training import runs as runs_room
 from dmsmil.training.fit import fit
 from dmsmil.training.record import write_checkpoint
 from dmsmil.training.runs import finished, get_runs, run_folder
@@ -97,7 +96,7 @@ def test_a_run_whose_files_were_changed_is_trained_anew_and_said(study, tmp_path
                                     lambda content: bytes(len(content))])
 def test_a_damaged_checkpoint_is_dropped_and_the_run_ends_as_it_would(study, tmp_path, monkeypatch, damage):
     bags, folds = study
-    config, lines, real = quick(bags, folds, "meanpool"), [], fit_room._epoch
+    config, lines, real = quick(bags, folds, "clam_sb", scale=10), [], fit_room._epoch  # a method that does not stack
     whole = fit(bags, folds, config, 0, 0, tmp_path / "whole")
 
     def interrupted(*args):
@@ -129,17 +128,17 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(study, tmp_pa
 
 def test_a_run_that_fails_is_a_row_and_the_others_go_on(study, tmp_path, monkeypatch):
     bags, folds = study
-    real, lines = runs_room.fit, []
+    real, lines = fit_room.prepare, []
 
     def fragile(bags, folds, config, fold, *rest):
         if fold == 1:
             raise InputError("this fold is broken")
         return real(bags, folds, config, fold, *rest)
 
-    monkeypatch.setattr(runs_room, "fit", fragile)
+    monkeypatch.setattr(fit_room, "prepare", fragile)
     runs = get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lines.append)[0]
     assert set(runs.predictions.fold) == {0} and list(read_failures(tmp_path).reason) == ["this fold is broken"]
-    monkeypatch.setattr(runs_room, "fit", real)
+    monkeypatch.setattr(fit_room, "prepare", real)
     get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lines.append)
     assert read_failures(tmp_path).empty, "mended, it is no longer listed"
 
