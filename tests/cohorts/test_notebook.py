@@ -9,6 +9,7 @@ import pytest
 
 from dmsmil.cohorts.table import read_cohort
 from dmsmil.jobs.failures import read_failures
+from tests.cohorts.gdc_server import GdcServer
 from tests.conftest import ROOT
 from tests.slides.pyramids import make_slide
 
@@ -60,3 +61,39 @@ def test_what_was_found_is_told_with_its_file_and_a_bad_id_is_a_row(own):
     failures = read_failures(home / "outputs/own")
     assert failures.unit.to_list() == ["../../x"] and failures.reason.str.contains("a slide_id names files").all()
     assert sorted(path.name for path in home.iterdir()) == ["outputs", "own.csv", "slides"]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A GDC with four small slides of four patients, IDC and ILC."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    with GdcServer() as gdc:
+        for number in range(4):
+            path = make_slide(tmp_path / f"{number}.svs", 512, 512, seed=number)
+            gdc.add(f"TCGA-A2-{number:04d}-01Z-00-DX1.F{number}.svs", path.read_bytes(), site="Here",
+                    diagnoses=[["8500/3", "8520/3"][number % 2]])
+        yield gdc
+
+
+def test_slides_that_a_server_has_are_fetched_into_their_folder_and_nowhere_else(server, tmp_path):
+    """The table has semicolons and a file's name that leads elsewhere; its slides folder is not there yet."""
+    rows = [f"S{i};P{i};{'ab'[i % 2]};{r['file_id']};{r['file_name']};{r['md5sum']};{r['file_size']}"
+            for i, r in enumerate(server.records)]
+    rows += [rows[0].replace("S0;P0", "S9;P9").replace("TCGA", "../../TCGA")]
+    (tmp_path / "own.csv").write_text("slide_id;patient_id;label;file_id;file_name;md5;size\n" + "\n".join(rows))
+    shown = execute(study="own", outputs=str(tmp_path / "outputs"), cohort=str(tmp_path / "own.csv"), workers=1,
+                    slides=str(tmp_path / "new/slides"), gdc_server=server.url)
+    assert shown[-1]["slides"] == 4 and shown[-1]["left out"] == 1
+    assert sorted(path.name for path in (tmp_path / "new/slides").iterdir()) == sorted(
+        record["file_name"] for record in server.records)
+    failures = read_failures(tmp_path / "outputs/own")
+    assert failures.unit.to_list() == ["S9"] and failures.reason.str.contains("is not a plain file name").all()
+
+
+def test_a_cohort_by_its_name_is_counted_fetched_and_drawn(server, tmp_path):
+    shown = execute(study="brca", outputs=str(tmp_path), cohort="tcga-brca", gdc_server=server.url, workers=1)
+    counts = next(value for value in shown if isinstance(value, pd.DataFrame))
+    assert counts.slides.to_dict() == {"IDC": 2, "ILC": 2, "all": 4} and shown[-1]["slides"] == 4
+    assert len(list((tmp_path / "brca/slides").glob("*.svs"))) == 4
+    assert len(pd.read_csv(tmp_path / "brca/figures/00_slides.csv")) == 4
