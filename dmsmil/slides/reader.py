@@ -41,7 +41,7 @@ class Level:
 
     def aligned(self, x: int, y: int) -> bool:
         """Whether level-0 point (x, y) is exactly the corner of a pixel of this level."""
-        return self.exact and x % self.step == 0 and y % self.step == 0
+        return x == y == 0 or self.exact and x % self.step == 0 and y % self.step == 0
 
 
 class Slide:
@@ -121,21 +121,20 @@ class Slide:
 
     def region(self, level: Level, x: int, y: int, size: int) -> np.ndarray:
         """uint8 (size, size, 3): pixels of `level` from level-0 corner (x, y) on."""
-        if self._tiff is not None and level.number in self._tiff.pages and level.aligned(x, y):
-            try:
-                return self._tiff.region(level.number, x // level.step, y // level.step, size, size)
-            except Exception:  # OpenSlide knows how to fill an absent tile, or says what is wrong with this one
-                pass
-        return self._reference(level, x, y, (size, size))
+        return self._pixels(level, x, y, (size, size))
 
     def whole(self, level: Level) -> np.ndarray:
         """All pixels of a level: uint8 (height, width, 3)."""
-        if self._tiff is not None and level.number in self._tiff.pages:
+        return self._pixels(level, 0, 0, (level.width, level.height))
+
+    def _pixels(self, level: Level, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
+        """uint8 (height, width, 3) of `level` from level-0 corner (x, y) on, by the fast reader where it can."""
+        if self._tiff is not None and level.number in self._tiff.pages and level.aligned(x, y):
             try:
-                return self._tiff.region(level.number, 0, 0, level.width, level.height)
-            except Exception:  # as above
+                return self._tiff.region(level.number, x // level.step, y // level.step, *size)
+            except Exception:  # OpenSlide knows how to fill an absent tile, or says what is wrong with this one
                 pass
-        return self._reference(level, 0, 0, (level.width, level.height))
+        return self._reference(level, x, y, size)
 
     def _reference(self, level: Level, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
         """OpenSlide's pixels of a region, on white."""
