@@ -196,7 +196,7 @@ def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory: bool | str, mis
     known = cohort.set_index("slide_id").loc[names]
     classes = sorted(known.label.astype(str).unique())
     shape = (len(names), len(store.scales), k, made_by[names[0]].dim)
-    identity = fingerprint([k, list(store.scales), [(name, made_by[name].config, made_by[name].content)
+    identity = fingerprint([k, list(store.scales), [(name, made_by[name].config, made_by[name].hashes)
                                                     for name in names]])
     if in_memory == "auto":
         in_memory = fits_in_memory(4 * np.prod(shape, dtype=float))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmsmil.jobs.files import atomic
 
-BLOCK, DIGEST = 2 ** 20, 16  # bytes read at a time, and of the hash
+BLOCK, DIGEST = 2 ** 18, 16  # bytes read at a time, and of the hash
 
 _checked: dict[Path, tuple[int, int]] = {}  # files found whole in this process: when they were written, and their size
 
@@ -58,13 +58,13 @@ def read_mapped(path: Path) -> Tensor:
 
 
 def _is_whole(path: Path) -> bool:
-    total, left = xxhash.xxh3_128(), path.stat().st_size - DIGEST
+    total, left, block = xxhash.xxh3_128(), path.stat().st_size - DIGEST, memoryview(bytearray(BLOCK))
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             while left > 0:
-                block = file.read(min(BLOCK, left))
-                total.update(block)
-                left -= len(block)
+                size = file.readinto(block[:min(BLOCK, left)])
+                total.update(block[:size])
+                left -= size
             return file.read(DIGEST) == total.digest()
     except OSError:  # a disk that cannot read it
         return False

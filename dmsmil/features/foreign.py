@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.hdf5 import read_data
+from dmsmil.slides.hdf5 import Written, reading
 from dmsmil.slides.linking import Part
 from dmsmil.slides.magnification import AGREE
 
@@ -33,10 +32,10 @@ def kind_of(folder: Path) -> str:
         return "CLAM"
     for path in sorted(folder.rglob("[!.]*.h5")):
         try:
-            with _reading(path) as file:
-                if "feats" in file:
+            with _reading(path) as written:
+                if "feats" in written.file:
                     return "STAMP"
-                if {"features", "coords"} <= set(file):
+                if {"features", "coords"} <= set(written.file):
                     return "TRIDENT"
         except InputError:  # a damaged file says nothing of the others
             continue
@@ -53,14 +52,15 @@ def told(folder: Path) -> str:
 def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     """TRIDENT's file of a slide; what its attributes lack is looked up in its patches/<slide>_patches.h5."""
     path, density, colour = files["features"], None, None
-    with _reading(path) as file:
-        features, coords = _arrays(file, path, "features")
+    with _reading(path) as written:
+        features, coords = _arrays(written, path, "features")
+        file = written.file
         about, encoder = dict(file["coords"].attrs), str(file["features"].attrs.get("encoder", ""))
-        parent = read_data(file, "parent").astype(np.int64) if "parent" in file else None
+        parent = written.data("parent").astype(np.int64) if "parent" in file else None
     if "tiles" in files:
-        with _reading(files["tiles"]) as file:
-            about = {**file["coords"].attrs, **about}
-            density, colour = (read_data(file, name) if name in file else None for name in ("density", "colour"))
+        with _reading(files["tiles"]) as written:
+            about = {**written.file["coords"].attrs, **about}
+            density, colour = (written.data(name) if name in written.file else None for name in ("density", "colour"))
     px, target, overlap = (_number(about, name) for name in ("patch_size", "target_magnification", "overlap"))
     if (px and px != tile_px) or (target and target != scale) or overlap:
         raise InputError(f"{path.name} has tiles of {px:g} px at {target:g}x with {overlap:g} px overlap, not of "
@@ -77,11 +77,11 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     if path.suffix == ".pt":
         features = _tensor(path)
     else:
-        with _reading(path) as file:
-            features, coords = _arrays(file, path, "features")
+        with _reading(path) as written:
+            features, coords = _arrays(written, path, "features")
     if "tiles" in files:
-        with _reading(files["tiles"]) as file:
-            about, here = dict(file["coords"].attrs), read_data(file, "coords").astype(np.int64).reshape(-1, 2)
+        with _reading(files["tiles"]) as written:
+            about, here = dict(written.file["coords"].attrs), written.data("coords").astype(np.int64).reshape(-1, 2)
         coords, step = here if coords is None else coords, _number(about, "downsample") or 1.0
         side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
         size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
@@ -94,8 +94,8 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
 def read_stamp(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     """STAMP's file of a slide, its micrometres divided by `mpp`, those of a level-0 pixel."""
     path = files["features"]
-    with _reading(path) as file:
-        (features, coords), about = _arrays(file, path, "feats", np.float64), dict(file.attrs)
+    with _reading(path) as written:
+        (features, coords), about = _arrays(written, path, "feats", np.float64), dict(written.file.attrs)
     um, px = _number(about, "tile_size_um"), _number(about, "tile_size_px") or tile_px
     if about.get("unit") != "um" or not um:
         raise InputError(f"{path.name} does not say that its coordinates are micrometres (unit, tile_size_um): it is "
@@ -113,11 +113,11 @@ READERS: dict[str, Callable[[Files, int, int, float], Part]] = {
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
+def _reading(path: Path) -> Iterator[Written]:
     """The open file; whatever h5py finds wrong with it is an InputError."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        with reading(path) as written:
+            yield written
     except InputError:
         raise
     except (OSError, KeyError, ValueError) as error:
@@ -125,12 +125,12 @@ def _reading(path: Path) -> Iterator[h5py.File]:
                           f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
 
 
-def _arrays(file: h5py.File, path: Path, name: str, kind: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(written: Written, path: Path, name: str, kind: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
     """Features as float32, and coords."""
-    if missing := [key for key in (name, "coords") if key not in file]:
+    if missing := [key for key in (name, "coords") if key not in written.file]:
         raise InputError(f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
-                         f"{', '.join(sorted(file)) or 'nothing'}: is it of another program than the others?")
-    return read_data(file, name).astype(np.float32), read_data(file, "coords").astype(kind).reshape(-1, 2)
+                         f"{', '.join(sorted(written.file)) or 'nothing'}: is it of another program than the others?")
+    return written.data(name).astype(np.float32), written.data("coords").astype(kind).reshape(-1, 2)
 
 
 def _number(attributes: dict, name: str) -> float:

@@ -1,6 +1,7 @@
 """HDF5 files that are whole or absent, and that show when a byte of them has changed.
 
-Each says what made it (`config`, JSON) and what was written (`content`, JSON: the hash of each data set and of config).
+Each says what made it (attribute `config`, JSON) and what was written (attribute `xxh3_128`, JSON: the hash of each
+data set and of config). Files of other programs say neither, and are believed.
 """
 
 from __future__ import annotations
@@ -27,38 +28,49 @@ def writing(path: Path, config: dict | None = None) -> Iterator[h5py.File]:
     """
     with h5py.File.in_memory(libver=VERSION) as file:
         yield file
-        content = {name: content_hash(data[:]) for name, data in file.items()}
-        if config is not None:
-            file.attrs["config"] = plain(config)
-            content["config"] = content_hash(plain(config).encode())
-        file.attrs["content"] = plain(content)
+        hashes = {name: content_hash(data[:]) for name, data in file.items()}
+        hashes["config"] = content_hash(plain(config).encode())
+        file.attrs["config"], file.attrs["xxh3_128"] = plain(config), plain(hashes)
         file.flush()
         image = file.id.get_file_image()
     with atomic(path) as temporary:
         temporary.write_bytes(image)
 
 
-def read_data(file: h5py.File, name: str) -> np.ndarray:
-    """A data set; OSError when it is not what was written. A file that does not say what that was is believed."""
-    values, said = file[name][:], content_of(file)
-    if said and said[name] != content_hash(values):
-        raise OSError(f"'{name}' is not what was written")
-    return values
+class Written:
+    """An open HDF5 file; hashes: what it says was written, by data set."""
+
+    def __init__(self, file: h5py.File):
+        self.file = file
+        self.hashes: dict[str, str] = json.loads(file.attrs["xxh3_128"]) if "xxh3_128" in file.attrs else {}
+
+    def config(self) -> dict | None:
+        """What made the file, None if it does not say; OSError when that is not what was written."""
+        if "config" not in self.file.attrs:
+            return None
+        text = self.file.attrs["config"]
+        self._check("config", text.encode())
+        return json.loads(text)
+
+    def data(self, name: str) -> np.ndarray:
+        """A data set; OSError when it is not what was written."""
+        values = self.file[name][:]
+        self._check(name, values)
+        return values
+
+    def _check(self, name: str, value) -> None:
+        if self.hashes and self.hashes.get(name) != content_hash(value):
+            raise OSError(f"'{name}' is not what was written")
 
 
-def content_of(file: h5py.File) -> dict[str, str]:
-    """The hashes of what was written, by data set; none in a file of another program."""
-    return json.loads(file.attrs["content"]) if "content" in file.attrs else {}
-
-
-def config_of(file: h5py.File) -> dict | None:
-    """What made the file, None if it does not say; OSError when that is not what was written."""
-    if "config" not in file.attrs:
-        return None
-    text, said = file.attrs["config"], content_of(file)
-    if said and said["config"] != content_hash(text.encode()):
-        raise OSError("'config' is not what was written")
-    return json.loads(text)
+@contextmanager
+def reading(path: Path) -> Iterator[Written]:
+    """An open file. Whatever is wrong with its bytes is an OSError, KeyError or ValueError."""
+    with h5py.File(path, "r", locking=False) as file:  # files never change: locks only fail, on NFS
+        try:
+            yield Written(file)
+        except RuntimeError as error:  # as HDF5 says that a checksum of its own does not fit
+            raise OSError(str(error)) from error
 
 
 def plain(value) -> str:

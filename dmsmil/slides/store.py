@@ -16,7 +16,7 @@ from dmsmil.cohorts.ids import LONGEST_ID, plain_name
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError, one_line, sweep
 from dmsmil.jobs.parallel import check_shared, progress, run_units
-from dmsmil.slides.hdf5 import config_of, content_of, plain, read_data, writing
+from dmsmil.slides.hdf5 import Written, plain, reading, writing
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.tiles import Tiles
 
@@ -34,11 +34,11 @@ class ScaleFeatures(NamedTuple):
 
 
 class MadeBy(NamedTuple):
-    """What made the features of a slide: config; dim, their channels; content, the hashes of each scale's file."""
+    """What made the features of a slide: config; dim, their channels; hashes of each scale's data sets."""
 
     config: dict
     dim: int
-    content: list[dict[str, str]]
+    hashes: list[dict[str, str]]
 
 
 class Store:
@@ -79,18 +79,17 @@ class Store:
         """
         coords, parent = {}, None
         for scale in self.scales:
-            with self._reading(self.tiles_path(scale, slide_id), slide_id, config) as file:
-                coords[scale] = read_data(file, "coords").astype(np.int64)
+            with self._reading(self.tiles_path(scale, slide_id), slide_id, config) as written:
+                coords[scale], file = written.data("coords").astype(np.int64), written.file
                 if scale == self.scales[0]:
                     count = len(coords[scale])
-                    density = read_data(file, "density") if "density" in file else np.full(count, np.nan)
-                    colour = (read_data(file, "colour") if "colour" in file
-                              else np.full((count, 6), np.nan, np.float32))
+                    density = written.data("density") if "density" in file else np.full(count, np.nan)
+                    colour = written.data("colour") if "colour" in file else np.full((count, 6), np.nan, np.float32)
                     grid, read = (int(file.attrs.get(name, count)) for name in ("grid", "read"))
                     about = {name: value.item() for name, value in file["coords"].attrs.items()
                              if name.startswith("level0_")}
                 elif "parent" in file:
-                    parent = read_data(file, "parent")
+                    parent = written.data("parent")
         return Tiles(slide_id, self.tile_px, coords, density, colour, np.arange(count) if parent is None else parent,
                      (about["level0_width"], about["level0_height"]), float(about["level0_magnification"]), grid, read)
 
@@ -120,12 +119,12 @@ class Store:
         """
         found = {}
         for scale in self.scales:
-            with self._reading(self.features_path(scale, slide_id), slide_id, config) as file:
-                coords = read_data(file, "coords").astype(np.int64)
-                features = read_data(file, "features").astype(np.float32, copy=False) if values else None
+            with self._reading(self.features_path(scale, slide_id), slide_id, config) as written:
+                coords = written.data("coords").astype(np.int64)
+                features = written.data("features").astype(np.float32, copy=False) if values else None
                 if values:
                     _check_features(features, coords, slide_id, scale)
-                parent = read_data(file, "parent") if "parent" in file else None
+                parent = written.data("parent") if "parent" in written.file else None
                 if parent is None and scale == self.scales[0]:
                     parent = np.arange(len(coords))
                 found[scale] = ScaleFeatures(features, coords, parent)
@@ -136,26 +135,25 @@ class Store:
 
         Raises InputError when its scales were not made alike, as a killed process can leave them.
         """
-        found, content = [], []
+        found = []
         for scale in self.scales:
-            with self._reading(self.features_path(scale, slide_id), slide_id) as file:
-                found.append((config_of(file), file["features"].shape[1]))
-                content.append(content_of(file))
-        if any(plain(one) != plain(found[0]) for one in found):
+            with self._reading(self.features_path(scale, slide_id), slide_id) as written:
+                found.append(MadeBy(written.config(), written.file["features"].shape[1], [written.hashes]))
+        if any(plain(one[:2]) != plain(found[0][:2]) for one in found):
             raise InputError(f"slide {slide_id} has features that were made otherwise at one scale than at another: "
                              "run the features stage again")
-        return MadeBy(*found[0], content)
+        return found[0]._replace(hashes=[hashes for one in found for hashes in one.hashes])
 
     def has_tiles(self, slide_id: str, config: dict) -> bool:
         """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
-        return all(self._has(self.tiles_path, scale, slide_id, config) for scale in self.scales)
+        return self._has(self.read_tiles, self.tiles_path, slide_id, config)
 
     def has_features(self, slide_id: str, config: dict) -> bool:
         """Whether features and tiles of a slide are there, whole, and made by exactly this configuration; for the tiles
         that is all of it but its encoder."""
         tiling = {key: value for key, value in config.items() if key != "encoder"}
-        return self.has_tiles(slide_id, tiling) and all(
-            self._has(self.features_path, scale, slide_id, config) for scale in self.scales)
+        return (self.has_tiles(slide_id, tiling)
+                and self._has(self.read_features, self.features_path, slide_id, config))
 
     def failed(self) -> dict[str, str]:
         """{slide_id: reason} of the slides whose tiles or features could not be made when that was last tried.
@@ -178,15 +176,15 @@ class Store:
                 "level0_width": int(tiles.dimensions[0]), "level0_height": int(tiles.dimensions[1])}
 
     @contextmanager
-    def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[h5py.File]:
+    def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[Written]:
         """The open file, after the checks of what made it; whatever is wrong with it is an InputError."""
         where = path.relative_to(self.home).as_posix()
         what = f"features by '{self.encoder}'" if path.parent.name != "patches" else "tiles"
         if not path.exists():
             raise InputError(f"slide {slide_id} has no {what} ({where}): make them, or see failures.csv why not")
         try:
-            with h5py.File(path, "r", locking=False) as file:  # files never change: locks only fail, on NFS
-                made_by = config_of(file)
+            with reading(path) as written:
+                made_by = written.config()
                 if made_by is None:
                     raise InputError(f"{where} does not say what made it: name its folder with the key 'features', or "
                                      "delete it and start the same command again")
@@ -196,20 +194,24 @@ class Store:
                 if difference := _difference({k: made_by.get(k) for k in wanted}, wanted):
                     raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
                                      "study folder")
-                yield file
+                yield written
         except InputError:
             raise
-        except (OSError, KeyError, ValueError, RuntimeError) as error:  # as HDF5 and JSON say that bytes are wrong
+        except (OSError, KeyError, ValueError) as error:
             raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): start the same "
                              "command again, which makes it anew") from error
 
-    def _has(self, path: Callable[[int, str], Path], scale: int, slide_id: str, config: dict) -> bool:
+    def _has(self, read: Callable, path: Callable[[int, str], Path], slide_id: str, config: dict) -> bool:
+        """Whether it was made by this configuration at every scale, and can be read."""
         try:
-            with self._reading(path(scale, slide_id), slide_id) as file:
-                names = {"coords", *file, *content_of(file)} - {"config"}
-                return plain(config_of(file)) == plain(config) and len({len(read_data(file, n)) for n in names}) == 1
+            for scale in self.scales:
+                with self._reading(path(scale, slide_id), slide_id) as written:
+                    if plain(written.config()) != plain(config):
+                        return False
+            read(slide_id)
         except InputError:
             return False
+        return True
 
 
 def encoder_folder(encoder: str) -> str:

@@ -5,12 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
-from dmsmil.jobs.files import DiskFull, InputError, atomic, fingerprint, one_line, write_csv, write_json
+from dmsmil.jobs.files import (
+    FORGOTTEN,
+    DiskFull,
+    InputError,
+    atomic,
+    content_hash,
+    fingerprint,
+    one_line,
+    sweep,
+    temporary_path,
+    write_csv,
+    write_json,
+)
 
 
 def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -44,6 +58,63 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         raise OSError(errno.EACCES, "no")
     assert not isinstance(other.value, DiskFull)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_numpy_on_a_full_disk_is_the_same_line(tmp_path):
+    """numpy says only how much it wrote."""
+    with pytest.raises(DiskFull, match="no space left.*x.npy"), atomic(tmp_path / "x.npy") as temporary:
+        temporary.symlink_to("/dev/full")
+        with open(temporary, "wb") as file:
+            np.save(file, np.zeros(100_000))
+
+
+WRITER = """
+import os, signal, sys
+from dmsmil.jobs.files import atomic
+with atomic(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_kill_left_is_swept_and_a_living_writers_file_is_not(tmp_path):
+    folder = tmp_path / "features/20x"
+    folder.mkdir(parents=True)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(folder / name)], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE) for name in ("dead.h5", "living.h5")]
+    assert [writer.stdout.readline() for writer in writers] == [b"writing\n"] * 2
+    writers[0].kill()
+    writers[0].wait()
+    assert len(list(folder.iterdir())) == 2
+    gone = sweep(tmp_path)
+    assert [path.name.split(".h5")[0] for path in gone] == [".dead"]
+    assert [path.name.split(".h5")[0] for path in folder.iterdir()] == [".living"]
+    assert writers[1].communicate()[0] == b"" and [path.name for path in folder.iterdir()] == ["living.h5"]
+    assert (folder / "living.h5").read_text() == "half" and sweep(tmp_path) == []
+
+
+def test_another_machines_temporary_goes_only_when_nobody_wrote_to_it_for_a_week(tmp_path):
+    running = temporary_path(tmp_path / "03.ipynb", ".ipynb")
+    there = [tmp_path / f".x{i}.h5.0123abcd.{2 ** 22 + i}.tmp" for i in range(2)]
+    others = [tmp_path / name for name in (".x.h5.tmp", "x.0123abcd.1.tmp", ".a.b.tmp", ".x.0123abcd.1.tmp.part.gz")]
+    for path in [running, *there, *others]:
+        path.touch()
+    for path in [there[0], running, *others]:
+        os.utime(path, (time.time() - FORGOTTEN - 60,) * 2)
+    assert sweep(tmp_path) == [there[0]]  # not what this process writes, however long, nor what has another name
+    assert sorted(tmp_path.iterdir()) == sorted([running, there[1], *others])
+    assert sweep(tmp_path / "nowhere") == []
+
+
+def test_a_content_hash_is_the_published_one_and_sees_type_shape_and_every_bit():
+    assert content_hash(b"") == "99aa06d3014798d86001c324468d497f"  # XXH3-128 of nothing, as its authors give it
+    values = np.arange(12, dtype=np.float32)
+    seen = [content_hash(v) for v in (values, values.reshape(3, 4), values.astype(np.float64), values.view(np.int32))]
+    seen.append(content_hash(np.where(values == 5, np.nextafter(values, 9, dtype=np.float32), values)))
+    assert len(set(seen)) == 5 and content_hash(values.copy()) == seen[0]
+    assert content_hash(b"ab", b"c") == content_hash(b"abc")
 
 
 def test_csv_and_json_have_the_same_bytes_twice(tmp_path):

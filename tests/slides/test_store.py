@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import DiskFull, InputError, temporary_path
+from dmsmil.jobs.parallel import run_units
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles
 
@@ -56,7 +57,7 @@ def test_what_is_written_is_read(full):
         np.testing.assert_array_equal(found[scale].parent, np.arange(5))
     made = full.features_made_by("s1")
     assert (made.config, made.dim) == (json.loads(json.dumps(MADE_BY)), 4)
-    assert [set(content) for content in made.content] == [{"config", "coords", "features"},
+    assert [set(hashes) for hashes in made.hashes] == [{"config", "coords", "features"},
                                                           {"config", "coords", "features", "parent"}]
 
 
@@ -140,7 +141,7 @@ def test_features_that_are_not_finite(full, scale, bad):
     assert not any(full.features_path(s, "s9").exists() for s in (10, 20))  # nothing half written
     with h5py.File(full.features_path(scale, "s1"), "r+") as file:  # as one of a program that keeps no hashes
         file["features"][3, 1] = bad
-        del file.attrs["content"]
+        del file.attrs["xxh3_128"]
     with pytest.raises(InputError, match=f"s1 has 1 tiles at {scale}x.*NaN"):
         full.read_features("s1")
 
@@ -212,3 +213,122 @@ def test_a_killed_writer_leaves_the_old_file(full, monkeypatch):
 
 def test_a_store_travels_to_workers(full):
     assert pickle.loads(pickle.dumps(full)).has_features("s1", MADE_BY)
+
+
+def flip(path, at):
+    """Change one bit of every byte at these places of a file."""
+    content = bytearray(path.read_bytes())
+    for place in at:
+        content[place] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("which", ["tiles", "features"])
+def test_a_changed_byte_anywhere_is_seen_or_changes_nothing(full, which):
+    """Every 19th byte of a file in turn, headers, attributes and values: never another number without a word."""
+    path = full.tiles_path(10, "s1") if which == "tiles" else full.features_path(10, "s1")
+    has = (lambda: full.has_tiles("s1", TILING)) if which == "tiles" else (lambda: full.has_features("s1", MADE_BY))
+
+    def read():
+        if which == "tiles":
+            tiles = full.read_tiles("s1")
+            return [tiles.coords[10], tiles.density, tiles.colour, tiles.dimensions, tiles.magnification, tiles.grid,
+                    tiles.read]
+        found = full.read_features("s1")[10]
+        return [found.features, found.coords, full.features_made_by("s1").config, full.features_made_by("s1").hashes]
+
+    content, right, seen = path.read_bytes(), read(), 0
+    for place in range(0, len(content), 19):
+        flip(path, [place])
+        try:
+            for value, expected in zip(read(), right, strict=True):
+                np.testing.assert_equal(value, expected)
+        except InputError as error:
+            seen += 1
+            assert "\n" not in str(error) and not has()
+        path.write_bytes(content)
+    assert has() and seen > 50
+
+
+def test_64_changed_bytes_of_features_are_a_damaged_slide(full):
+    path = full.features_path(20, "s1")
+    start = path.read_bytes().index(make_features()[20].tobytes())
+    flip(path, range(start + 8, start + 72))
+    with pytest.raises(InputError, match=r"s1.h5 is damaged or incomplete \('features' is not what was written\)"):
+        full.read_features("s1")
+    assert not full.has_features("s1", MADE_BY) and full.has_tiles("s1", TILING)
+    full.write_features("s1", make_features(), make_tiles(), MADE_BY)
+    assert full.has_features("s1", MADE_BY)
+
+
+def test_a_file_without_hashes_is_believed(full):
+    """Made by an earlier version, or changed with a tool of TRIDENT's users."""
+    for path in full.home.rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file.attrs["xxh3_128"]
+    assert full.has_features("s1", MADE_BY) and full.features_made_by("s1").hashes == [{}, {}]
+    np.testing.assert_array_equal(full.read_features("s1")[20].features, make_features()[20])
+
+
+def write_on_a_full_disk(store, slide_id, what):
+    """In a worker: the disk has no room for the file of the second scale."""
+    path = store.tiles_path(20, slide_id) if what == "tiles" else store.features_path(20, slide_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary_path(path).symlink_to("/dev/full")
+    store.write_tiles(make_tiles(slide_id), TILING)
+    store.write_features(slide_id, make_features(), make_tiles(slide_id), MADE_BY)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("what", ["tiles", "features"])
+def test_a_full_disk_is_one_line_and_no_crash(store, what, workers):
+    units = {name: (store, name, what) for name in ("s1", "s2", "s3")}
+    with pytest.raises(DiskFull, match="no space left on the disk while writing s.*h5: free some space") as caught:
+        list(run_units(write_on_a_full_disk, units, workers))
+    assert "\n" not in str(caught.value)
+    path = store.tiles_path(20, "s1") if what == "tiles" else store.features_path(20, "s1")
+    assert not list(path.parent.glob("*.h5"))
+
+
+def test_nothing_is_opened_on_the_disk_by_hdf5_for_writing(store, monkeypatch):
+    """A disk without locks refuses that; the bytes come from memory."""
+    opened, create = [], h5py.h5f.create
+
+    def spy(*args, **kwargs):
+        opened.append(kwargs["fapl"])
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(h5py.h5f, "create", spy)
+    store.write_tiles(make_tiles(), TILING)
+    assert [fapl.get_driver() for fapl in opened] == [h5py.h5fd.CORE] * 2
+    assert not any(fapl.get_fapl_core()[1] for fapl in opened)  # no file behind the memory
+
+
+ODD = ["../../x", "..", ".", "", "/etc/x", "a/b", "a\\b", "C:x", "x\0y", "x\ny", "~root", "-rf", ".hidden", "a" * 300,
+       "é" * 120, "con", "NUL.txt", "*", "a?b", "<b>", '"', "x ", " x", "\u202ex", "\ud800", "..\\..\\x", "%2e%2e%2fx",
+       "x;y", "$(x)", "幻灯片", "TCGA-A1-A0SB-01Z-00-DX1.B34C267B", "a b", "a..b", "S1.svs", "x'y", "e\u0301"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_an_id_is_a_file_in_its_folder_or_refused(store, name):
+    """Whatever the id: nothing outside the folder of its scale, no file of two slides, one line."""
+    paths = []
+    for scale in store.scales:
+        for path, folder in ((store.tiles_path, "patches"), (store.features_path, "features_hf-hub-org-net")):
+            try:
+                paths.append(path(scale, name))
+            except InputError as error:
+                assert "\n" not in str(error)
+            else:
+                assert paths[-1].parent == store.home / f"features/{scale}x_256px_0px_overlap" / folder
+                assert paths[-1].resolve().parent == paths[-1].parent.resolve() and name in paths[-1].name
+    assert len(paths) in (0, 4) and not store.has_tiles(name, TILING) and not store.has_features(name, MADE_BY)
+    if paths:
+        store.write_tiles(make_tiles(name), TILING)
+        assert store.has_tiles(name, TILING)
+    else:
+        with pytest.raises(InputError):
+            store.write_tiles(make_tiles(name), TILING)
+    written = [path for path in store.home.parent.rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(path for path in paths if path.parent.name == "patches")
