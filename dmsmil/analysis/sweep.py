@@ -13,6 +13,7 @@ import pandas as pd
 from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
+from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.metrics import METRICS, summarise
 from dmsmil.training.results import pretty
@@ -105,11 +106,13 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         lines.append("The paper finds λ = 1 best. Here it is " + (
             "the best or as good as the best in each of them." if len(held) == len(metrics)
             else f"so in {' and '.join(held)} only." if held else "so in none of them."))
-    found = [sentence(row, lam_name(1), m) for _, row in tests.iterrows() for m in TESTED if row[f"{m}_p_holm"] < ALPHA]
+    found = [as_written(sentence(row, lam_name(1), m)) for _, row in tests.iterrows() for m in TESTED
+             if row[f"{m}_p_holm"] < ALPHA]
     if len(tests) and not found:
+        highest = tests[tests["name"].isin(best.get("AUC", []))]
         lines.append(f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
-                     "which λ is best. " + " ".join(sentence(row, lam_name(1)) for _, row in tests.iterrows()
-                                                     if row["name"] in best.get("AUC", ())))
+                     "which λ is best. "
+                     + " ".join(as_written(sentence(row, lam_name(1))) for _, row in highest.iterrows()))
     if tests.empty:
         lines.append("Nothing can be compared with λ = 1.")
     swept = whole[whole.lam != ALONE]
@@ -128,7 +131,9 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
 
 
 def collapse_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict[tuple[str, float], RunConfig]:
-    """(placement of L_ot, λ) -> RunConfig, every placement at every λ. Raises InputError as `check_lams`."""
+    """(placement of L_ot, λ) -> RunConfig, every placement at every λ; none without λ. InputError as `check_lams`."""
+    if not lams:
+        return {}
     return {(name, lam): configure(bags, folds, "dmsmil", 0, options, lam=lam, **settings)
             for name, options in PLACEMENTS.items() for lam in check_lams(lams)}
 
@@ -141,12 +146,14 @@ def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
         terms = final_terms(r)
         rows.append({"placement": placement, "lam": lam, "spread_relative": terms.spread_relative.mean(),
                      "ce_relative": terms.ce_relative.mean(), "collapsed": bool(terms.collapsed.any())})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "collapsed"])
 
 
 def collapse_sentences(table: pd.DataFrame) -> str:
     """Markdown: for each placement at which λ it collapsed, how far the spread fell without a collapse, and where
     nothing was learned though the spread is not small enough to be called a collapse."""
+    if table.empty:
+        return "Not asked for here: `collapse_lams` is empty."
     lines = []
     for name, part in table.groupby("placement", sort=False):
         fallen, stood = part[part.collapsed], part[~part.collapsed]

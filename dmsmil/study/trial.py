@@ -68,7 +68,8 @@ def _methods(params: dict, bags: Bags, folds: pd.DataFrame) -> str:
 
 def _ablation(params: dict, bags: Bags, folds: pd.DataFrame) -> str:
     variants, lams = choose_variants(params["variants"]), check_lams(params["lams"])
-    check_lams(params["collapse_lams"])
+    if params["collapse_lams"]:
+        check_lams(params["collapse_lams"])
     training = _training(params)
     ablation_configs(bags, folds, **training)
     variant_configs(bags, folds, variants, **training)
