@@ -627,3 +627,9 @@ def test_sizes_and_times_for_a_reader():
         ["0 kB", "5 kB", "34 MB", "1.0 GB", "1.2 GB", "928.0 GB", "1.98 TB"]
     assert [duration(s) for s in (0, 40, 89, 91, 3599, 7800)] == ["0 s", "40 s", "89 s", "2 min", "1 h 0 min",
                                                                   "2 h 10 min"]
+
+
+def test_the_token_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token.txt").write_text("secret\n")
+    assert list(Remote("https://example.org", "~/token.txt").secret().values()) == ["secret"]
