@@ -8,18 +8,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from dmsmil.analysis.ablation import OPEN
 from dmsmil.analysis.comparison import ALPHA
 from dmsmil.analysis.sweep import SHRUNK, STUCK
 from dmsmil.analysis.witness import blind_bound
-from dmsmil.figures.base import finish
+from dmsmil.figures.base import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    YELLOW,
+    dot_and_bar,
+    finish,
+    in_legend,
+    only_rows,
+    plain_numbers,
+    verdict_colour,
+)
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
-LOOKS = [("#0072B2", "o"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#009E73", "^"), ("#E69F00", "v"), ("#555555", "P")]
-RATES = (("#0072B2", "o", "-"), ("#56B4E9", "s", "--"), ("#D55E00", "^", "-"), ("#E69F00", "v", "--"),
-         ("#444444", "D", ":"), ("#009E73", "P", ":"), ("#CC79A7", "X", "-"))  # colour, marker, line
+LOOKS = [(BLUE, "o"), (ORANGE, "s"), (PINK, "D"), (GREEN, "^"), (YELLOW, "v"), (DARK, "P")]  # colour, marker
+RATES = [(BLUE, "o", "-"), (SKY, "s", "--"), (ORANGE, "^", "-"), (YELLOW, "v", "--"), (DARK, "D", ":"),
+         (GREEN, "P", ":"), (PINK, "X", "-")]  # colour, marker, line
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
@@ -38,27 +54,25 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
         y -= 1.35
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.235 * -y + 0.9), sharey=True, sharex=True)
     for ax, metric in zip(axes, ("AUC", "ACC")):
-        ax.axvline(0, color="#444444", linewidth=1)
+        ax.axvline(0, color=DARK, linewidth=1)
         for place, row in rows:
-            if np.isnan(row[f"{metric}_difference"]):
+            value, low, high = (row[f"{metric}_{part}"] for part in ("difference", "low", "high"))
+            if np.isnan(value):
                 said = f"collapsed in {row.collapsed} of {row.runs} runs" if row.collapsed else "not compared"
                 ax.text(0.5, place, f"{said}: no result", transform=ax.get_yaxis_transform(), fontsize=7.5,
-                        ha="center", va="center", style="italic", color="#777777",
+                        ha="center", va="center", style="italic", color=GREY,
                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
                 continue
-            value, sure = row[f"{metric}_difference"], row[f"{metric}_p_holm"] < ALPHA
-            colour = "#777777" if not sure else "#0072B2" if value > 0 else "#D55E00"
-            ax.plot([row[f"{metric}_low"], row[f"{metric}_high"]], [place] * 2, color=colour, linewidth=1.8)
-            ax.plot(value, place, "o", markersize=5, color=colour, markerfacecolor=colour if sure else "white")
+            sure = row[f"{metric}_p_holm"] < ALPHA
+            dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure), hollow=not sure)
         ax.set(title=metric, xlabel="default minus reading (right: default better)", ylim=(y + 0.6, 0.7))
-        ax.grid(axis="y", visible=False)
+        only_rows(ax)
         ax.spines["left"].set_visible(False)
-        ax.tick_params(axis="y", length=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes[0].set_yticks([place for place, _ in rows], [row.reading for _, row in rows])
     for place, head in heads:
         axes[0].annotate(head, (0, place), xycoords=axes[0].get_yaxis_transform(), xytext=(-3, 0), ha="right",
-                         va="center", textcoords="offset points", fontsize=8, fontweight="bold", color="#444444")
+                         va="center", textcoords="offset points", fontsize=8, fontweight="bold", color=DARK)
     reach = np.abs(table[[f"{m}_{c}" for m in ("AUC", "ACC") for c in ("difference", "low", "high")]].to_numpy(float))
     axes[0].set_xlim(*np.array([-1.06, 1.06]) * min(1, np.nanmax(np.append(reach, 0.02))))
     return finish(figure, out, table)
@@ -83,12 +97,12 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
     axes[1].set(title="L_ce at the end", ylabel="L_ce / entropy of the class shares", yscale="log")
     axes[0].set_ylim(bottom=min(SHRUNK / 2, table.spread_relative.clip(lower=FLOOR).min() / 2))
     for ax, level in zip(axes, (SHRUNK, STUCK)):
-        ax.axhline(level, color="#444444", linestyle=":", linewidth=1)
+        ax.axhline(level, color=DARK, linestyle=":", linewidth=1)
+        plain_numbers(ax.yaxis)
         ax.set(xscale="log", xlabel="λ, the weight of L_ce")
         ax.xaxis.set_major_locator(FixedLocator(sorted(table.lam.unique())))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].plot([], [], "o", color="#444444", markerfacecolor="white", markersize=8, markeredgewidth=1.6,
+        plain_numbers(ax.xaxis)
+    axes[0].plot([], [], "o", color=DARK, markerfacecolor="white", markersize=8, markeredgewidth=1.6,
                  label="collapsed")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="L_ot acts on")
     return finish(figure, out, table)
@@ -111,19 +125,19 @@ def witness_rates(table: pd.DataFrame, out) -> Figure:
                     linewidth=1.3 if number else 2.2, zorder=3 if number else 4)
         for ax, metric in zip(axes, ("AUC", "ACC")):
             ax.vlines(x, rows[f"{metric}_low"], rows[f"{metric}_high"], color=colour, linewidth=1, alpha=0.55)
-            ax.plot(x, rows[f"{metric}_mean"], label=name if ax is axes[0] else None, **look)
+            ax.plot(x, rows[f"{metric}_mean"], label=in_legend(name) if ax is axes[0] else None, **look)
         some = rows.rate > 0
         axes[2].plot(x[some], (rows.witness_weight / rows.rate)[some], **look)
     for ax, metric in zip(axes, ("AUC", "ACC")):
-        ax.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
-        ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color="#777777")
+        ax.axhline(0.5, color=FAINT, linestyle=":", linewidth=1.2)
+        ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=GREY)
         ax.set(title=f"{metric}, 95 % interval", ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
     shown = [rate for rate in rates if rate > 0]
     bound = [blind_bound(counts[rate], table.tiles.iloc[0]) / rate for rate in shown]
-    axes[2].plot([place[rate] for rate in shown], bound, color="#0072B2", linestyle=(0, (1, 1)), linewidth=1.2)
+    axes[2].plot([place[rate] for rate in shown], bound, color=BLUE, linestyle=(0, (1, 1)), linewidth=1.2)
     if shown:
         axes[2].annotate("most DMSMIL can give\nsignal tiles in random places", (place[shown[0]], bound[0]),
-                         textcoords="offset points", xytext=(2, 5), fontsize=7, color="#0072B2")
+                         textcoords="offset points", xytext=(2, 5), fontsize=7, color=BLUE)
     axes[2].set(title="Weight of the signal tiles", ylabel="relative to a mean's",
                 ylim=(0, 1.25 * max(bound + [(table.witness_weight / table.rate)[table.rate > 0].max(), 1])
                       if shown else 1))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.figures.base import bare, finish, show_slide
+from dmsmil.figures.base import DARK, bare, finish, in_legend, show_slide
 
 SITES, LETTERS = 45, 28  # columns and characters of a name that stay readable at a notebook's width
 NONE = "not given"
@@ -18,12 +18,14 @@ NONE = "not given"
 
 def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     """Slides by class and site, and the patients of each class tested in each fold."""
-    sites = cohort.assign(site=cohort.site.replace("", "not given"))
+    sites = cohort.assign(site=cohort.site.replace("", NONE))
     counts = sites.groupby(["site", "label"]).size().unstack(fill_value=0)
     tested = pd.concat([folds[folds[c] == "test"].assign(fold=int(c[5:])) for c in folds if c.startswith("fold_")])
     by_fold = tested.groupby(["fold", "label"]).patient_id.nunique().unstack(fill_value=0)
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), width_ratios=[1, 1.3])
-    counts.plot.bar(stacked=True, ax=axes[0], rot=0, width=0.6)
+    names = [_site(name) for name in counts.index]
+    turned = 90 * (len("".join(names)) > 36)
+    counts.set_axis(names).rename(columns=in_legend).plot.bar(stacked=True, ax=axes[0], rot=turned, width=0.6)
     axes[0].set(title="Slides by site", xlabel="site", ylabel="slides")
     axes[0].legend(title="", loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     by_fold.plot.bar(ax=axes[1], rot=0, width=0.7, legend=False)
@@ -36,7 +38,7 @@ def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
 
 
 def slide_thumbnails(slides: list[dict], out, columns: int = 4) -> Figure:
-    """A row of slides. Each dict: slide_id, label, thumbnail (H, W, 3), dimensions (w, h)."""
+    """Slides side by side. Each dict: slide_id, label, thumbnail (H, W, 3), dimensions (w, h)."""
     rows = -(-len(slides) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows), squeeze=False)
     for ax in axes.flat:
@@ -103,7 +105,7 @@ def _bars(ax, folds: pd.DataFrame, classes: list[str], colours: dict, number: in
         counts = [folds.patient_id[(folds[f"fold_{fold}"] == "test") & (folds.label == name)].nunique()
                   for fold in range(number)]
         bars = ax.barh(np.arange(number) - 0.4 + (i + 0.5) * height, counts, height * 0.9, color=colours[name],
-                       label=name)
+                       label=in_legend(name))
         ax.bar_label(bars, padding=2, fontsize=7)
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
@@ -125,8 +127,12 @@ def _matrix(ax, shown: pd.DataFrame, sites: list[str], classes: list[str], colou
             x += side * share
     ax.add_collection(PatchCollection(boxes, facecolors=faces, linewidths=0))
     for x, total in enumerate(totals):
-        ax.text(x, -0.6, f"{total}", ha="center", va="bottom", fontsize=6, rotation=90 * turned, color="#444444")
-    names = [name if len(name) <= LETTERS else f"{name[:8].rstrip()}…{name[9 - LETTERS:].lstrip()}" for name in sites]
-    ax.set_xticks(range(len(sites)), names, fontsize=7, rotation=90 * turned)
+        ax.text(x, -0.6, f"{total}", ha="center", va="bottom", fontsize=6, rotation=90 * turned, color=DARK)
+    ax.set_xticks(range(len(sites)), map(_site, sites), fontsize=7, rotation=90 * turned)
     ax.tick_params(length=0)
     ax.set(xlim=(-0.6, len(sites) - 0.4), xlabel="site")
+
+
+def _site(name: str) -> str:
+    """The name of a site, without its middle where it is long: hospitals of one group differ at their ends."""
+    return name if len(name) <= LETTERS else f"{name[:8].rstrip()}…{name[9 - LETTERS:].lstrip()}"

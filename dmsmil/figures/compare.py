@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.figures.base import bare, finish
+from dmsmil.analysis.comparison import ALPHA
+from dmsmil.figures.base import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    YELLOW,
+    bare,
+    dot_and_bar,
+    finish,
+    only_rows,
+    short,
+    verdict_colour,
+)
 from dmsmil.training.baselines import CHEAP, COLOUR, MAJORITY, SITE
 from dmsmil.training.metrics import METRICS
 from dmsmil.training.results import is_pooling
 
-LINES = {"mean pooling": ("#009E73", "-"), COLOUR: ("#CC79A7", "--"), SITE: ("#E69F00", "-."),
-         MAJORITY: ("#444444", ":")}  # what a method must beat
+LINES = {"mean pooling": (GREEN, "-"), COLOUR: (PINK, "--"), SITE: (YELLOW, "-."), MAJORITY: (DARK, ":")}
+# what a method must beat: colour, line
 
 
 def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str, ...] = ("dmsmil", "damil")) -> Figure:
@@ -41,17 +55,14 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
                 ax.axvline(getattr(row, f"{metric}_mean"), color=colour, linestyle=style, linewidth=1.3, zorder=1,
                            label=row.label)
             for y, row in rows.iterrows():
-                colour = "#D55E00" if row.method in highlight else "#777777" if is_pooling(row.method) else "#0072B2"
-                face = "white" if row.collapsed else colour
-                ax.hlines(y, row[f"{metric}_low"], row[f"{metric}_high"], color=colour, linewidth=2, zorder=2,
-                          alpha=0.45 if row.collapsed else 0.9)
-                ax.plot(row[f"{metric}_mean"], y, "o", color=colour, markerfacecolor=face, markersize=5.5, zorder=3)
-            ax.grid(axis="y", visible=False)
-            ax.tick_params(axis="y", length=0)
+                colour = ORANGE if row.method in highlight else GREY if is_pooling(row.method) else BLUE
+                dot_and_bar(ax, y, row[f"{metric}_mean"], row[f"{metric}_low"], row[f"{metric}_high"], colour,
+                            hollow=row.collapsed > 0, size=5.5, width=2, alpha=0.45 if row.collapsed else 0.9)
+            only_rows(ax)
         panels[0].set(yticks=range(len(rows)), yticklabels=rows.label, ylim=(-0.6, len(rows) - 0.4))
         for tick, name in zip(panels[0].get_yticklabels(), rows.method):
             tick.set(fontweight="bold" if name in highlight else "normal",
-                     color="#D55E00" if name in highlight else "#222222")
+                     color=ORANGE if name in highlight else "black")
         panels[0].set_ylabel(title, fontsize=10, fontweight="bold")
     for top, bottom, metric in zip(axes[0], axes[-1], METRICS):
         top.set_title(metric)
@@ -81,8 +92,8 @@ def _footnote(rows: pd.DataFrame) -> str:
 def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> Figure:
     """How far each method is from the reference: difference, 95 % interval, and p after Holm's correction.
 
-    table: as `dmsmil.analysis.comparison.compare`; a difference is reference minus method. Filled and coloured: told apart at
-    .05 after correction (blue for the reference, orange against it).
+    table: as `dmsmil.analysis.comparison.compare`; a difference is reference minus method. Filled and coloured: told
+    apart at .05 after correction (blue for the reference, orange against it).
     """
     panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,
@@ -90,27 +101,31 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
     y = np.arange(len(table))[::-1]
     for ax, (metric, title) in zip(axes, panels.items()):
         part = [table[f"{metric}_{c}"].to_numpy(float) for c in ("difference", "low", "high", "p_holm")]
-        ax.axvline(0, color="#444444", linewidth=1)
+        ax.axvline(0, color=DARK, linewidth=1)
         for row, difference, low, high, p in zip(y, *part):
-            colour = "#777777" if not p < 0.05 else "#0072B2" if difference > 0 else "#D55E00"
-            ax.plot([low, high], [row, row], color=colour, linewidth=1.8, solid_capstyle="butt")
-            ax.plot(difference, row, "o", markersize=5.5, color=colour,
-                    markerfacecolor=colour if p < 0.05 else "white")
-            said = "not tested" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
-            ax.text(1.02, row, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
-                    color=colour if p < 0.05 else "#555555")
+            sure = p < ALPHA
+            colour = verdict_colour(difference, sure)
+            dot_and_bar(ax, row, difference, low, high, colour, hollow=not sure, size=5.5)
+            ax.text(1.02, row, _p_value(p), transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color=colour)
         ax.text(1.02, len(table) - 0.35, "p (Holm)", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
-                color="#555555")
+                color=DARK)
         ax.set(title=title, yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.1),
                xlabel=f"{reference} minus method")
-        ax.grid(axis="y", visible=False)
+        only_rows(ax)
         ax.spines["left"].set_visible(False)
-        ax.tick_params(axis="y", length=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     shown = table[[f"{metric}_{c}" for metric in panels for c in ("difference", "low", "high")]].to_numpy(float)
     low, high = np.nanmin(np.append(shown, -0.02)), np.nanmax(np.append(shown, 0.02))
     axes[0].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     return finish(figure, out, table)
+
+
+def _p_value(p: float) -> str:
+    if np.isnan(p):
+        return "not tested"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
 def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
@@ -127,16 +142,16 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
     first = 0.5 + 0.24 * len(groups)  # below the axis: bars, then names
     depth = first + 0.42 * (left - 1)
     figure, ax = plt.subplots(figsize=(6.8, 0.62 * (depth + 1.9)))
-    ax.hlines(0, low, high, color="#222222", linewidth=1.2)
+    ax.hlines(0, low, high, color=DARK, linewidth=1.2)
     for rank in range(low, high + 1):
-        ax.vlines(rank, -0.14, 0, color="#222222", linewidth=1.2)
+        ax.vlines(rank, -0.14, 0, color=DARK, linewidth=1.2)
         if high <= 12 or rank % 5 == 0 or rank == 1:
             ax.text(rank, -0.22, str(rank), ha="center", va="bottom", fontsize=8)
     ax.text((low + high) / 2, -0.56, "average rank over folds (1 = best)", ha="center", va="bottom", fontsize=8,
-            color="#444444")
+            color=DARK)
     reach = min(cd, high - low)  # a CD longer than the axis is drawn open-ended
-    ax.hlines(-1.15, low, low + reach, color="#222222", linewidth=1.2)
-    ax.vlines([low] if reach < cd else [low, low + cd], -1.23, -1.07, color="#222222", linewidth=1.2)
+    ax.hlines(-1.15, low, low + reach, color=DARK, linewidth=1.2)
+    ax.vlines([low] if reach < cd else [low, low + cd], -1.23, -1.07, color=DARK, linewidth=1.2)
     ax.text(low + reach / 2, -1.26, f"CD = {cd:.2f}" + (", longer than the axis" if reach < cd else ""), ha="center",
             va="bottom", fontsize=8)
     margin = 0.04 * (high - low)
@@ -144,14 +159,13 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
         side = i < left
         y = first + 0.42 * (i if side else k - 1 - i)
         x = low - margin if side else high + margin
-        ax.plot([rank, rank, x], [0, y, y], color="#888888", linewidth=0.8, solid_joinstyle="miter")
-        ax.plot(rank, 0, "o", color="#0072B2", markersize=4, zorder=3)
-        short = shorten(name, 30, placeholder=" …")  # the whole name is in the data
-        label = f"{short}  {rank:.2f}" if side else f"{rank:.2f}  {short}"
+        ax.plot([rank, rank, x], [0, y, y], color=FAINT, linewidth=0.8, solid_joinstyle="miter")
+        ax.plot(rank, 0, "o", color=BLUE, markersize=4, zorder=3)
+        label = f"{short(name, 30)}  {rank:.2f}" if side else f"{rank:.2f}  {short(name, 30)}"
         ax.text(x, y, f" {label} ", ha="right" if side else "left", va="center", fontsize=8.5)
     for i, (start, end) in enumerate(groups):
         pad = 0.012 * (high - low)
-        ax.hlines(0.28 + 0.24 * i, values[start] - pad, values[end] + pad, color="#D55E00", linewidth=3.2, zorder=2)
+        ax.hlines(0.28 + 0.24 * i, values[start] - pad, values[end] + pad, color=ORANGE, linewidth=3.2, zorder=2)
     ax.set(xlim=(low - 0.42 * (high - low), high + 0.42 * (high - low)), ylim=(depth + 0.3, -1.65))
     bare(ax)
     under = [" ".join(str(g + 1) for g, (start, end) in enumerate(groups) if start <= i <= end) for i in range(k)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Affine2D
 
-from dmsmil.figures.base import bare, finish
+from dmsmil.figures.base import bare, finish, short, some_ties
 from dmsmil.training.baselines import CHEAP
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
@@ -82,10 +80,8 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
 
 def _ties(ax: Axes, plan: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
     """Lines between two planes where the plan couples their tiles; returns what share goes to a tile's own child."""
-    rows, columns = np.nonzero(plan > 0)
-    order = np.argsort(-plan[rows, columns], kind="stable")
-    order = order[np.linspace(0, len(order) - 1, min(TIES, len(order))).astype(int)]
-    ends, own = np.stack([low[rows[order]], high[columns[order]]], 1), rows[order] == columns[order]
+    rows, columns = some_ties(plan, TIES)
+    ends, own = np.stack([low[rows], high[columns]], 1), rows == columns
     for which, colour, line, alpha in ((~own, "#9fdcff", 0.9, 0.65), (own, "white", 1.9, 0.95)):
         ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=alpha, zorder=2.5))
     share = float(np.trace(plan) / plan.sum())
@@ -109,7 +105,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     for place, row in zip(y, rows.itertuples()):
         mine, cheap = row.name == own, row.name in CHEAP
         colour = MINE if mine else FAINT if cheap else OTHERS
-        ax.text(-0.03, place, shorten(row.name, 26, placeholder="…"), transform=ax.get_yaxis_transform(), fontsize=size,
+        ax.text(-0.03, place, short(row.name, 26), transform=ax.get_yaxis_transform(), fontsize=size,
                 color=MINE if mine else INK, fontweight="bold" if mine else "normal", ha="right", va="center")
         if row.collapsed:
             ax.text(0.02, place, "collapsed: no result", transform=ax.get_yaxis_transform(), color=FAINT,

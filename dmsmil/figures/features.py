@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dmsmil.figures.base import finish
+from dmsmil.figures.base import finish, in_legend
 
 
 def scale_similarity(table: pd.DataFrame, out) -> Figure:
@@ -21,15 +21,16 @@ def scale_similarity(table: pd.DataFrame, out) -> Figure:
 
 
 def feature_map(points: np.ndarray, slides: pd.DataFrame, out) -> Figure:
-    """A cohort in two dimensions: one point a slide, coloured by class, by site, and by patient.
+    """A cohort in two dimensions: one point a slide, coloured by class, and by site where there are several.
 
     points (N, 2); slides: slide_id, label, site in the same order.
     """
     data = slides[["slide_id", "label", "site"]].assign(x=points[:, 0], y=points[:, 1])
     hues = ["label"] + (["site"] if data.site.nunique() > 1 else [])
     figure, axes = plt.subplots(1, len(hues), figsize=(4 * len(hues), 3.4), squeeze=False)
+    named = data.assign(**{hue: data[hue].map(in_legend) for hue in hues})
     for ax, hue in zip(axes[0], hues):
-        sns.scatterplot(data, x="x", y="y", hue=hue, ax=ax, s=28, palette="deep" if hue == "site" else None)
+        sns.scatterplot(named, x="x", y="y", hue=hue, ax=ax, s=28, palette="deep" if hue == "site" else None)
         ax.set(title=f"by {'class' if hue == 'label' else hue}", xlabel="component 1", ylabel="component 2")
         ax.legend(title="")
     return finish(figure, out, data)

@@ -11,14 +11,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from dmsmil.figures.base import SCALE_COLOURS, bare, draw_tiles, finish, show_slide
+from dmsmil.figures.base import GREY, SCALE_COLOURS, bare, draw_tiles, finish, show_slide, some_ties
 
 
 def transport_plan(slide: dict, plan: np.ndarray, out, lines: int = 40) -> Figure:
     """The OT plan of one slide, drawn between its two scales: each 10x tile tied to the 20x tile it is matched with.
 
-    slide: thumbnail, dimensions, coords {10, 20}, side {10, 20}; plan (K10, K20), rows sum to 1 / K10. The heaviest
-    `lines` ties are drawn; a tie is dark when it joins a tile with its own child.
+    slide: thumbnail, dimensions, coords {10, 20}, side {10, 20}; plan (K10, K20), rows sum to 1 / K10. Of its
+    ties `lines` are drawn, from the heaviest to the lightest; one is dark when it joins a tile with its own child.
     """
     figure, ax = plt.subplots(figsize=(7.4, 3.9))
     width, height = slide["dimensions"]
@@ -29,17 +29,14 @@ def transport_plan(slide: dict, plan: np.ndarray, out, lines: int = 40) -> Figur
         shift = column * (width + gap)
         ax.imshow(slide["thumbnail"], extent=(shift, shift + width, height, 0), alpha=0.75)
         moved = slide["coords"][scale] + [shift, 0]
-        draw_tiles(ax, moved, slide["side"][scale], facecolor="none", edgecolor=SCALE_COLOURS.get(scale, "black"),
-               linewidth=0.8)
+        draw_tiles(ax, moved, slide["side"][scale], facecolor="none", linewidth=0.8,
+                   edgecolor=SCALE_COLOURS.get(scale, "black"))
         centres[scale] = moved + slide["side"][scale] / 2
         ax.text(shift + width / 2, -0.02 * height, f"{scale}x", ha="center", va="bottom", fontweight="bold")
-    rows, columns = np.nonzero(plan > 0)
-    order = np.argsort(-plan[rows, columns], kind="stable")
-    order = order[np.linspace(0, len(order) - 1, min(lines, len(order))).astype(int)]
-    rows, columns = rows[order], columns[order]
+    rows, columns = some_ties(plan, lines)
     ends = np.stack([centres[scales[0]][rows], centres[scales[-1]][columns]], 1)
     own = rows == columns
-    for which, colour, line in ((~own, "#666666", 0.9), (own, "#111111", 1.8)):
+    for which, colour, line in ((~own, GREY, 0.9), (own, "#111111", 1.8)):
         ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=0.8))
     ax.set(xlim=(0, 2 * width + gap), ylim=(height, -0.1 * height), aspect="equal")
     bare(ax)
@@ -79,7 +76,7 @@ def tile_scores(slide: dict, scores: dict[int, np.ndarray], out) -> Figure:
         colour = colormaps["inferno"](value)
         colour[:, 3] = 0.2 + 0.6 * value  # what scores low stays visible
         draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor=colour,
-                   edgecolor="#666666", linewidth=0.3)
+                   edgecolor=GREY, linewidth=0.3)
         ax.set_title(f"score at {scale}x", fontsize=9)
     shown = ScalarMappable(Normalize(0, 1), "inferno")
     figure.colorbar(shown, ax=axes.tolist(), shrink=0.7, label="normalised score")

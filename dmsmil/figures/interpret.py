@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dmsmil.figures.base import SCALE_COLOURS, bare, finish, same_jitter, show_slide
+from dmsmil.figures.base import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    SCALE_COLOURS,
+    SKY,
+    YELLOW,
+    bare,
+    dot_and_bar,
+    finish,
+    same_jitter,
+    short,
+    show_slide,
+)
 
-ORDERS = {"highest": ("highest first", "#D55E00"), "lowest": ("lowest first", "#0072B2"),
-          "random": ("at random", "#888888")}
+ORDERS = {"highest": ("highest first", ORANGE), "lowest": ("lowest first", BLUE), "random": ("at random", GREY)}
 
 
 def extreme_tiles(tiles: dict[int, dict[str, list[dict]]], out) -> Figure:
@@ -73,7 +86,7 @@ def attention_flow(slide: dict, start: np.ndarray, end: np.ndarray, mass: np.nda
         show_slide(ax, slide["thumbnail"], slide["dimensions"])
         ax.images[0].set_alpha(0.55)
         ax.quiver(*start.T, *(end[:, head] - start).T, angles="xy", scale_units="xy", scale=1, width=0.008,
-                  color="#222222", headwidth=4, headlength=4.5)
+                  color=DARK, headwidth=4, headlength=4.5)
         dots = ax.scatter(*start.T, s=22, c=mass * len(mass), cmap="viridis", vmin=0, edgecolor="white",
                           linewidth=0.5, zorder=3)
         ax.set_title(f"head {head + 1}", fontsize=9)
@@ -100,8 +113,8 @@ def removal_curves(curves: pd.DataFrame, out, way: str = "replaced") -> Figure:
             ax.plot(line.share, line[way], color=colour, linewidth=2 if order != "random" else 1.2,
                     linestyle="-" if order != "random" else ":", label=label)
         high, low = (part[part.order == o].set_index("share")[way] for o in ("highest", "lowest"))
-        ax.fill_between(high.index, high, low, color="#999999", alpha=0.18, linewidth=0)
-        ax.set_title(shorten(name, 26, placeholder=" …"), fontsize=8.5)  # the whole name is in the data
+        ax.fill_between(high.index, high, low, color=FAINT, alpha=0.18, linewidth=0)
+        ax.set_title(short(name, 26), fontsize=8.5)
         if i + columns >= len(names):
             ax.set_xlabel(f"share of tiles {way}")
         if i % columns == 0:
@@ -124,26 +137,25 @@ def map_quality(summary: pd.DataFrame, out) -> Figure:
     def draw(ax, column: str, shift: float, colour: str, label: str, hollow: bool = False):
         known = summary[column].notna().to_numpy()
         values = summary.loc[known, [column, f"{column}_low", f"{column}_high"]].to_numpy().T
-        ax.hlines(y[known] + shift, values[1], values[2], color=colour, linewidth=1.6)
-        ax.plot(values[0], y[known] + shift, "o", color=colour, markersize=4.5, label=label,
-                markerfacecolor="white" if hollow else colour)
+        dot_and_bar(ax, y[known] + shift, *values, colour, hollow, label, size=4.5, width=1.6)
 
-    draw(axes[0], "replaced", 0.13, "#0072B2", "tiles replaced by the mean")
-    draw(axes[0], "removed", -0.13, "#56B4E9", "tiles removed")
+    draw(axes[0], "replaced", 0.13, BLUE, "tiles replaced by the mean")
+    draw(axes[0], "removed", -0.13, SKY, "tiles removed")
     axes[0].set(title="Does it decide?", xlabel="area between the curves")
-    for column, shift, colour, label in (("gradient", 0.2, "#009E73", "gradient x input"),
-                                         ("occlusion", 0.0, "#E69F00", "occlusion"),
-                                         ("random_weights", -0.2, "#999999", "fresh weights")):
+    for column, shift, colour, label in (("gradient", 0.2, GREEN, "gradient x input"),
+                                         ("occlusion", 0.0, YELLOW, "occlusion"),
+                                         ("random_weights", -0.2, FAINT, "fresh weights")):
         draw(axes[1], column, shift, colour, label, column == "random_weights")
     axes[1].set(title="Does it agree?", xlabel="rank correlation", xlim=(-1.05, 1.05))
     if truth:
-        for column, shift in zip(truth, np.linspace(0.16, -0.16, len(truth)) if len(truth) > 1 else [0.0]):
+        shifts = np.linspace(0.16, -0.16, len(truth)) if len(truth) > 1 else [0.0]
+        for column, shift in zip(truth, shifts):
             scale = int(column[6:-1])
             draw(axes[2], column, shift, SCALE_COLOURS.get(scale, "black"), f"{scale}x")
-            draw(axes[2], f"truth_random_{scale}x", shift, "#999999", "", True)
+            draw(axes[2], f"truth_random_{scale}x", shift, FAINT, "", True)
         axes[2].set(title="Does it find the signal?", xlabel="AUC against the truth", xlim=(-0.02, 1.02))
     for ax, zero in zip(axes, (0, 0, 0.5)):
-        ax.axvline(zero, color="#444444", linewidth=0.9, linestyle=":")
+        ax.axvline(zero, color=DARK, linewidth=0.9, linestyle=":")
         ax.set(yticks=y, yticklabels=summary.name, ylim=(-0.6, len(summary) - 0.4))
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.42 * len(summary) + 0.3)))
     return finish(figure, out, summary)
@@ -166,12 +178,12 @@ def nuclei_against_score(table: pd.DataFrame, associations: pd.DataFrame, out) -
         if len(means):
             sns.lineplot(means, x="fifth", y=column, hue="label", palette=palette, ax=ax, marker="o",
                          errorbar=("ci", 95), n_boot=200, seed=0, legend=False)
-        lines = [f"{row.label}: ρ = {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-                 for row in associations[associations.what == column].itertuples()]
         ax.set(title="", xlabel="normalised score (fifths)", ylabel=title, xlim=(0, 1))
-        for i, line in enumerate(lines):
-            ax.text(0, 1.03 + 0.075 * (len(lines) - 1 - i), line, transform=ax.transAxes, fontsize=7.5,
-                    color=palette.get(line.split(":")[0], "black"))
+        found = associations[associations.what == column]
+        for row, height in zip(found.itertuples(), np.arange(len(found))[::-1]):
+            said = f"{row.label}: ρ = {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            ax.text(0, 1.03 + 0.075 * height, said, transform=ax.transAxes, fontsize=7.5,
+                    color=palette.get(row.label, "black"))
     lines = means.melt(keys, list(what), var_name="what", value_name="mean")
     lines = lines.groupby(["what", "label", "fifth"], as_index=False)["mean"].mean()
     return finish(figure, out, pd.concat([associations, lines], ignore_index=True))

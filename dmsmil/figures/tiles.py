@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.figures.base import bare, draw_tiles, finish, same_jitter, show_slide
+from dmsmil.figures.base import BLUE, DARK, bare, draw_tiles, finish, in_legend, same_jitter, show_slide
 
 
 def chosen_tiles(slides: list[dict], out) -> Figure:
@@ -23,22 +23,19 @@ def chosen_tiles(slides: list[dict], out) -> Figure:
     figure, axes = plt.subplots(1, len(slides), figsize=(3.3 * len(slides) + 0.6, 3.5), squeeze=False)
     for ax, slide in zip(axes[0], slides):
         show_slide(ax, slide["thumbnail"], slide["dimensions"])
-        for scale in sorted(slide["coords"]):
-            first = scale == min(slide["coords"])
-            coloured = first and known
-            boxes = draw_tiles(ax, slide["coords"][scale], slide["side"][scale],
-                               slide["density"] if coloured else None, facecolor="none",
-                               linewidth=1.2 if first else 0.6,
-                               **({"cmap": "plasma"} if coloured else {"edgecolor": "#0072B2" if first else "black"}))
-            if coloured:
-                boxes.set_clim(0, 1)
-                shown = boxes
+        first, *others = sorted(slide["coords"])
+        for scale in others:
+            draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor="none", linewidth=0.6,
+                       edgecolor="black")
+        outlines = draw_tiles(ax, slide["coords"][first], slide["side"][first], slide["density"] if known else None,
+                              facecolor="none", linewidth=1.2, **({"cmap": "plasma"} if known else {"edgecolor": BLUE}))
+        outlines.set_clim(0, 1)
         ax.set_title(f"{slide['slide_id']}: {len(slide['density'])} tiles", fontsize=9)
     if known:
-        figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.7, label="density of the 10x tile")
-    data = pd.concat([pd.DataFrame({"slide_id": s["slide_id"], "x": s["coords"][min(s["coords"])][:, 0],
-                                    "y": s["coords"][min(s["coords"])][:, 1], "density": s["density"]})
-                      for s in slides])
+        figure.colorbar(outlines, ax=axes[0].tolist(), shrink=0.7, label="density of the 10x tile")
+    corners = [s["coords"][min(s["coords"])] for s in slides]
+    data = pd.concat([pd.DataFrame({"slide_id": s["slide_id"], "x": xy[:, 0], "y": xy[:, 1], "density": s["density"]})
+                      for s, xy in zip(slides, corners)])
     return finish(figure, out, data)
 
 
@@ -68,15 +65,15 @@ def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:
     """How many tiles each slide gave (K at most), and how dense they are. Columns: slide_id, label, tiles, density,
     NaN where it is not known."""
     known = summary.density.notna().all()
+    named = summary.assign(label=summary.label.map(in_legend))
     figure, axes = plt.subplots(1, 2 if known else 1, figsize=(8 if known else 4, 2.6), squeeze=False)
-    axes = axes[0]
-    sns.histplot(summary, x="tiles", hue="label", multiple="stack", ax=axes[0], binrange=(0, k + 1),
-                 bins=min(k + 1, 25))
-    axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].axvline(k, color="#444444", linestyle=":", linewidth=1)
-    axes[0].set(title=f"Tiles a slide (K = {k})", xlabel="tiles", ylabel="slides")
+    left, right = axes[0, 0], axes[0, -1]
+    sns.histplot(named, x="tiles", hue="label", multiple="stack", ax=left, binrange=(0, k + 1), bins=min(k + 1, 25))
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    left.axvline(k, color=DARK, linestyle=":", linewidth=1)
+    left.set(title=f"Tiles a slide (K = {k})", xlabel="tiles", ylabel="slides")
     if known:
         with same_jitter():
-            sns.stripplot(summary, x="density", y="label", hue="label", ax=axes[1], size=4, legend=False, jitter=0.25)
-        axes[1].set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
+            sns.stripplot(named, x="density", y="label", hue="label", ax=right, size=4, legend=False, jitter=0.25)
+        right.set(title="Mean density of the chosen tiles", xlabel="density", ylabel="", xlim=(0, 1.02))
     return finish(figure, out, summary[["slide_id", "label", "tiles", "density"]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from sklearn.metrics import auc
 
-from dmsmil.figures.base import finish
+from dmsmil.figures.base import BLUE, FAINT, GREY, ORANGE, dot_and_bar, finish, short
 from dmsmil.training.metrics import (
     METRICS,
     calibration,
@@ -16,8 +19,9 @@ from dmsmil.training.metrics import (
     confusion,
     positive_class,
     roc_points,
-    score_by_fold,
 )
+
+MANY = 10  # folds that a legend names one by one
 
 
 def result_intervals(table: pd.DataFrame, out) -> Figure:
@@ -25,8 +29,7 @@ def result_intervals(table: pd.DataFrame, out) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(8.4, 0.42 * len(table) + 1.1), sharey=True)
     y = np.arange(len(table))[::-1]
     for ax, metric in zip(axes, METRICS):
-        ax.hlines(y, table[f"{metric}_low"], table[f"{metric}_high"], color="#0072B2", linewidth=2)
-        ax.plot(table[f"{metric}_mean"], y, "o", color="#0072B2", markersize=5)
+        dot_and_bar(ax, y, table[f"{metric}_mean"], table[f"{metric}_low"], table[f"{metric}_high"], BLUE, width=2)
         ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name)
     return finish(figure, out, table)
 
@@ -38,33 +41,59 @@ def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = No
     figure, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 2.7), squeeze=False)
     for ax, term in zip(axes[0], terms):
         for _, part in history.groupby(["fold", "seed"]):
-            ax.plot(part.epoch, part[term], color="#bbbbbb", linewidth=0.8)
+            ax.plot(part.epoch, part[term], color=FAINT, alpha=0.6, linewidth=0.8)
         mean = history.groupby("epoch")[term].mean()
-        ax.plot(mean.index, mean, color="#0072B2", linewidth=2)
+        ax.plot(mean.index, mean, color=BLUE, linewidth=2)
         ax.set(title=labels.get(term, term), xlabel="epoch")
         ax.set_ylim(bottom=0)
         if term == "L_ce" and prior_entropy is not None:
-            ax.axhline(prior_entropy, color="#D55E00", linestyle=":", linewidth=1.2)
+            ax.axhline(prior_entropy, color=ORANGE, linestyle=":", linewidth=1.2)
             ax.text(mean.index[-1], prior_entropy, "knowing only the class shares ", ha="right", va="bottom",
-                    fontsize=7, color="#D55E00")
+                    fontsize=7, color=ORANGE)
     return finish(figure, out, history)
 
 
 def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
-    """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick)."""
-    name = positive_class(class_names(predictions), positive)
+    """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick), each with the area below it.
+
+    One class against the rest: `positive`, else the last in alphabetical order. A fold whose test slides are all of
+    one side has no curve, which the legend says. Data: the points; fold and seed are -1 where all are pooled.
+    """
     points = roc_points(predictions, positive)
     pooled = roc_points(predictions.assign(fold=-1, seed=-1), positive)
-    by_fold = score_by_fold(predictions, positive)
+    curves = dict(tuple(points.groupby(["fold", "seed"])))
+    several = predictions.seed.nunique() > 1
+    names = {(fold, seed): f"fold {fold}, seed {seed}" if several else f"fold {fold}"
+             for fold, seed in predictions.groupby(["fold", "seed"]).groups}
     figure, ax = plt.subplots(figsize=(4.6, 3.4))
-    for row, (_, part) in zip(by_fold.itertuples(), points.groupby(["fold", "seed"])):
-        ax.plot(part.fpr, part.tpr, linewidth=0.9, alpha=0.8,
-                label=f"fold {row.fold}, AUC {row.AUC:.2f}" if len(by_fold) <= 10 else None)
-    ax.plot(pooled.fpr, pooled.tpr, color="black", linewidth=2, label="all folds pooled")
-    ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-    ax.set(title=f"ROC, positive = {name}", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    for run, part in curves.items():
+        _curve(ax, part, names[run] if len(names) <= MANY else "_", linewidth=0.9, alpha=0.8)
+    lacking = [name for run, name in names.items() if run not in curves]
+    if lacking:
+        more = f" and {len(lacking) - MANY} more" if len(lacking) > MANY else ""
+        said = f"no curve, one class tested: {', '.join(lacking[:MANY])}{more}"
+        ax.plot([], [], " ", label=fill(said, 30))
+    if len(pooled):
+        _curve(ax, pooled, "all folds pooled", color="black", linewidth=2)
+    ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
+    ax.set(title=f"ROC: {_question(predictions, positive)}", xlabel="false positive rate", ylabel="true positive rate",
+           aspect="equal")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return finish(figure, out, pd.concat([points, pooled]))
+
+
+def _curve(ax, points: pd.DataFrame, name: str, **style) -> None:
+    """A curve, named with the area below it: its own AUC. A name that begins with _ is in no legend."""
+    ax.plot(points.fpr, points.tpr, label=f"{name}, AUC {auc(points.fpr, points.tpr):.2f}", **style)
+
+
+def _question(predictions: pd.DataFrame, positive: str) -> str:
+    """What a curve is about: one class against the other, or against the rest."""
+    classes = class_names(predictions)
+    name = positive_class(classes, positive)
+    others = [other for other in classes if other != name]
+    other = short(others[0], 24) if len(others) == 1 else "the rest"
+    return f"{short(name, 24)} against {other}"
 
 
 def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
@@ -73,21 +102,31 @@ def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
     share = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
     figure, ax = plt.subplots(figsize=(1.2 * len(matrix) + 1.6, 1.1 * len(matrix) + 1))
     notes = matrix.astype(str) + "\n" + (share * 100).round().astype(int).astype(str) + " %"
-    sns.heatmap(share, annot=notes, fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True, ax=ax)
+    sns.heatmap(share, annot=notes, fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True, ax=ax,
+                xticklabels=False, yticklabels=False)
+    middles = np.arange(len(matrix)) + 0.5  # the names are set here: seaborn would read them as formulas
+    names = [short(name, 24) for name in matrix.index]
+    ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 12 else 0)
+    ax.set_yticks(middles, names)
     ax.set(title="Confusion, all folds", xlabel="predicted", ylabel="truth")
     return finish(figure, out, matrix.reset_index())
 
 
 def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
-    """Said against observed probability in bins of equal count, with the expected calibration error."""
+    """Said against observed probability of one class, in bins of equal count, with the expected calibration error.
+
+    The class is `positive`, else the last in alphabetical order; what is observed is the share of it against the rest.
+    Small numbers: slides in a bin.
+    """
     table, error = calibration(predictions, positive)
+    name = short(positive_class(class_names(predictions), positive), 24)
     figure, ax = plt.subplots(figsize=(3.4, 3.2))
-    ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+    ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
     ax.plot(table.predicted, table.observed, marker="o")
     for row in table.itertuples():
         ax.annotate(str(row.slides), (row.predicted, row.observed), textcoords="offset points", xytext=(5, -9),
-                    fontsize=7, color="#666666")
-    name = positive_class(class_names(predictions), positive)
-    ax.set(title=f"Calibration, ECE {error:.3f}", xlabel=f"said: P({name})",
-           ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+                    fontsize=7, color=GREY)
+    ax.set_title(f"Calibration: {_question(predictions, positive)}\nECE {error:.3f}", fontsize=9)
+    ax.set(xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
+           aspect="equal")
     return finish(figure, out, table)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from dmsmil import figures
 from dmsmil.analysis.comparison import compare, friedman_nemenyi
@@ -77,6 +78,41 @@ def test_result_figures_hold_the_numbers(tmp_path):
     assert len(drawn(figures.learning_curves(history, tmp_path / "h", 0.69), tmp_path / "h")) == 10
     only = history[["fold", "seed", "epoch", "loss"]]
     assert drawn(figures.learning_curves(only, tmp_path / "o"), tmp_path / "o").shape == (10, 4)
+
+
+def legend(figure):
+    return [" ".join(text.get_text().split()) for text in figure.axes[0].get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("classes, question", [(("IDC", "ILC"), "ILC against IDC"),
+                                               (("a", "b", "c"), "c against the rest")])
+def test_each_curve_has_the_name_and_the_auc_of_its_own_fold(classes, question, tmp_path):
+    """Fold 0 tests one class: it has no curve, and the others keep their numbers."""
+    t, last = table(90, classes=classes), classes[-1]
+    t = t[(t.fold != 0) | (t.label != last)]
+    figure = figures.roc(t, tmp_path / "r")
+    own = {fold: roc_auc_score(part.label == last, part[f"prob_{last}"])
+           for fold, part in t[t.fold > 0].groupby("fold")}
+    pooled = roc_auc_score(t.label == last, t[f"prob_{last}"])
+    assert legend(figure) == [f"fold 1, AUC {own[1]:.2f}", f"fold 2, AUC {own[2]:.2f}",
+                              "no curve, one class tested: fold 0", f"all folds pooled, AUC {pooled:.2f}"]
+    assert figure.axes[0].get_title(loc="left") == f"ROC: {question}"
+    data = drawn(figure, tmp_path / "r")
+    for line, (_, points) in zip(figure.axes[0].lines, data[data.fold > 0].groupby("fold")):
+        np.testing.assert_allclose(line.get_ydata(), points.tpr, atol=1e-6)
+    assert figures.calibration_curve(t, tmp_path / "c").axes[0].get_title(loc="left").startswith(
+        f"Calibration: {question}\nECE ")
+
+
+def test_curves_of_several_seeds_and_of_folds_of_one_slide(tmp_path):
+    t = pd.concat([table(seed=seed).assign(seed=seed) for seed in (0, 1)])
+    assert legend(figures.roc(t, tmp_path / "s"))[:2] == [
+        f"fold 0, seed {seed}, AUC {roc_auc_score(part.label == 'ILC', part.prob_ILC):.2f}"
+        for seed, part in t[t.fold == 0].groupby("seed")]
+    alone = table(24).assign(fold=np.arange(24))  # leave one out: no fold has a curve
+    said = legend(figures.roc(alone, tmp_path / "o"))
+    assert said[0].startswith("no curve, one class tested: fold 0, fold 1,") and said[0].endswith("and 14 more")
+    assert said[1] == f"all folds pooled, AUC {roc_auc_score(alone.label == 'ILC', alone.prob_ILC):.2f}"
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
