@@ -70,7 +70,7 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
         prior = patients.label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
         counts = patients[patients.site != ""].groupby(["site", "label"]).size().unstack(fill_value=0)
         share = counts.reindex(columns=classes, fill_value=0).add(prior)
-        share = share.div(share.sum(1), axis=0).reindex(test.site).fillna(prior).to_numpy()
+        share = share.div(share.sum(axis=1), axis=0).reindex(test.site).fillna(prior).to_numpy()
         said = predictions_table(test.slide_id, test.patient_id, test.label, share, classes)
         parts.append(said.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
