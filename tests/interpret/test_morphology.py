@@ -265,6 +265,20 @@ def test_other_tiles_or_another_mpp_are_segmented_again(study, segmented):
     assert segmented == ["s2"]
 
 
+def test_the_studys_mpp_leaves_the_nuclei_of_slides_that_say_theirs_as_they_are(tmp_path):
+    made = {name: make_slide(tmp_path / f"{name}.svs", 900, 800, seed=3, coverage=0.9, objective=None, mpp=mpp)
+            for name, mpp in (("says", 0.25), ("silent", None))}
+    cohort = pd.DataFrame([{"slide_id": name, "patient_id": name, "label": "a", "mpp": 0.0, "path": str(path)}
+                           for name, path in made.items()])
+    store = Store(tmp_path / "study", 64, (10, 20))
+    tile_cohort(store, cohort, k=6, mpp=0.5, workers=1, report=silent)
+    found = nuclei_of(store, cohort, mpp=0.5).set_index("slide_id")
+    for name, mpp in (("says", 0.25), ("silent", 0.5)):
+        with open_slide(made[name], mpp) as slide:
+            own = tile_nuclei(slide, store.read_tiles(name).coords[20], 20, 64)
+        np.testing.assert_allclose(found.loc[name, list(WHAT)], own[list(WHAT)], rtol=1e-5)
+
+
 @pytest.mark.parametrize("spoil", [
     lambda text: "", lambda text: "not,a\ntable", lambda text: text[:len(text) // 2],
     lambda text: text[:text.rstrip().rindex("\n") + 1],  # whole rows, one less

@@ -61,6 +61,19 @@ def demo():
     return rgb[256:768, 256:768], {key: truth[key][inside] for key in ("x", "y", "radius", "kind")}
 
 
+def test_black_padding_is_neither_stain_nor_tissue(demo, tmp_path):
+    """A tile that is half padding has the stain and the density of nuclei of its other half."""
+    tissue = demo[0][:, :256]
+    half = np.hstack([tissue, np.zeros_like(tissue)])
+    np.testing.assert_allclose(stain_of([half], 0.5), stain_of([tissue], 0.5), rtol=0.02)
+    with open_slide(write_pyramid(tmp_path / "half.svs", half, factors=(1,))) as slide:
+        found = tile_nuclei(slide, [(0, 0)], 20, 512).iloc[0]
+    with open_slide(write_pyramid(tmp_path / "tissue.svs", tissue, factors=(1,))) as slide:
+        own = tile_nuclei(slide, [(0, 0), (0, 256)], 20, 256)
+    assert found.nuclei == pytest.approx(own.nuclei.sum(), rel=0.1) and found.nuclei > 10
+    assert found.density_mm2 == pytest.approx(own.density_mm2.mean(), rel=0.15)
+
+
 # ---- the pieces, against independent formulas -----------------------------------------------------------------------
 
 def test_haematoxylin_is_that_of_skimage_in_decadic_units(demo):
