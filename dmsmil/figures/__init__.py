@@ -1,8 +1,8 @@
-"""Every plot of the study, a file a notebook. Each function draws one figure, saves it as PNG with the data behind it,
-and returns it.
+"""Every plot of the study: a file a notebook.
 
-`out` is the figure's path without suffix: the picture goes to `<out>.png`, its data to `<out>.csv` (or `.npz` for
-arrays), so that a figure can be checked against numbers.
+Each function draws one figure, saves it as PNG with the data behind it, and returns it. `out` is the figure's path
+without suffix: the picture goes to `<out>.png`, its data to `<out>.csv` (or `.npz` for arrays), so that a figure can be
+checked against numbers.
 """
 
 from dmsmil.figures.ablation import collapse_curves, variant_differences, witness_rates

@@ -72,6 +72,7 @@ def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.axvline(k, color=DARK, linestyle=":", linewidth=1)
     left.set(title=f"Tiles a slide (K = {k})", xlabel="tiles", ylabel="slides")
+    left.get_legend().set_title("")
     if known:
         with same_jitter():
             sns.stripplot(named, x="density", y="label", hue="label", ax=right, size=4, legend=False, jitter=0.25)

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from sklearn.metrics import auc
 
-from dmsmil.figures.base import BLUE, FAINT, GREY, ORANGE, dot_and_bar, finish, short
+from dmsmil.figures.base import BLUE, FAINT, GREY, ORANGE, dot_and_bar, finish, only_rows, short
 from dmsmil.training.metrics import (
     METRICS,
     calibration,
@@ -30,7 +30,8 @@ def result_intervals(table: pd.DataFrame, out) -> Figure:
     y = np.arange(len(table))[::-1]
     for ax, metric in zip(axes, METRICS):
         dot_and_bar(ax, y, table[f"{metric}_mean"], table[f"{metric}_low"], table[f"{metric}_high"], BLUE, width=2)
-        ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name)
+        ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.4))
+        only_rows(ax)
     return finish(figure, out, table)
 
 
@@ -54,9 +55,9 @@ def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = No
 
 
 def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
-    """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick), each with the area below it.
+    """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick).
 
-    One class against the rest: `positive`, else the last in alphabetical order. A fold whose test slides are all of
+    Each has the area below it in the legend. One class against the rest: `positive`, else the last in alphabetical order. A fold whose test slides are all of
     one side has no curve, which the legend says. Data: the points; fold and seed are -1 where all are pooled.
     """
     points = roc_points(predictions, positive)
