@@ -93,13 +93,13 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "slides": "tiff magnification reader density tiles hdf5 store stages linking",
     "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",
     "models": "",  # one file a method
-    "training": "metrics baselines config record fit together runs results",
+    "training": "metrics baselines config record progress fit together runs results",
     "analysis": "paper comparison leftovers report verdicts ablation sweep witness claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "book": "readme reference pages build publish",
-    "study": "place rules params terminal lock execute environment opening trial preflight run bench cli",
+    "study": "place times rules params terminal lock execute environment unchanged opening trial forecast watch preflight run bench cli",
 }
 
 

@@ -17,6 +17,7 @@ from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
 from dmsmil.analysis.paper import COHORTS, printed_ablation
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
+from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.metrics import METRICS, class_names, score_by_fold
 from dmsmil.training.results import pretty, result_table
@@ -94,9 +95,9 @@ def ablation_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         said = ", ".join(f"{gain:+.3f}" for gain in mine.ACC_gain) or "none could be compared"
         lines.append(f"**{words}** raises ACC in {(mine.ACC_gain > 0).sum()} of {len(mine)} pairs of rows that differ "
                      f"in it alone: {said}.")
-        lines += [sentence(row, row.reference, "ACC") for _, row in tests.iterrows()
+        lines += [as_written(sentence(row, row.reference, "ACC")) for _, row in tests.iterrows()
                   if part != "fusion" and ((mine["with"] == row.reference) & (mine.without == row["name"])).any()]
-    lines += [f"{row['name']} collapsed in {row.collapsed} of {row.runs} runs: no result."
+    lines += [f"{as_written(row['name'])} collapsed in {row.collapsed} of {row.runs} runs: no result."
               for _, row in table[table.collapsed > 0].iterrows()]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -227,7 +228,7 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
     tried, fallen = table[table[f"{metric}_difference"].notna()], table[table.collapsed > 0]
     lines = [f"`{row['name']}` collapsed in {row.collapsed} of {row.runs} runs: no result."
              for _, row in fallen.iterrows()]
-    found = [sentence(row, "The default", tested) for _, row in tried.iterrows() for tested in TESTED
+    found = [as_written(sentence(row, "The default", tested)) for _, row in tried.iterrows() for tested in TESTED
              if row[f"{tested}_p_holm"] < ALPHA]
     if tried.empty:
         lines.append("No reading can be compared: the default or all of them collapsed.")
@@ -235,7 +236,7 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
         far = tried.loc[tried[f"{metric}_difference"].abs().idxmax()]
         lines.append(f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
                      f"these folds can say, not that the readings are equal. Furthest in {metric} is `{far['name']}`: "
-                     + sentence(far, "the default", metric))
+                     + as_written(sentence(far, "the default", metric)))
     lines += found + [f"`{name}` cannot run here: {reason}" for name, reason in left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -12,6 +12,7 @@ from dmsmil.analysis.leftovers import other_tables, parameters, records
 from dmsmil.cohorts.table import describe, read_cohort
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
+from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
@@ -72,9 +73,9 @@ def saved_times(home: str | Path) -> pd.DataFrame:
 
 
 def saved_meaning(home: str | Path) -> str:
-    """In words, what F1 and AUC of a study are about."""
+    """Markdown: what F1 and AUC of a study are about."""
     classes = sorted(read_cohort(home)[0].label.unique())
-    return scored(classes, parameters(home).get("positive", ""))
+    return as_written(scored(classes, parameters(home).get("positive", "")))
 
 
 RUN = ["method", "scales", "options", "epochs", "parameters", "device", "key"]  # what runs of one row share
@@ -112,7 +113,7 @@ def paired_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFr
 
 def paired_sentences(tests: pd.DataFrame, name: str) -> str:
     """Markdown: for each method, whether `name` (the first of the runs) is better, worse, or not shown to be either."""
-    return "\n".join(f"- {sentence(row, name)}" for _, row in tests.iterrows())
+    return "\n".join(f"- {as_written(sentence(row, name))}" for _, row in tests.iterrows())
 
 
 def average_ranks(runs: list[Runs], positive: str = "") -> Ranks | None:
@@ -131,7 +132,8 @@ def ranking(table: pd.DataFrame) -> str:
     table = table.assign(auc=auc)
     ordered = table[table[COLLAPSED] == 0].sort_values("auc", ascending=False, kind="stable")
     best, colour = ordered.iloc[0], table[table.name == COLOUR]
-    lines = [f"Highest {called}: **{best['name']}**, {best.auc:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
+    lines = [f"Highest {called}: **{as_written(best['name'])}**, {best.auc:.3f} "
+             f"[{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
         above = table[(table.auc > mine.auc) & (table[COLLAPSED] == 0)]
@@ -140,17 +142,17 @@ def ranking(table: pd.DataFrame) -> str:
                         else "no row is above it."))
     if len(colour):
         weak = table[(table.auc <= colour.auc.iloc[0]) & ~table.name.isin(CHEAP)]
-        lines.append("Not above the six colour numbers: " + (", ".join(weak.name) or "none") + ".")
+        lines.append("Not above the six colour numbers: " + (", ".join(map(as_written, weak.name)) or "none") + ".")
     fallen = table[table[COLLAPSED] > 0]
     if len(fallen):
-        lines.append("Collapsed, and so no result: " + ", ".join(fallen.name) + ".")
+        lines.append("Collapsed, and so no result: " + ", ".join(map(as_written, fallen.name)) + ".")
     lines.append("Intervals that overlap widely are no ranking.")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _some(names: pd.Series, most: int = 6) -> str:
-    """Names in a sentence: all of a few, the first of many."""
-    shown = ", ".join(names[:most])
+    """Names in a sentence of Markdown: all of a few, the first of many."""
+    shown = ", ".join(as_written(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

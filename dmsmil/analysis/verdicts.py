@@ -10,6 +10,7 @@ import pandas as pd
 
 from dmsmil.analysis.comparison import compare, holm, sentence
 from dmsmil.analysis.paper import LEADS
+from dmsmil.jobs.text import as_written
 from dmsmil.training.baselines import MAJORITY, baseline_predictions
 from dmsmil.training.metrics import METRICS, score_by_fold
 from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names, scales_name
@@ -60,9 +61,9 @@ def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
                 f" The paper: ahead of the second best by {lead}." if lead else "")
         if table.loc[table.name == name, COLLAPSED].iloc[0]:
             said = f"{name} collapsed, and so is no result."
-        lines.append(f"**{scales}**: {said}")
+        lines.append(f"**{scales}**: {as_written(said)}")
         mean = table.name[(table.method == "meanpool") & (table.scales == scales)]
-        lines += [f"**{scales}**: {sentence(rows.loc[m], name, 'ACC')}" for m in mean]
+        lines += [f"**{scales}**: {as_written(sentence(rows.loc[m], name, 'ACC'))}" for m in mean]
     return "\n".join(f"- {line}" for line in lines) or "DAMIL was not compared with another method at one scale."
 
 
@@ -90,8 +91,8 @@ def cheap_tests(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFram
 
 def cheap_sentences(tests: pd.DataFrame) -> str:
     """Markdown: whether the reference of `cheap_tests` is better than each; by AUC, the majority rule by ACC."""
-    return "\n".join(f"- {sentence(row, row.reference, 'ACC' if row['name'] == MAJORITY else 'AUC')}"
-                     for _, row in tests.iterrows())
+    said = [sentence(row, row.reference, "ACC" if row["name"] == MAJORITY else "AUC") for _, row in tests.iterrows()]
+    return "\n".join(f"- {as_written(line)}" for line in said)
 
 
 # ------------------------------------------------------------------------------------------------ seeds

@@ -22,6 +22,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.features.truth import slide_shares
 from dmsmil.jobs.failures import read_failures, write_failures
 from dmsmil.jobs.files import InputError, fingerprint
+from dmsmil.jobs.text import as_written
 from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
 from dmsmil.training.fit import load_model
@@ -217,11 +218,13 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
         return witness.reason
     lines = [f"{table.slides[0]} slides, {table.tiles[0]} tiles each at every rate; too few tiles of one kind, and so "
              f"left out: {len(witness.bags[0].bags.missing)}. At every scale a signal tile lies in the signal region "
-             f"with {SIGNAL:.0%} of its area or more, another with {OTHER:.0%} or less.", _above_chance(table)]
+             f"with {SIGNAL:.0%} of its area or more, another with {OTHER:.0%} or less.",
+             as_written(_above_chance(table))]
     if table.rate.any():
-        lines += _against_others(witness, table[table.rate > 0], positive) + _weights(table[table.rate > 0])
+        lines += _against_others(witness, table[table.rate > 0], positive)
+        lines += map(as_written, _weights(table[table.rate > 0]))
     if fallen := [f"{row['name']} at {row.rate:.0%}" for _, row in table[table[COLLAPSED] > 0].iterrows()]:
-        lines.append(f"Collapsed, and so no result: {', '.join(fallen)}.")
+        lines.append(f"Collapsed, and so no result: {as_written(', '.join(fallen))}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -238,7 +241,7 @@ def _above_chance(table: pd.DataFrame) -> str:
 
 
 def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> list[str]:
-    """DMSMIL against ABMIL and its own plain mean, at each rate; tested at the lowest where a signal is seen."""
+    """Markdown: DMSMIL against ABMIL and its plain mean, at each rate; tested at the lowest where a signal is seen."""
     seen = table.rate[table.AUC_low > 0.5]
     rate = min(seen if len(seen) else table.rate)
     runs = next(runs for one, runs in zip(witness.bags, witness.runs) if one.rate == rate)
@@ -256,7 +259,7 @@ def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> lis
     verdict = (f"{mine} falls below {again}" if again else
                f"these models of {mine} fall below {now}, but that others would, trained anew, is not shown" if now else
                f"{mine} is not shown to fall below {' or '.join(rivals)}")
-    return [*lines, f"**Where {rate:.0%} of the tiles carry the signal, {verdict}.**"]
+    return [*map(as_written, lines), f"**Where {rate:.0%} of the tiles carry the signal, {as_written(verdict)}.**"]
 
 
 def _weights(table: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from dmsmil.cohorts.splits import read_split_table
 from dmsmil.jobs.files import InputError
+from dmsmil.jobs.text import as_written
 
 WAYS = ("patient", "site")
 GAP = 0.05  # relative: a search ends when no split can have a spread smaller by more than this
@@ -232,7 +233,7 @@ def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float) -> str:
     patients, known = table.drop_duplicates("patient_id").set_index("patient_id"), cohort[cohort.site != ""]
     folds = [patients[c] for c in patients if c.startswith("fold_")]
     tested = pd.DataFrame([patients.label[part == "test"].value_counts() for part in folds])
-    counts = ", ".join(f"{span(tested[name])} {name}" for name in sorted(tested))
+    counts = ", ".join(f"{span(tested[name])} {as_written(name)}" for name in sorted(tested))
     said = [f"{known.site.nunique()} sites are dealt whole to {len(folds)} folds; each tests {counts} patients "
             f"(optimality gap of the balance {gap:.1%})."]
     if gap > GAP:

@@ -29,6 +29,7 @@ from dmsmil.cost.meter import (
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import fingerprint
 from dmsmil.jobs.parallel import pick_device
+from dmsmil.jobs.text import as_written
 from dmsmil.models import count_parameters, create
 from dmsmil.training.config import RunConfig, configure_all
 from dmsmil.training.results import is_pooling, run_name, scales_name
@@ -176,7 +177,7 @@ def cost_sentences(table: pd.DataFrame) -> str:
             ("the shortest inference", "inference_median_ms", "inference_min_ms", "inference_max_ms", "{:.3g} ms")):
         best, below = others.loc[others[column].idxmin()], int((others[column] < mine[column]).sum())
         line = (f"DMSMIL **{'does not have' if below else 'has'} {claim}** of the {len(rows)} multi-scale methods: "
-                f"{shown.format(mine[column])} against {shown.format(best[column])} of {best['name']}")
+                f"{shown.format(mine[column])} against {shown.format(best[column])} of {as_written(best['name'])}")
         line += f"; {below} of {len(others)} others are below it" if below > 1 else ""
         if least and mine[least] <= best[most] and best[least] <= mine[most]:
             line += ", but the two were not always in this order"

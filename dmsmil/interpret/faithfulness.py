@@ -20,6 +20,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.interpret.explain import EXPLANATIONS, Case, cases, own, own_scores, probabilities
 from dmsmil.jobs.files import fingerprint
 from dmsmil.jobs.parallel import run_units
+from dmsmil.jobs.text import as_written
 from dmsmil.models import create
 from dmsmil.training.metrics import mean_interval
 from dmsmil.training.results import run_names
@@ -91,8 +92,8 @@ def truth_auc(case: Case, truth: np.ndarray, score: np.ndarray) -> list[float]:
     return found
 
 
-def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None = None, slides: int = 0,
-                   seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None, slides: int,
+                   seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All measures of a method on the slides it tested, and its mean removal curves.
 
     truth: (N, S, K) share of each tile of the bags in the signal, or None. slides: at most so many, spread over the
@@ -187,10 +188,11 @@ def map_sentences(summary: pd.DataFrame) -> str:
     """Markdown: what each method's map is worth, in words that follow from `measure`'s summary."""
     lines = []
     for row in summary.to_dict("records"):
+        name = as_written(row["name"])
         if row["map"] == "constant":
-            lines.append(f"**{row['name']}** prefers no tile: its map is constant and explains nothing.")
+            lines.append(f"**{name}** prefers no tile: its map is constant and explains nothing.")
             continue
-        said = (f"**{row['name']}**: {row['map']}. When its highest tiles go first, rather than its lowest, the "
+        said = (f"**{name}**: {row['map']}. When its highest tiles go first, rather than its lowest, the "
                 f"predicted class's probability is {_less(row, 'replaced')} with tiles replaced, "
                 f"{_less(row, 'removed')} with tiles removed; rank agreement with occlusion {row['occlusion']:.2f}, "
                 f"with gradient x input {row['gradient']:.2f}, with fresh weights {row['random_weights']:.2f}")

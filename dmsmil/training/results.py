@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.jobs.files import write_csv
+from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS, method
 from dmsmil.training.baselines import CHEAP, COLOUR, SITE, baseline_predictions
 from dmsmil.training.config import RunConfig
@@ -136,21 +137,21 @@ def _note(row: pd.Series) -> str:
 
 def verdict(table: pd.DataFrame) -> str:
     """Markdown: what the first row of a result table is worth beside the baselines below it."""
-    first = table.iloc[0]
-    lines = []
+    first, lines = table.iloc[0], []
+    title = as_written(first["name"])
     if first[COLLAPSED]:
-        lines.append(f"**{first['name']} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
+        lines.append(f"**{title} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
                      "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
     for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
         metric = "AUC" if name in (COLOUR, SITE) else "ACC"
         (called, mine), (_, theirs) = number(first, metric), number(other, metric)
         if math.isnan(mine) or math.isnan(theirs):
-            lines.append(f"{first['name']} cannot be compared with *{name}*: {metric} is not defined, one class was "
+            lines.append(f"{title} cannot be compared with *{name}*: {metric} is not defined, one class was "
                          "tested.")
             continue
         word = "above" if mine > theirs else "not above"
-        lines.append(f"{first['name']} is {word} *{name}*: {called} {mine:.3f} against {theirs:.3f}.")
+        lines.append(f"{title} is {word} *{name}*: {called} {mine:.3f} against {theirs:.3f}.")
     low, high = first.AUC_low, first.AUC_high
     if not math.isnan(low):
         sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
