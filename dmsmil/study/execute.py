@@ -12,6 +12,7 @@ from pathlib import Path
 import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dmsmil.jobs.files import ROOT, atomic
@@ -42,9 +43,11 @@ def execute(notebook: Path, folder: Path, params: dict, say: Callable[[str], Non
         with atomic(folder / notebook.name) as working:
             try:
                 _papermill(notebook, working, params, say)
-            except PapermillExecutionError:
+            except (PapermillExecutionError, DeadKernelError):
                 os.replace(working, failed)
                 raise
+    except DeadKernelError:
+        return "its process died (killed by the system, or out of memory): try again with workers: 1"
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
         return text if error.ename in OURS else f"{error.ename}: {text}"

@@ -29,6 +29,7 @@ from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import tile_grid
+from dmsmil.study.forecast import forecast, in_words, step_in_words
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, settings
 from dmsmil.training.metrics import positive_class
@@ -65,7 +66,11 @@ def findings(params: dict) -> Iterator[Finding]:
         yield True, f"{made:<9}{line}"
     except InputError as error:
         yield False, f"{made:<9}{one_line(error)}"
-    yield from settings(params, channels, tuple(classes))
+    trials = list(settings(params, channels, tuple(classes)))
+    yield from trials
+    if all(good for good, _ in trials):
+        yield attempt("step", lambda: step_in_words(params, channels, classes))
+        yield attempt("time", lambda: in_words(forecast(params, len(cohort), channels, classes), params))
     yield from _room(params, len(cohort), channels, to_fetch, home)
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import InputError, one_line, sweep, write_csv, write_json, write_text
+from dmsmil.jobs.files import InputError, one_line, sweep, write_json, write_text
 from dmsmil.study.environment import environment
 from dmsmil.study.execute import execute
+from dmsmil.study.forecast import TRAINING
 from dmsmil.study.lock import alone
 from dmsmil.study.params import notebooks
 from dmsmil.study.place import shown, study_folder
 from dmsmil.study.terminal import Bar
+from dmsmil.study.times import begin_time, end_time
 from dmsmil.study.trial import settings
+from dmsmil.study.unchanged import Memory
+from dmsmil.study.watch import Watch, result_lines
 
 REPORT = "09_report"
 
@@ -25,7 +29,8 @@ REPORT = "09_report"
 def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] | None = None) -> int:
     """Execute the notebooks of a study in order, into outputs/<study>/notebooks/. Returns the exit status.
 
-    What is done already is read, not done again; start the same study again to continue after any interruption.
+    What is done already is read, not done again; start the same study again to continue after any interruption. A
+    notebook of which nothing has changed is not executed (`unchanged`), unless `only` names it.
     After the last notebook, the report, the book is built. Status 0: all well; 1: units failed (see failures.csv) and
     allow_failures is off; 2: a notebook stopped, or the book could not be built (all results are there). Raises
     InputError before any notebook, for what `only` names and is none, for settings that no method can do with, and when
@@ -41,10 +46,14 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         sweep(home)
         write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
         write_json(environment(), home / "environment.json")
-        if not _notebooks(chosen, home, params, say):
+        memory = Memory(home, params)
+        if not _notebooks(chosen, bool(only), home, params, memory, say):
             return 2
-        whole = chosen[-1].stem == REPORT
-        problem = _build_book(home, say) if whole else ""
+        whole, problem = chosen[-1].stem == REPORT, ""
+        if whole and not memory.knows_book():
+            problem = _build_book(home, say)
+            if not problem:
+                memory.end_book()
         failures = read_failures(home)
     what = f"study '{params['study']}'" if whole else f"{', '.join(n.stem for n in chosen)} of '{params['study']}'"
     say(f"{what} done in {time.perf_counter() - started:.0f} s. Where to look:")
@@ -75,27 +84,33 @@ def choose(only: list[str] | None) -> list[Path]:
     return [notebook for notebook in there if not only or notebook.stem.startswith(tuple(only))]
 
 
-def _notebooks(chosen: list[Path], home: Path, params: dict, say: Callable[[str], None]) -> bool:
-    """Execute notebooks one after the other, and say so; False when one stopped."""
+def _notebooks(chosen: list[Path], asked: bool, home: Path, params: dict, memory: Memory,
+               say: Callable[[str], None]) -> bool:
+    """Execute notebooks one after the other, and say so; False when one stopped. asked: whether the person named them;
+    of others those are passed over that would give what they gave."""
+    watch = None
     for number, notebook in enumerate(chosen, 1):
+        if not asked and memory.knows(notebook):
+            say(f"{notebook.stem}  ({number} of {len(chosen)})  unchanged since it was executed")
+            continue
         say(f"{notebook.stem}  ({number} of {len(chosen)})")
-        clock = time.perf_counter()
-        if problem := execute(notebook, home / "notebooks", params, say):
+        first, clock = begin_time(home, notebook.stem), time.perf_counter()
+        memory.begin(notebook)
+        if watch is None and notebook.stem in TRAINING:
+            watch = Watch(home, params, say)
+        with watch.over(notebook.stem) if watch else nullcontext(say) as tell:
+            problem = execute(notebook, home / "notebooks", params, tell)
+        if problem:
             say(f"{notebook.stem} stopped: {problem}")
             say(f"the notebook as far as it came: {shown(home)}/notebooks/{notebook.stem}.failed.ipynb")
             return False
+        memory.end(notebook)
         seconds = time.perf_counter() - clock
-        _keep_time(home, notebook.stem, seconds)
+        end_time(home, notebook.stem, seconds, first)
         say(f"{notebook.stem}  done in {seconds:.0f} s")
+        for line in result_lines(home, notebook.stem):
+            say(line)
     return True
-
-
-def _keep_time(home: Path, notebook: str, seconds: float) -> None:
-    """Write how long a notebook took into times.csv (notebook, seconds); of one that ran before, the latest."""
-    path = home / "times.csv"
-    times = dict(pd.read_csv(path).itertuples(index=False)) if path.exists() else {}
-    times[notebook] = round(seconds, 1)
-    write_csv(pd.DataFrame(sorted(times.items()), columns=["notebook", "seconds"]), path)
 
 
 def _build_book(home: Path, say: Callable[[str], None]) -> str:

@@ -32,7 +32,7 @@ def attempt(what: str, call: Callable[[], str]) -> Finding:
 
 def settings(params: dict, channels: int = CHANNELS, classes: tuple[str, ...] = ("a", "b")) -> Iterator[Finding]:
     """Yield (all well, line) for each group of settings that can be judged without a slide."""
-    bags = _made_up(params["scales"], channels, list(classes))
+    bags = made_up(params["scales"], channels, list(classes))
     folds = bag_folds(bags, 2)
     yield attempt("method", lambda: _method(params, bags, folds))
     yield attempt("methods", lambda: _methods(params, bags, folds))
@@ -42,9 +42,9 @@ def settings(params: dict, channels: int = CHANNELS, classes: tuple[str, ...] = 
     yield attempt("device", lambda: str(pick_device(params["device"])))
 
 
-def _made_up(scales: list[int], channels: int, classes: list[str]) -> Bags:
+def made_up(scales: list[int], channels: int, classes: list[str], tiles: int = TILES) -> Bags:
     """Bags like the study's: its scales, channels and classes, and four slides of each class."""
-    bags = toy_bags(4 * len(classes), TILES, channels, scales=tuple(scales))
+    bags = toy_bags(4 * len(classes), tiles, channels, scales=tuple(scales))
     return replace(bags, classes=classes, labels=torch.arange(len(bags)) % len(classes))
 
 
