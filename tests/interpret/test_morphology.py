@@ -313,7 +313,11 @@ def test_a_broken_slide_is_a_row_and_the_others_go_on(study, segmented):
     assert read_failures(store.home).empty, "what works now is no longer listed"
 
 
-def test_no_slide_at_all_is_said_in_one_line(study):
+def test_no_slide_at_all_is_said_in_one_line(study, tmp_path):
     store, cohort = study
+    broken = tmp_path / "broken.svs"
+    broken.write_bytes(b"this is not a slide")
     with pytest.raises(InputError, match="in no slide: see failures.csv"):
-        nuclei_of(store, cohort.assign(path="gone.svs"))
+        nuclei_of(store, cohort.assign(path=str(broken)))
+    found = nuclei_of(store, cohort.assign(path="gone.svs"))
+    assert found.empty and list(found) == morphology.COLUMNS, "slides without a file are passed over"
