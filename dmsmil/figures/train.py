@@ -57,8 +57,9 @@ def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = No
 def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
     """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick).
 
-    Each has the area below it in the legend. One class against the rest: `positive`, else the last in alphabetical order. A fold whose test slides are all of
-    one side has no curve, which the legend says. Data: the points; fold and seed are -1 where all are pooled.
+    The legend has the area below each. One class against the rest: `positive`, else the last in alphabetical order. A
+    fold whose test slides are all of one side has no curve, which the legend says. Data: the points; fold and seed are
+    -1 where all are pooled.
     """
     points = roc_points(predictions, positive)
     pooled = roc_points(predictions.assign(fold=-1, seed=-1), positive)
