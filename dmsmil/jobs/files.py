@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORGOTTEN = 7 * 86400  # seconds after which a temporary file of a machine that cannot be asked has no writer any more
-TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp(\.\w+)?")  # as `temporary_path` names them
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp")  # as `temporary_path` names them
 ROOT = Path(__file__).resolve().parents[2]  # the checkout: notebooks/, params/, outputs/
 
 
@@ -64,11 +64,10 @@ def _is_full(error: Exception) -> bool:
     return told or re.search(signs, str(error)) is not None
 
 
-def temporary_path(path, suffix: str = "") -> Path:
-    """Where this process writes what becomes `path`: a hidden name beside it that says whose it is (see `sweep`).
-    suffix: for writers that go by it, ".ipynb"."""
+def temporary_path(path) -> Path:
+    """Where this process writes what becomes `path`: a hidden name beside it that says whose it is (see `sweep`)."""
     path = Path(path)
-    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp{suffix}")
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
 
 
 @cache
@@ -87,7 +86,7 @@ def sweep(folder) -> list[Path]:
     goes when nobody has written to it for FORGOTTEN seconds.
     """
     gone = []
-    for path in sorted(Path(folder).rglob(".*.tmp*")):
+    for path in sorted(Path(folder).rglob(".*.tmp")):
         if (whose := TEMPORARY.fullmatch(path.name)) is None:
             continue
         with suppress(FileNotFoundError):  # it became what it was written for

@@ -1,5 +1,6 @@
 """Bags: every number where it belongs, in memory or mapped from a file."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from dmsmil.features import bags as bags_module
+from dmsmil.features import cache
 from dmsmil.features.bags import fits_in_memory, load_bags
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.failures import failure_row, write_failures
+from dmsmil.jobs.files import DiskFull, InputError, temporary_path
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles
 
@@ -91,6 +94,98 @@ def test_the_mapped_file_is_reused_and_never_written_through(store, written, coh
     assert len(list((store.home / "features").glob("bags-*.npy"))) == 2
 
 
+@pytest.mark.parametrize("damage", ["a byte of the features", "a byte of the header", "a byte of the hash", "truncated",
+                                    "empty", "longer"])
+@pytest.mark.parametrize("how", ["load", "share"])
+def test_a_mapped_file_that_is_not_what_was_written_is_made_again_with_a_line(store, written, cohort, damage, how):
+    right = load_bags(store, cohort, K, in_memory=True)
+    path = right.share().file
+    content = bytearray(path.read_bytes())
+    if damage.startswith("a byte"):
+        content[{"features": len(content) // 2, "header": 60, "hash": -3}[damage.split()[-1]]] ^= 4
+    else:
+        content = {"truncated": content[:-100], "empty": b"", "longer": content + b"x"}[damage]
+    path.write_bytes(content)
+    said = []
+    again = (load_bags(store, cohort, K, in_memory=False, report=said.append) if how == "load"
+             else right.share(report=said.append))
+    assert said == [f"features/{path.name} is not what was written: it is made again"]
+    assert again.file == path and torch.equal(again.x, right.x) and again.identity == right.identity
+    assert np.array_equal(np.load(path), right.x.numpy())  # a plain .npy file for anybody else
+
+
+def test_a_whole_mapped_file_is_read_through_once_a_process(store, written, cohort, monkeypatch):
+    path = load_bags(store, cohort, K, in_memory=False).file
+    looked = []
+    monkeypatch.setattr(cache, "_is_whole", lambda path: looked.append(path) or True)
+    load_bags(store, cohort, K, in_memory=False)
+    assert looked == []  # this process wrote it
+    os.utime(path, (0, 0))
+    load_bags(store, cohort, K, in_memory=False)
+    load_bags(store, cohort, K).share()
+    assert looked == [path]
+
+
+def test_one_scale_shared_is_not_taken_for_all(store, written, cohort):
+    bags = load_bags(store, cohort, K)
+    shared, fine = bags.share(), bags.view((20,)).share()
+    assert fine.file != shared.file and torch.equal(fine.x, bags.x[:, 1:]) and torch.equal(shared.x, bags.x)
+    assert torch.equal(pickle.loads(pickle.dumps(fine)).x, bags.x[:, 1:])
+    assert load_bags(store, cohort, K, (20,), in_memory=False).file not in (fine.file, shared.file)  # other tiles
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_under_the_mapped_file_is_one_line_and_no_crash(store, written, cohort, monkeypatch):
+    bags = load_bags(store, cohort, K)
+    path = bags.share().file
+    path.unlink()
+    for write in (bags.share, lambda: load_bags(store, cohort, K, in_memory=False)):
+        temporary_path(path).symlink_to("/dev/full")
+        with pytest.raises(DiskFull, match="no space left on the disk while writing bags-"):
+            write()
+        assert not list((store.home / "features").glob("*bags-*"))
+
+
+def test_changed_bytes_of_a_slides_features_leave_it_out_and_new_features_are_another_identity(store, written, cohort):
+    before = load_bags(store, cohort, K)
+    path = store.features_path(20, "c")
+    content = path.read_bytes()
+    start = content.index(written["c"][1][20].tobytes())
+    path.write_bytes(content[:start] + bytes(64) + content[start + 64:])
+    bags = load_bags(store, cohort, K)
+    assert bags.slide_ids == list("abde") and "'features' is not what was written" in bags.missing["c"]
+    tiles, features = written["c"]
+    made = {"k": K, "encoder": ENCODER}
+    store.write_features("c", features, tiles, made)
+    assert load_bags(store, cohort, K).identity == before.identity
+    features[20][0, 1] += 1e-3
+    store.write_features("c", features, tiles, made)  # made by the same, and not the same
+    assert load_bags(store, cohort, K).identity != before.identity
+
+
+def test_changed_bytes_of_a_slides_tiles_leave_it_out(store, written, cohort):
+    path = store.tiles_path(10, "c")
+    content = path.read_bytes()
+    start = content.index(written["c"][0].density.tobytes())
+    path.write_bytes(content[:start] + bytes(8) + content[start + 8:])
+    bags = load_bags(store, cohort, K)
+    assert bags.slide_ids == list("abde") and "'density' is not what was written" in bags.missing["c"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("stage", ["tiles", "features"])
+def test_a_slide_that_failed_this_time_does_not_enter_with_its_old_features(store, written, cohort, stage, in_memory):
+    assert load_bags(store, cohort, K, in_memory=in_memory).slide_ids == list("abcde")
+    rows = [failure_row("c", stage, InputError("the slide is cut")), failure_row("z", stage, InputError("not of here"))]
+    write_failures(store.home, stage, rows)
+    write_failures(store.home, "train", [failure_row("a", "train", InputError("a run"))])  # not of its features
+    bags = load_bags(store, cohort, K, in_memory=in_memory)
+    assert bags.slide_ids == list("abde")
+    assert bags.missing == {"c": f"its {stage} could not be made: the slide is cut"}
+    write_failures(store.home, stage, [])
+    assert load_bags(store, cohort, K, in_memory=in_memory).slide_ids == list("abcde")
+
+
 def test_auto_maps_what_does_not_fit(store, written, cohort, monkeypatch):
     assert load_bags(store, cohort, K).file is None
     monkeypatch.setattr(bags_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
@@ -149,7 +244,7 @@ def test_slides_without_whole_features_are_left_out_and_named(store, written, co
     path.write_bytes(path.read_bytes()[:200])
     with h5py.File(store.features_path(20, "e"), "r+") as file:
         file["features"][0, 0] = np.nan
-        del file.attrs["content"]
+        del file.attrs["xxh3_128"]
     bags = load_bags(store, cohort, K, in_memory=in_memory)
     assert bags.slide_ids == ["c", "d"] and set(bags.missing) == {"a", "b", "e"}
     assert "NaN" in bags.missing["e"] and "no features" in bags.missing["a"] and "damaged" in bags.missing["b"]

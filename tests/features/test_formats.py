@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dmsmil.features import formats
 from dmsmil.features.bags import load_bags
 from dmsmil.features.formats import export_clam_features, import_features, open_source
 from dmsmil.jobs.failures import read_failures
@@ -501,6 +503,81 @@ def test_a_source_that_the_study_cannot_use_is_one_clear_line(name, store, tmp_p
         take(store, make(tmp_path), cohort(["one"]))
     assert "\n" not in str(caught.value) and "/tmp" not in str(caught.value) and len(str(caught.value)) < 300
     assert not list(store.home.rglob("*.h5"))
+
+
+def test_slides_without_tiles_are_rows_however_many_come_first(store, tmp_path):
+    """A folder of which the first slides hold nothing is still a folder of features."""
+    empty = [f"a{i}" for i in range(7)]
+    for name in empty:
+        trident(tmp_path / "job", name, {scale: np.zeros((0, 2), np.int64) for scale in SIDE})
+    source = trident(tmp_path / "job", "one", grids("one"))
+    table = pd.concat([cohort(["one"]).assign(slide_id=name) for name in [*empty, "one"]], ignore_index=True)
+    assert take(store, source, table).slide_id.tolist() == ["one"]
+    rows = read_failures(store.home)
+    assert rows.unit.tolist() == empty and rows.stage.unique().tolist() == ["features"]
+    assert rows.reason.str.contains("has no tiles: look at its tissue").all()
+    assert set(load_bags(store, table, K).missing) == set(empty)
+
+
+def test_settings_that_no_slide_has_are_refused_after_a_few(store, tmp_path, monkeypatch):
+    names = [f"a{i}" for i in range(9)]
+    for name in names:
+        source = stamp(tmp_path / "s_{scale}x", name, grids(name), extractor="another")
+    looked, read = [], formats.READERS["STAMP"]
+    monkeypatch.setitem(formats.READERS, "STAMP", lambda files, *more: looked.append(files) or read(files, *more))
+    table = pd.concat([cohort(["one"]).assign(slide_id=name) for name in names], ignore_index=True)
+    with pytest.raises(InputError, match="slide a0 at 10x has features by 'another', not by the study's encoder"):
+        take(store, source, table)
+    assert len(looked) == 5 * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slide_id", ["two", "two.svs", "two.h5"])
+def test_an_id_with_or_without_the_suffix_of_a_file_finds_its_features(kind, slide_id, store, tmp_path):
+    source = write(kind, tmp_path, "two", grids("two"))
+    assert take(store, source, cohort([slide_id])).slide_id.tolist() == [slide_id]
+    other = Store(tmp_path / "other", PX, (10, 20), "uni_v1")
+    write(kind, tmp_path / "more", "two.svs", grids("two"))
+    source = Path(str(source).replace(str(tmp_path), str(tmp_path / "more")))
+    assert take(other, source, cohort([slide_id])).slide_id.tolist() == [slide_id]
+
+
+@pytest.mark.parametrize("names", [("S3.svs", "S3.tiff"), ("S3", "S3.svs")])
+def test_two_files_that_may_be_one_slides_are_refused_by_name(names, store, tmp_path):
+    for name in names:
+        source = trident(tmp_path / "job", name, grids(name))
+    trident(source, "one", grids("one"))
+    assert take(store, source, cohort(["S3", "one"])).slide_id.tolist() == ["one"]
+    row = read_failures(store.home).iloc[0]
+    assert row.unit == "S3" and row.reason.startswith(
+        f"slide S3 has 2 files of features at 10x, features_uni_v1/{names[0]}.h5 and features_uni_v1/{names[1]}.h5: ")
+    assert take(store, source, cohort(["S3.svs", "one"])).slide_id.tolist() == ["S3.svs", "one"]  # the whole name tells
+    with h5py.File(source / "20x_256px_0px_overlap/features_uni_v1/S3.svs.h5") as file:
+        there = {tuple(at) for at in file["coords"][:].tolist()}
+    assert {tuple(at) for at in store.read_tiles("S3.svs").coords[20].tolist()} <= there
+
+
+def test_one_name_in_two_folders_is_refused_by_name(store, tmp_path):
+    """TRIDENT's and STAMP's folders may have folders in them."""
+    source = stamp(tmp_path / "s_{scale}x", "one", grids("one"))
+    for scale in SIDE:
+        for batch in ("batch1", "batch2"):
+            folder = tmp_path / f"s_{scale}x/{batch}"
+            folder.mkdir()
+            shutil.copy(tmp_path / f"s_{scale}x/one.h5", folder / "two.h5")
+    assert take(store, source, cohort(["one", "two"])).slide_id.tolist() == ["one"]
+    assert "2 files of features at 10x, batch1/two.h5 and batch2/two.h5" in read_failures(store.home).reason[0]
+
+
+def test_a_study_of_ours_with_a_changed_byte_is_not_imported(store, tmp_path):
+    theirs = own_study(tmp_path / "theirs")
+    path = theirs.features_path(20, "one")
+    content = path.read_bytes()
+    at = content.index(theirs.read_features("one")[20].features.tobytes())
+    path.write_bytes(content[: at + 2] + b"\x01" + content[at + 3:])
+    ours = Store(tmp_path / "ours", PX, (10, 20), theirs.encoder)
+    assert take(ours, theirs.home / "features", cohort(["one", "two"])).slide_id.tolist() == ["two"]
+    assert "one.h5 is damaged or incomplete ('features' is not what was written)" in read_failures(ours.home).reason[0]
 
 
 def test_a_study_is_not_imported_into_itself(store, tmp_path):

@@ -120,6 +120,53 @@ def test_features_of_another_encoder_are_made_again_not_mixed(done, tmp_path):
     assert not np.array_equal(before, mixed.read_features(some.slide_id[0])[10].features)
 
 
+def test_a_damaged_file_is_made_anew_by_the_features_stage_and_no_other(done):
+    store, cohort = done
+    for name, scale, path in (("good1", 20, store.features_path), ("good2", 10, store.tiles_path)):
+        before = {p: p.stat().st_mtime_ns for p in store.home.rglob("*.h5")}
+        content = path(scale, name).read_bytes()
+        at = content.index(store.read_tiles(name).coords[scale].tobytes())
+        path(scale, name).write_bytes(content[:at] + b"\x07" + content[at + 1:])
+        assert list(load_bags(store, cohort, 5).missing) == [name]
+        lines = []
+        encode_cohort(store, cohort, k=5, workers=1, report=lines.append)
+        assert [line.split()[1] for line in lines if line.startswith("[")] == [name]
+        assert path(scale, name).read_bytes() == content and not load_bags(store, cohort, 5).missing
+        assert {p.stem.split("_")[0] for p in before if p.stat().st_mtime_ns != before[p]} == {name}
+
+
+def test_a_slide_that_fails_this_time_leaves_the_study_and_comes_back(done, cohort_folder, tmp_path):
+    """Its old features stay on the disk: made of another file, or of other settings."""
+    _, cohort = done
+    cohort = cohort.head(3).assign(path=[str(tmp_path / f"{name}.svs") for name in cohort.slide_id[:3]])
+    store, broken = Store(tmp_path / "study", 64, (10, 20), "random:resnet18"), tmp_path / "good1.svs"
+    for name in cohort.slide_id:
+        (tmp_path / f"{name}.svs").write_bytes((cohort_folder / f"{name}.svs").read_bytes())
+
+    def study(stages=("tiles", "features")):
+        lines = []
+        if "tiles" in stages:
+            tile_cohort(store, cohort, k=5, workers=1, report=lines.append)
+        if "features" in stages:
+            encode_cohort(store, cohort, k=5, px=32, workers=1, report=lines.append)
+        bags = load_bags(store, cohort, 5)
+        assert len(bags) + len(bags.missing) == 3  # nobody is lost without a word
+        assert set(bags.missing) == set(read_failures(store.home).unit)
+        return bags, lines
+
+    whole, _ = study()
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    bags, lines = study(["tiles"])
+    assert bags.slide_ids == ["good0", "good2"] and "its tiles could not be made: " in bags.missing["good1"]
+    assert store.features_path(20, "good1").exists() and any("good1 failed" in line for line in lines)
+    bags, _ = study(["features"])
+    assert "its tiles could not be made" in bags.missing["good1"] or "its features could" in bags.missing["good1"]
+    broken.write_bytes(content)
+    bags, _ = study(["features"])  # who has features has tiles: both rows go
+    assert not bags.missing and bags.identity == whole.identity and read_failures(store.home).empty
+
+
 def test_no_usable_slide_at_all_is_one_clear_line(tmp_path):
     make_slide(tmp_path / "blank.svs", 600, 600, coverage=0)
     cohort = pd.DataFrame([dict(slide_id="blank", patient_id="p", label="a", site="", path=str(tmp_path / "blank.svs"),

@@ -96,9 +96,9 @@ def test_what_a_kill_left_is_swept_and_a_living_writers_file_is_not(tmp_path):
 
 
 def test_another_machines_temporary_goes_only_when_nobody_wrote_to_it_for_a_week(tmp_path):
-    running = temporary_path(tmp_path / "03.ipynb", ".ipynb")
+    running = temporary_path(tmp_path / "03.ipynb")
     there = [tmp_path / f".x{i}.h5.0123abcd.{2 ** 22 + i}.tmp" for i in range(2)]
-    others = [tmp_path / name for name in (".x.h5.tmp", "x.0123abcd.1.tmp", ".a.b.tmp", ".x.0123abcd.1.tmp.part.gz")]
+    others = [tmp_path / name for name in (".x.h5.tmp", "x.0123abcd.1.tmp", ".a.b.tmp", ".x.0123abcd.1.tmp.part")]
     for path in [running, *there, *others]:
         path.touch()
     for path in [there[0], running, *others]:
