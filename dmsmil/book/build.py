@@ -32,6 +32,7 @@ from dmsmil.features.bags import load_bags
 from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import ROOT, InputError, read_json
+from dmsmil.jobs.text import as_written
 from dmsmil.slides.store import Store
 from dmsmil.training.results import verdict
 
@@ -99,9 +100,10 @@ def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], win
         results = saved_results(home)
     except InputError:
         results = None
-    lines = [f"# The study *{home.name}*", ""]
+    lines = [f"# The study *{as_written(home.name)}*", ""]
     if alt := _cover(home, results, say):
-        lines += ["```{image} cover.png", f":alt: {alt}", ":class: cover", ":width: 1400px", "```", ""]
+        quoted = json.dumps(alt, ensure_ascii=False)
+        lines += ["```{image} cover.png", f":alt: {quoted}", ":class: cover", ":width: 1400px", "```", ""]
     lines += [summary(home, results), ""]
     if lessons:
         first = next(iter(lessons))
@@ -129,7 +131,8 @@ def _part(heading: str, caption: str, pages: dict[str, tuple[str, str]]) -> list
 def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     """One paragraph of markdown: on what, what came out, what failed; every word of it follows from the files."""
     cohort, folds = read_cohort(home)
-    counts = " and ".join(f"{count} {label}" for label, count in cohort.label.value_counts().sort_index().items())
+    classes = cohort.label.value_counts().sort_index()
+    counts = " and ".join(f"{count} {as_written(label)}" for label, count in classes.items())
     leaks = leakage(folds)["patients", "rest & test"].any()
     said = [f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
             + ("folds, some of which **test patients that they train on**." if leaks else

@@ -1,7 +1,7 @@
 """Reference pages: one a wing and one a file of it, which Sphinx's autodoc fills from signatures and docstrings.
 
-Docstrings of this package are plain text, not reStructuredText: `as_written` hands them to Sphinx so that no character
-is markup, formulas and columns keep their layout, and names in backticks lead to what they name.
+Docstrings of this package are plain text, not reStructuredText: `restructured` hands them to Sphinx so that no
+character is markup, formulas and columns keep their layout, and names in backticks lead to what they name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 from dmsmil.jobs.files import InputError
+from dmsmil.jobs.text import as_written
 
 CONSTANT = re.compile(r"^[A-Z]\w*(?:, [A-Z]\w*)* = .*\S  # .+$", re.M)  # with what it means beside it
 LAID_OUT = re.compile(r"^ |\S {3,}\S", re.M)  # a formula, or columns
@@ -47,7 +48,7 @@ def pages(package: Path) -> dict[str, str]:
         for name, path in files.items():
             above = f"---\norphan: true\n---\n# {name}\n\nReference / [{wing}]({wing}.md)"
             found[name] = _page(name, path, above if name != wing else f"# {name}")
-        said = [f"- [{name}]({name}.md)\n\n  {_escaped(_first(_parsed(path)))}\n" for name, path in files.items()
+        said = [f"- [{name}]({name}.md)\n\n  {as_written(_first(_parsed(path)))}\n" for name, path in files.items()
                 if name != wing]
         found[wing] += "\n".join(["", "````{container} reading", *said, "````", ""])
     return found
@@ -87,7 +88,7 @@ def setup(app) -> None:
     """What Sphinx calls of an extension."""
     app.connect("autodoc-skip-member", skipped)
     app.connect("autodoc-process-signature", shortened)
-    app.connect("autodoc-process-docstring", as_written)
+    app.connect("autodoc-process-docstring", restructured)
 
 
 def skipped(app, what: str, name: str, value: object, skip: bool, options: object) -> bool | None:
@@ -101,7 +102,7 @@ def shortened(app, what: str, name: str, value: object, options: object, signatu
     return (signature.replace("<factory>", "..."), result) if signature else None
 
 
-def as_written(app, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+def restructured(app, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     """Change the lines of a docstring to reStructuredText that means the same; parameters are code, not links."""
     try:
         parameters = set(inspect.signature(value).parameters)
@@ -128,5 +129,5 @@ def _ticked(part: str, parameters: set[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text of which no character is markup, in Markdown and in reStructuredText."""
+    """A text of which no character is markup in reStructuredText."""
     return re.sub(r"([^\w\s]|_)", r"\\\1", text)

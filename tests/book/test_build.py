@@ -18,6 +18,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -28,6 +29,7 @@ from dmsmil.cohorts.folds import make_folds
 from dmsmil.cohorts.table import read_cohort, save_cohort
 from dmsmil.features.bags import load_bags
 from dmsmil.jobs.files import InputError, write_csv, write_json
+from dmsmil.jobs.text import as_written
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import select_tiles
@@ -233,6 +235,57 @@ def test_answers_are_folded_and_end_where_they_end(study):
     _, pages, _ = study
     answer = next(part for part in re.findall(r"<details>.*?</details>", pages["2_later"], re.S) if "Answer" in part)
     assert "<strong>hidden</strong>" in answer and "# no heading" in text(answer) and "after" not in answer
+
+
+# ------------------------------------------------------------------------------------------------ odd names
+
+
+ODD = ["<img src=x onerror=alert(1)>", "a|b", "$x$ *b* _c_", "50 %", "癌", "[l](javascript:alert(2)) `d` &amp;"]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """The book of a study of odd classes and an odd method, which a table, a sentence and a printed line name too."""
+    home = tmp_path_factory.mktemp("odd") / "_it_"
+    frame = cohort(12, 12).assign(site="A")
+    frame["label"] = [ODD[int(patient[1:]) % 6] for patient in frame.patient_id]
+    save_cohort(home, frame, make_folds(frame, 2), [])
+    write_csv(results(f"Mine {ODD[0]} {ODD[2]}", f"Yours {ODD[5]}", *CHEAP), home / "tables/03_dmsmil_results.csv")
+    table = pd.DataFrame({"class": ODD}, index=pd.Index(ODD, name=ODD[0]))
+    write_notebook(home / "notebooks/03_train.ipynb", "03 · Train", new_code_cell("table", outputs=[
+        shown("text/html", table.to_html())]), new_code_cell("said", outputs=[
+            shown("text/markdown", "\n".join(f"- **{as_written(name)}** is {as_written(name)}." for name in ODD))]),
+        new_code_cell("print(names)", outputs=[new_output("stream", text="\n".join(ODD))]))
+    said = []
+    return book.build(home, said.append, home.parent / "none", ""), said
+
+
+def test_odd_names_read_as_they_were_written(odd):
+    index, said = odd
+    front = BeautifulSoup(index.read_text(encoding="utf-8"), "html.parser")
+    words = " ".join(front.find("article").get_text().split())
+    counts = {name: count for name, count in read_cohort(index.parents[1])[0].label.value_counts().items()}
+    assert front.find("h1").get_text().startswith("The study _it_") and front.title.get_text() == "DMSMIL · _it_"
+    assert all(f"{counts[name]} {name}" in words for name in ODD)
+    assert f"Highest AUC: Mine {ODD[0]} {ODD[2]}, 0.900" in words and f"Yours {ODD[5]}" not in words
+    assert f"AUC of Mine {ODD[0]} {ODD[2]}: 0.90" in front.find("img")["alt"]
+
+    page = BeautifulSoup((index.parent / "notebooks/03_train.html").read_text(encoding="utf-8"), "html.parser")
+    assert [cell.get_text() for cell in page.select("table.dataframe tbody td")] == ODD
+    assert [line.get_text() for line in page.select(".cell_output li")] == [f"{n} is {n}." for n in ODD]
+    assert "\n".join(ODD) in page.select_one(".output.stream").get_text()
+    for soup in (front, page):
+        assert soup.select("[onerror], [href^=javascript], article .math, article .cell_output em") == []
+    assert [line for line in said if "cover" not in line] == []
+
+
+@needed
+def test_no_name_is_a_script(odd, tmp_path):
+    for name in ("index.html", "notebooks/03_train.html"):
+        with browse((odd[0].parent / name).as_uri(), tmp_path / name.replace("/", "-")) as page:
+            page.until("document.readyState == 'complete'")
+            assert page.js("document.querySelectorAll('[onerror], [href^=javascript]').length") == 0
+            assert page.js("document.body.innerText").count(ODD[0]) > 0 and page.errors == []
 
 
 # ------------------------------------------------------------------------------------------------ what it needs

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from docutils.core import publish_doctree
 
 from dmsmil.book import build
-from dmsmil.book.reference import _escaped, as_written, pages, wings
+from dmsmil.book.reference import pages, restructured, wings
 from dmsmil.jobs.files import InputError
 from tests.book.test_build import make_study
 from tests.conftest import ROOT, assert_one_line
@@ -98,14 +98,14 @@ def test_every_wing_says_its_question_and_leads_to_its_files():
     "name   what\nlonger   it * is", "`x` is `y z`s, not`x`", "", "a line - with\n- a dash at its start\n-1 is none"])
 def test_a_docstring_is_never_taken_for_markup(said):
     lines = said.splitlines()
-    as_written(None, "function", "f", lambda x, y, z: 0, None, lines)
+    restructured(None, "function", "f", lambda x, y, z: 0, None, lines)
     tree = publish_doctree("\n".join(lines), settings_overrides={"report_level": 1, "halt_level": 1})
     assert bare(tree.astext()) == bare(said)
 
 
 def test_what_is_laid_out_keeps_its_lines():
     lines = "Said\nso.\n\n    a = b\n      + c".splitlines()
-    as_written(None, "function", "f", None, None, lines)
+    restructured(None, "function", "f", None, None, lines)
     tree = publish_doctree("\n".join(lines))
     assert [part.astext() for part in tree.children] == ["Said\nso.", "a = b\n  + c"]
     assert tree.children[1].tagname == "literal_block"
@@ -203,7 +203,3 @@ def test_a_file_that_cannot_be_imported_stops_no_book(shown):
     book = shown("broken", **{"wing/bad": "'''B.'''\nimport a_package_that_is_absent\n", "wing/good": "'''G.'''\n"})
     assert "G." in book["broken.wing.good"].get_text() and set(book) == {"broken.wing", "broken.wing.bad",
                                                                         "broken.wing.good"}
-
-
-def test_marks_are_escaped_for_markdown_too():
-    assert _escaped("a_b <c> *d*") == "a\\_b \\<c\\> \\*d\\*"
