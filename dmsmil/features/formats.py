@@ -107,13 +107,13 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
         about = {"patch_size": tile_size_level0(tiles.magnification, scale, store.tile_px), "patch_level": 0,
                  "downsample": (1.0, 1.0), "downsampled_level_dim": tiles.dimensions, "level_dim": tiles.dimensions,
                  "name": name, "save_path": "patches"}
-        with writing(folder / f"h5_files/{name}.h5") as file:
-            file["features"], file["coords"] = found.features, found.coords.astype(np.int32)
+        with writing(folder / f"h5_files/{name}.h5") as new:
+            new.put("features", found.features)
+            new.put("coords", found.coords.astype(np.int32))
         with atomic(folder / f"pt_files/{name}.pt") as temporary:
             torch.save(torch.from_numpy(found.features), temporary)
-        with writing(folder / f"patches/{name}.h5") as file:
-            file["coords"] = found.coords
-            file["coords"].attrs.update(about)
+        with writing(folder / f"patches/{name}.h5") as new:
+            new.put("coords", found.coords).attrs.update(about)
     return written
 
 

@@ -17,20 +17,33 @@ import numpy as np
 from dmsmil.jobs.files import atomic, content_hash
 
 VERSION = ("v108", "v108")  # of HDF5: since then it keeps checksums of its own of shapes, types and attributes
+GROWTH = 2 ** 21          # bytes by which a file in memory grows; what is not used is not written
+
+
+class New:
+    """An HDF5 file in memory, and the hashes of what was put in it."""
+
+    def __init__(self, file: h5py.File):
+        self.file, self.hashes = file, {}
+
+    def put(self, name: str, values: np.ndarray, **options) -> h5py.Dataset:
+        """Add a data set, with options of h5py's create_dataset; values are contiguous."""
+        self.hashes[name] = content_hash(values)
+        return self.file.create_dataset(name, data=values, **options)
 
 
 @contextmanager
-def writing(path: Path, config: dict | None = None) -> Iterator[h5py.File]:
+def writing(path: Path, config: dict | None = None) -> Iterator[New]:
     """A new HDF5 file to fill; when the block ends well, it is at `path`. Raises DiskFull.
 
     It is built in memory and its bytes are then written: HDF5 itself crashes the process on a full disk, and creates
     no file on a disk without locks.
     """
-    with h5py.File.in_memory(libver=VERSION) as file:
-        yield file
-        hashes = {name: content_hash(data[:]) for name, data in file.items()}
-        hashes["config"] = content_hash(plain(config).encode())
-        file.attrs["config"], file.attrs["xxh3_128"] = plain(config), plain(hashes)
+    with h5py.File.in_memory(libver=VERSION, block_size=GROWTH) as file:
+        new = New(file)
+        yield new
+        new.hashes["config"] = content_hash(plain(config).encode())
+        file.attrs["config"], file.attrs["xxh3_128"] = plain(config), plain(new.hashes)
         file.flush()
         image = file.id.get_file_image()
     with atomic(path) as temporary:

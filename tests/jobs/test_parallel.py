@@ -295,5 +295,6 @@ def test_what_is_no_scheduler_is_one_line(tmp_path):
 
 def test_dask_is_imported_only_when_asked_for():
     code = ("import sys; import dmsmil.training.fit, dmsmil.features.stages; "
-            "from dmsmil.jobs.parallel import run_units; list(run_units(str, {'a': (1,)})); sys.exit('distributed' in sys.modules)")
+            "from dmsmil.jobs.parallel import run_units; list(run_units(str, {'a': (1,)})); "
+            "sys.exit('distributed' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
