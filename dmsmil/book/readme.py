@@ -27,6 +27,7 @@ from dmsmil.analysis.report import ranking, saved_results, saved_tables, saved_t
 from dmsmil.analysis.sweep import pretty_lams
 from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.files import ROOT, InputError, atomic, read_json, write_json, write_text
+from dmsmil.jobs.text import as_written
 from dmsmil.training.results import COLLAPSED, pretty
 
 RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and one picture
@@ -87,7 +88,7 @@ def result_block(folder: Path) -> str:
     """Methods and baselines by AUC: who is best stands first, what collapsed last."""
     table = _table(folder, "04_compare").sort_values("AUC_mean", ascending=False, kind="stable")
     study = read_json(folder / "study.json")
-    classes = ", ".join(f"{count} {name}" for name, count in study["classes"].items())
+    classes = ", ".join(f"{count} {as_written(name)}" for name, count in study["classes"].items())
     seeds = f"{len(study['seeds'])} seed" + "s" * (len(study["seeds"]) > 1)
     return (f"{_markdown(pretty(table.iloc[(table[COLLAPSED] > 0).argsort(kind='stable')]), 'method')}\n\n"
             f"{study['slides']} slides of {study['patients']} patients ({classes}); {study['folds']} folds × {seeds}, "
@@ -108,8 +109,9 @@ def _tested(tests: pd.DataFrame) -> str:
     """How many methods the reference of `report.paired_tests` is better than, and worse."""
     name, sure = tests.reference.iloc[0], tests.AUC_p_holm < ALPHA
     better, worse = tests.name[sure & (tests.AUC_difference > 0)], tests.name[sure & (tests.AUC_difference < 0)]
-    return (f"- {name} against the {len(tests)} other runs, by AUC (corrected resampled t-test, Holm's correction): it "
-            f"is shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}.")
+    return "- " + as_written(
+        f"{name} against the {len(tests)} other runs, by AUC (corrected resampled t-test, Holm's correction): it is "
+        f"shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}.")
 
 
 def picture_block(folder: Path) -> str:
@@ -173,8 +175,8 @@ def _markdown(table: pd.DataFrame, index: str) -> str:
     """`table` in Markdown, its index first, called `index`; a column without any text is left out."""
     cells = table.rename_axis(index).reset_index().astype(str)
     cells = cells.loc[:, (cells != "").any()]
-    rows = [cells.columns, ["---"] * cells.shape[1], *cells.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    head, *rows = ["| " + " | ".join(map(as_written, row)) + " |" for row in [cells.columns, *cells.to_numpy()]]
+    return "\n".join([head, "|" + " --- |" * cells.shape[1], *rows])
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -2,9 +2,11 @@
 
 import json
 import re
+from html import unescape
 
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from dmsmil.book.readme import BLOCKS, PAGES, RESULTS, WIDTH, collect, fill, main
@@ -200,3 +202,18 @@ def test_a_folder_that_is_no_compared_study_is_named(home, tmp_path):
             collect(folder, tmp_path / "results")
         assert_one_line(caught, lost)
     assert not (tmp_path / "results").exists()
+
+
+def test_odd_names_are_no_markup(home):
+    """A class and a method that a user named read as they were written, in cells and in sentences."""
+    odd = "Mine <b>|*x*"
+    table = compared()
+    table.loc[1, "name"] = odd
+    table.to_csv(home / "tables/04_compare.csv", index=False)
+    paired(0.1, 0.01).assign(name=odd).to_csv(home / "tables/04_tests.csv", index=False)
+    cohort = pd.read_csv(home / "cohort.csv").replace({"label": {"b": "<i>b"}})
+    cohort.to_csv(home / "cohort.csv", index=False)
+    render = MarkdownIt("commonmark").enable("table").render
+    cells = re.findall(r"<td>(.*?)</td>", render(shown(home, "table")))
+    assert odd in map(unescape, cells) and "2 <i>b" in unescape(render(shown(home, "table")))
+    assert f"better than {odd}, and" in unescape(render(shown(home, "words")))
