@@ -43,7 +43,7 @@ def _holder(path: Path) -> str:
         pid, host = path.read_text().split("\n")[:2]
         since = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     except (OSError, ValueError):
-        return f"by a process that left no name: wait for it, or, if nothing is running, delete {path.name} in its folder"
+        return f"by a process that left no name: wait for it, or, if nothing runs, delete {path.name} in its folder"
     who = f"by process {pid} on {host} since {since}"
     if host == socket.gethostname():
         return f"{who}: wait for it, or stop it and start the same command again"

@@ -91,8 +91,8 @@ def _demo(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
         yield False, (f"slides   the embedded demo is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
                       "the scales"), cohort
     if side > params["demo_side"]:
-        yield False, (f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} px: "
-                      "raise demo_side or lower tile_px"), cohort
+        yield False, (f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} "
+                      "px: raise demo_side or lower tile_px"), cohort
 
 
 def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:

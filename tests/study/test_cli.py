@@ -10,7 +10,6 @@ import pytest
 
 from dmsmil.jobs.files import ROOT
 from dmsmil.study.cli import main
-from tests.conftest import dmsmil
 
 HEAVY = ("numpy", "pandas", "torch", "papermill", "jsonschema", "jupyter_client", "matplotlib", "sklearn", "h5py")
 
@@ -55,6 +54,15 @@ def test_a_reader_who_leaves_is_no_error(args, closed, status):
     assert (done.returncode, done.stdout or "", done.stderr or "") == (status, "", "")
 
 
+def test_methods_lists_every_method(capsys):
+    from dmsmil.models import METHODS
+
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[1:]] == list(METHODS)
+    assert "636,386" in next(line for line in said if line.startswith("dmsmil"))
+
+
 # ------------------------------------------------------------------------------------------------ exit statuses
 
 
@@ -89,7 +97,8 @@ def files(tmp_path):
     """Params files that are wrong each in its way."""
     texts = {"latin.yaml": "positive: größer\n".encode("latin-1"), "wide.yaml": "k: 4\n".encode("utf-16"),
              "date.yaml": b"study: 2024-13-45\n", "binary.yaml": b"\x00\x01\x02", "deep.yaml": b"k: " + b"[" * 5000,
-             "tab.yaml": b"k:\t4\n\tepochs: 5\n", "list.yaml": b"- k\n", "word.yaml": b"demo\n", "twice.yaml": b"k: 4\nk: 5",
+             "tab.yaml": b"k:\t4\n\tepochs: 5\n", "list.yaml": b"- k\n", "word.yaml": b"demo\n",
+             "twice.yaml": b"k: 4\nk: 5",
              "python.yaml": b"k: !!python/object/apply:os.system ['true']\n", "spaced name.yaml": b"k: 4\n",
              "number.yaml": b"study: 2024\n", "odd.yaml": b"[1, 2]: 3\n", "none.yaml": b"k:\n", "colon.yaml": b"k 4\n"}
     for name, text in texts.items():

@@ -13,28 +13,29 @@ from tests.conftest import ROOT, dmsmil
 pytestmark = pytest.mark.xdist_group("smoke")
 WORDS = r"(?:make|dmsmil|papermill|python|conda)\b "
 EXECUTED = {  # command: the file and test that types it, or its equal at smoke scale
-    "make demo": ("test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
+    "make demo": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
     "make test": ("test_project.py", "test_ci_runs_the_readmes_test_command_and_nothing_else"),
-    "make lab": ("test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
-    "make book": ("test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
-    "make notebooks": ("test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
-    "make readme": ("test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
+    "make lab": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
+    "make book": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
+    "make notebooks": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
+    "make readme": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
     "conda env create -f environment.yml && conda activate dmsmil":
         ("test_project.py", "test_conda_users_get_the_same_list"),
-    "dmsmil run params/demo.yaml": ("test_notebooks.py", "test_the_smoke_study_runs_and_leaves_what_the_design_says"),
-    "dmsmil run params/demo_all.yaml": ("test_study.py", "test_check_of_the_demo_is_clean"),
-    "dmsmil check params/mine.yaml": ("test_commands.py", "test_own_slides_as_readme_says"),
-    "dmsmil run params/mine.yaml": ("test_commands.py", "test_own_slides_as_readme_says"),
+    "dmsmil run params/demo.yaml":
+        ("study/test_notebooks.py", "test_the_smoke_study_runs_and_leaves_what_the_design_says"),
+    "dmsmil run params/demo_all.yaml": ("study/test_preflight.py", "test_check_of_the_demo_is_clean"),
+    "dmsmil check params/mine.yaml": ("study/test_commands.py", "test_own_slides_as_readme_says"),
+    "dmsmil run params/mine.yaml": ("study/test_commands.py", "test_own_slides_as_readme_says"),
     "papermill notebooks/03_train.ipynb out.ipynb -f params/mine.yaml -p epochs 5":
-        ("test_notebooks.py", "test_plain_papermill_works_with_a_params_file"),
-    "dmsmil check params/tcga_brca.yaml": ("test_tcga.py", "test_what_check_says_of_a_cohort_by_name"),
-    "dmsmil run params/tcga_brca.yaml": ("test_tcga.py", "test_the_papers_study_streams_its_slides"),
+        ("study/test_notebooks.py", "test_plain_papermill_works_with_a_params_file"),
+    "dmsmil check params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_what_check_says_of_a_cohort_by_name"),
+    "dmsmil run params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_the_papers_study_streams_its_slides"),
     "dmsmil run params/tcga_nsclc.yaml":
-        ("test_tcga.py", "test_the_params_files_of_the_paper_differ_only_where_they_must"),
-    "dmsmil check": ("test_study.py", "test_check_finds_what_is_wrong_in_seconds"),
-    "dmsmil bench": ("test_bench.py", "test_the_fast_step_is_compared_only_where_it_agrees"),
-    "dmsmil methods": ("test_study.py", "test_methods_lists_every_method"),
-    "dmsmil methods --check NAME": ("test_commands.py", "test_a_method_keeps_its_promises"),
+        ("cohorts/test_tcga.py", "test_the_params_files_of_the_paper_differ_only_where_they_must"),
+    "dmsmil check": ("study/test_preflight.py", "test_check_finds_what_is_wrong_in_seconds"),
+    "dmsmil bench": ("study/test_bench.py", "test_the_fast_step_is_compared_only_where_it_agrees"),
+    "dmsmil methods": ("study/test_cli.py", "test_methods_lists_every_method"),
+    "dmsmil methods --check NAME": ("study/test_commands.py", "test_a_method_keeps_its_promises"),
     "python -m tests.reference FOLDER": ("models/test_reference.py", "test_nothing_checked_is_a_failure"),
 }
 
@@ -55,8 +56,9 @@ def test_every_command_of_readme_has_its_test():
 
 
 @pytest.mark.parametrize("target, wanted", [
-    ("demo", "dmsmil run params/demo.yaml"), ("lab", "jupyter lab notebooks"), ("book", "dmsmil book params/demo.yaml"),
-    ("readme", "python -m dmsmil.book.readme outputs/demo"), ("notebooks", "python -m dmsmil.book.publish outputs/demo"),
+    ("demo", "dmsmil run params/demo.yaml"), ("lab", "jupyter lab notebooks"),
+    ("book", "dmsmil book params/demo.yaml"), ("readme", "python -m dmsmil.book.readme outputs/demo"),
+    ("notebooks", "python -m dmsmil.book.publish outputs/demo"),
     ("bench", "dmsmil bench")])
 def test_a_make_target_is_the_command_it_stands_for(target, wanted):
     """What make would type; the commands themselves are executed at smoke scale elsewhere."""

@@ -29,8 +29,8 @@ def notebook(tmp_path):
 def test_it_runs_by_the_interpreter_that_runs_us_whatever_jupyter_calls_python3(notebook, tmp_path, monkeypatch):
     broken = tmp_path / "data/kernels/python3"
     broken.mkdir(parents=True)
-    (broken / "kernel.json").write_text(json.dumps({"argv": ["/nowhere/python", "{connection_file}"], "language": "python",
-                                                    "display_name": "of another environment"}))
+    (broken / "kernel.json").write_text(json.dumps({
+        "argv": ["/nowhere/python", "{connection_file}"], "language": "python", "display_name": "elsewhere"}))
     for variable in ("JUPYTER_PATH", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "data"))
     said = []

@@ -1,13 +1,15 @@
-"""What `dmsmil check` finds before a study runs; see also test_study.py, where the command itself is tested."""
+"""What `dmsmil check` finds before a study runs."""
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
+import yaml
 
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.jobs.files import ROOT
+from dmsmil.study.cli import main
 from dmsmil.study.params import read_params
-from dmsmil.study.place import resolve
 from dmsmil.study.preflight import findings
 
 
@@ -16,7 +18,7 @@ def said(tmp_path):
     """The findings about params/smoke.yaml with some values changed: {what: (all well, line)}."""
     def look(**changes):
         params = {**read_params(ROOT / "params/smoke.yaml"), "outputs": str(tmp_path), **changes}
-        return {line.split()[0]: (good, line) for good, line in findings(params, resolve)}
+        return {line.split()[0]: (good, line) for good, line in findings(params)}
     return look
 
 
@@ -30,8 +32,24 @@ def test_nothing_stands_in_the_way_of_the_smoke_study(said):
     ({"variants": ["map_tyle"]}, "ablation", "did you mean 'map_tile'"),
     ({"variants": []}, "ablation", "variants is empty"),
     ({"lams": [0.1, "1e-1"]}, "ablation", "write 1.0e-1"),
-    ({"collapse_lams": [0]}, "ablation", "numbers above 0"),
+    ({"collapse_lams": [0]}, "ablation", "a number above 0"),
     ({"paper": "luad"}, "paper", "brca, nsclc"),
+    ({"methods": [{"dmsmil": {"headz": 3}}]}, "methods", "unknown option 'headz' of DMSMIL: did you mean 'head"),
+    ({"methods": ["abmil", {"abmil": None}]}, "methods", "twice with the same settings"),
+    ({"methods": [{"topk": {"k": "many"}}]}, "methods", "topk does not run with"),
+    ({"options": {"heads": 3}}, "method", "heads must divide"),
+    ({"options": {"heads": "many"}}, "method", "cannot be made with heads='many'"),
+    ({"method": "abmil"}, "method", "takes one scale a run"),
+    ({"scale": 5}, "method", "the study has [10, 20]"),
+    ({"scales": [10, 40]}, "slides", "made at 20x and has no 40x tiles"),
+    ({"demo_side": 512, "tile_px": 512}, "slides", "smaller than one 10x tile of 1024 px"),
+    ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
+    ({"slide": "demo-X"}, "folds", "which no fold tests"),
+    ({"positive": "IDC"}, "class", "which is no class"),
+    ({"folds": 7}, "folds", "fewer than folds = 7"),
+    ({"encoder": "random:maxvit_tiny_tf_224", "encoder_px": 100}, "encoder", "does not take squares of 100 px"),
+    ({"scheduler": "tcp"}, "units", "leave it empty"),
+    ({"device": "gpu"}, "device", "unknown device"),
 ])
 def test_what_a_later_notebook_would_stop_at_is_said_now(said, changes, what, message):
     found = said(**changes)
@@ -50,3 +68,68 @@ def test_memory_is_judged_as_the_bags_will_judge_it(said, monkeypatch, free):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
     size = np.prod([10, 12, 2, 1280]) * 4  # slides, tiles, scales, channels of the smoke study
     assert ("held in memory" in said()["memory"][1]) == fits_in_memory(size) == (free > 1e6)
+
+
+# ------------------------------------------------------------------------------------------------ own slides
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two classes of two slides, scanned at 20x: own(**params) -> what `dmsmil check` finds that is wrong."""
+    from tests.slides.pyramids import texture, write_pyramid
+
+    for name in "abcd":
+        write_pyramid(tmp_path / f"{name}.svs", texture(1024, 1024))
+    pd.DataFrame({"slide_id": list("abcd"), "patient_id": list("abcd"), "label": list("xyxy")}).to_csv(
+        tmp_path / "cohort.csv", index=False)
+    values = dict(study="mine", cohort=str(tmp_path / "cohort.csv"), outputs=str(tmp_path), folds=2, tile_px=128, k=4)
+
+    def look(**changes):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | changes))
+        params = read_params(tmp_path / "mine.yaml")
+        return [line for good, line in findings(params) if not good]
+    return look
+
+
+def test_own_slides_that_are_well(own):
+    assert own() == []
+
+
+def test_a_slide_without_the_tiles_that_are_asked_for_is_named(own, tmp_path):
+    from tests.slides.pyramids import texture, write_pyramid
+
+    wrong = own(scales=[10, 40])
+    assert [line.split()[:2] for line in wrong] == [["slide", f"{name}:"] for name in "abcd"]
+    assert all("was scanned at 20x and has no 40x tiles" in line for line in wrong)
+    write_pyramid(tmp_path / "b.svs", texture(1024, 1024), objective=10, mpp=1.0)
+    assert [line.split(": ")[0] for line in own()] == ["slide    b"] and "scanned at 10x" in own()[0]
+    assert "smaller than one 10x tile of 2048 px" in own(tile_px=1024)[0]
+
+
+def test_the_slide_that_is_to_be_drawn_must_be_one(own):
+    assert own(slide="c") == []
+    wrong = own(slide="e")
+    assert len(wrong) == 1 and "slide is 'e', which no fold tests: name one that is, such as" in wrong[0]
+
+
+def test_check_finds_what_is_wrong_in_seconds(tmp_path, capsys):
+    from tests.slides.pyramids import texture, write_pyramid
+
+    write_pyramid(tmp_path / "a.svs", texture(1024, 1024))
+    write_pyramid(tmp_path / "b.svs", texture(1024, 1024), objective=None, mpp=None)
+    (tmp_path / "c.svs").write_bytes(b"not a slide")
+    (tmp_path / "cohort.csv").write_text("slide_id,patient_id,label\na,p1,x\nb,p2,y\nc,p3,y\nd,p4,x\n")
+    text = {"study": "mine", "cohort": str(tmp_path / "cohort.csv"), "outputs": str(tmp_path), "folds": 3,
+            "encoder_weights": str(tmp_path / "gone.pth"), "method": "dmsmill", "k": 4, "tile_px": 128}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 1
+    said = capsys.readouterr().out
+    for expected in ("d: no slide file", "b: ", "c: ", "fewer than folds = 3", "gone.pth", "did you mean 'dmsmil'",
+                     "1 of 3 open, and have 10x and 20x tiles", "disk", "memory"):
+        assert expected in said, expected
+    assert not (tmp_path / "mine").exists(), "check writes nothing"
+
+
+def test_check_of_the_demo_is_clean(capsys):
+    assert main(["check", "params/demo.yaml"]) == 0
+    assert "PROBLEM" not in capsys.readouterr().out

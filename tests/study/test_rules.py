@@ -11,20 +11,23 @@ from dmsmil.study.rules import RULES, Parameter, keeps
 KNOWN = known_parameters()
 WRONG = [  # key, value, what is said
     ("study", "..", "a name of letters"), ("study", "a/b", "a name of letters"), ("study", "", "a name of letters"),
-    ("outputs", " ", "not empty"), ("seed", -1, "from 0 to"), ("seeds", [0, 0], "each once"), ("seeds", [], "one or more"),
-    ("seeds", [-1], "each at least 0"), ("seeds", ["../x"], "must be list of int"), ("seeds", [True], "list of int"),
-    ("scales", ["10", 20], "must be list of int"), ("scales", [20, 10], "ascending"), ("scales", [10, 10], "ascending"),
-    ("scales", [], "one or more"), ("methods", ["abmil", "abmil"], "each once"), ("methods", [], "one or more"),
+    ("outputs", " ", "not empty"), ("seed", -1, "from 0 to"), ("seeds", [0, 0], "each once"),
+    ("seeds", [], "one or more"), ("seeds", [-1], "each at least 0"), ("seeds", ["../x"], "must be list of int"),
+    ("seeds", [True], "list of int"), ("scales", ["10", 20], "must be list of int"),
+    ("scales", [20, 10], "ascending"), ("scales", [10, 10], "ascending"), ("scales", [], "one or more"),
+    ("methods", ["abmil", "abmil"], "each once"), ("methods", [], "one or more"),
     ("methods", [{"dmsmil": {3: 1}}], "called by its name"), ("options", {3: 1}, "called by its name"),
-    ("lam", -1.0, "above 0"), ("lam", 0.0, "above 0"), ("lams", [1.0, 1.0], "each once"), ("lams", [0.1, -1], "each above 0"),
-    ("lams", ["1e-1"], "write 1.0e-1"), ("collapse_lams", [0], "each above 0"), ("lr", 0.0, "above 0"),
-    ("lr", float("nan"), "must be a number"), ("lr", float("inf"), "must be a number"), ("lr", "1e-3", "write 1.0e-3"),
-    ("weight_decay", -0.1, "at least 0"), ("val_share", 2.0, "below 1"), ("val_share", 1.0, "below 1"), ("k", 0, "at least 1"),
-    ("tile_px", 0, "at least 16"), ("epochs", 0, "at least 1"), ("epochs", True, "must be int"), ("batch_size", 0, "at least 1"),
-    ("folds", 1, "at least 2"), ("workers", -1, "at least 0"), ("min_density", 1.5, "from 0 to 1"),
-    ("select", "val_los", "did you mean 'val_loss'"), ("paper", "luad", "one of empty, brca, nsclc"), ("mpp", -0.5, "from 0"),
-    ("cost_tiles", [50], "two or more"), ("cost_tiles", [50, 50], "each once"), ("positive", 3, "put it in quotes"),
-    ("audit_splits", "folder", r"write \[folder\]"), ("witness_rates", [2], "each from 0 to 1"),
+    ("lam", -1.0, "above 0"), ("lam", 0.0, "above 0"), ("lams", [1.0, 1.0], "each once"),
+    ("lams", [0.1, -1], "each above 0"), ("lams", ["1e-1"], "write 1.0e-1"), ("collapse_lams", [0], "each above 0"),
+    ("lr", 0.0, "above 0"), ("lr", float("nan"), "must be a number"), ("lr", float("inf"), "must be a number"),
+    ("lr", "1e-3", "write 1.0e-3"), ("weight_decay", -0.1, "at least 0"), ("val_share", 2.0, "below 1"),
+    ("val_share", 1.0, "below 1"), ("k", 0, "at least 1"), ("tile_px", 0, "at least 16"), ("epochs", 0, "at least 1"),
+    ("epochs", True, "must be int"), ("batch_size", 0, "at least 1"), ("folds", 1, "at least 2"),
+    ("workers", -1, "at least 0"), ("min_density", 1.5, "from 0 to 1"),
+    ("select", "val_los", "did you mean 'val_loss'"), ("paper", "luad", "one of empty, brca, nsclc"),
+    ("mpp", -0.5, "from 0"), ("cost_tiles", [50], "two or more"), ("cost_tiles", [50, 50], "each once"),
+    ("positive", 3, "put it in quotes"), ("audit_splits", "folder", r"write \[folder\]"),
+    ("witness_rates", [2], "each from 0 to 1"),
 ]
 
 
@@ -43,7 +46,7 @@ def test_a_value_that_cannot_be_is_refused_by_the_command_and_in_the_notebook(tm
 def test_every_number_and_list_has_a_rule_and_every_default_keeps_its_own():
     for name, parameter in KNOWN.items():
         assert not parameter.problem(parameter.default), name
-        assert parameter.rules or parameter.type in (str, bool, dict) , name
+        assert parameter.rules or parameter.type in (str, bool, dict), name
         if parameter.type is list:
             assert parameter.values or name == "methods", name
 

@@ -1,0 +1,144 @@
+"""Running a study: the times of its notebooks, its book, its folder."""
+
+import os
+import shutil
+
+import pandas as pd
+import pytest
+
+from dmsmil.book import build as book
+from dmsmil.jobs.files import DiskFull, InputError, write_text
+from dmsmil.study.cli import main
+from dmsmil.study.params import known_parameters
+from dmsmil.study.place import check_writable, is_name, study_folder
+from dmsmil.study.run import run
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Runs a study whose notebooks are executed in no time: quick(only, failures) -> (status, lines said, home)."""
+    def execute(notebook, folder, params, say):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(notebook, folder)
+        return ""
+
+    def runner(only=None, failures=0, **changes):
+        home, said = tmp_path / "mine", []
+        if failures:
+            write_text("unit,stage,reason,traceback\n" + failures * "s1,tiles,broken,t\n", home / "failures.csv")
+        params = {name: p.default for name, p in known_parameters().items()} | {"study": "mine",
+                                                                                "outputs": str(tmp_path)} | changes
+        return run(params, only, said.append), said, home
+
+    monkeypatch.setattr("dmsmil.study.run.execute", execute)
+    monkeypatch.setattr(book, "build", lambda home, say: home / "book/index.html")
+    return runner
+
+
+def test_how_long_each_notebook_took_the_first_time_and_the_latest(quick):
+    _, _, home = quick(["00", "03"])
+    table = pd.read_csv(home / "times.csv")
+    assert list(table) == ["notebook", "first", "latest"] and list(table.notebook) == ["00_cohort", "03_train"]
+    write_text("notebook,first,latest\n00_cohort,88.8,77.7\n03_train,,99.9\n", home / "times.csv")
+    quick(["00", "01"])
+    times = pd.read_csv(home / "times.csv").set_index("notebook")
+    assert list(times.index) == ["00_cohort", "01_tiles", "03_train"]
+    assert times.latest["03_train"] == 99.9 and times["first"]["00_cohort"] == 88.8 and times.latest["00_cohort"] < 77
+
+
+def test_the_book_is_built_after_the_report_and_only_then(quick, monkeypatch):
+    built = []
+    monkeypatch.setattr(book, "build", lambda home, say: built.append(sorted(p.stem for p in home.rglob("*.ipynb"))))
+    status, said, _ = quick(["00", "03"])
+    assert status == 0 and not built and not any("book/" in line for line in said)
+    status, said, _ = quick(["00", "09"])
+    assert status == 0 and built == [["00_cohort", "03_train", "09_report"]]
+    assert any("mine/book/index.html" in line for line in said)
+
+
+@pytest.mark.parametrize("error, message", [(InputError("a page would lose a table"), "a page would lose a table"),
+                                            (RuntimeError("no\nroom"), "RuntimeError: no room")])
+def test_a_book_that_fails_is_said_and_the_results_stay(quick, monkeypatch, error, message):
+    def build(home, say):
+        raise error
+
+    monkeypatch.setattr(book, "build", build)
+    status, said, home = quick(["09"], failures=2)
+    assert status == 2 and f"the book could not be built: {message}" in said
+    assert any("2 units failed" in line for line in said), "the other news are not lost"
+    assert not any("index.html" in line for line in said) and (home / "notebooks/09_report.ipynb").exists()
+    monkeypatch.setattr(book, "build", lambda home, say: None)
+    assert quick(["09"], failures=2)[0] == 1
+
+
+def test_a_book_of_nothing_is_one_line_and_makes_no_folder(capsys, tmp_path):
+    assert main(["book", "params/demo.yaml", "-p", "outputs", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "study 'demo' has no executed notebooks" in said and not list(tmp_path.iterdir())
+    assert main(["book", "params/demo.yaml", "-p", "study", "../etc"]) == 2
+    assert "a name of letters" in capsys.readouterr().err
+
+
+def test_the_book_can_be_built_again_by_itself(quick, capsys, tmp_path):
+    quick(["09"])
+    assert main(["book", "params/demo.yaml", "-p", "study", "mine", "-p", "outputs", str(tmp_path)]) == 0
+    assert "mine/book/index.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error, message", [(DiskFull("no space left"), "no space left"), (InputError("x"), "x")])
+def test_what_stops_a_notebook_from_outside_is_status_2_and_lets_go_of_the_study(tmp_path, monkeypatch, capsys, error,
+                                                                                 message):
+    def execute(*args):
+        raise error
+
+    monkeypatch.setattr("dmsmil.study.run.execute", execute)
+    assert main(["run", "params/smoke.yaml", "-p", "outputs", str(tmp_path), "--only", "00"]) == 2
+    assert capsys.readouterr().err == f"dmsmil: {message}\n"
+    assert not (tmp_path / "smoke/running.lock").exists()
+
+
+def test_a_notebook_that_stopped_is_status_2_and_units_that_failed_are_1(quick, monkeypatch):
+    assert quick(["00"], failures=2)[0] == 1
+    monkeypatch.setattr("dmsmil.study.run.execute", lambda *args: "no slide could be done")
+    status, said, _ = quick(["00"])
+    assert status == 2 and "00_cohort stopped: no slide could be done" in said
+
+
+def test_failures_that_may_be_end_well(quick):
+    assert quick(["00"], failures=1)[0] == 1
+    assert quick(["00"], failures=1, allow_failures=True)[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------ its folder
+
+ODD = ["..", ".", "...", "../x", "a/b", "/etc", "a\\b", "", " ", "a b", "a\nb", "~", "a\0b", "x" * 101, "é" * 60,
+       "-p;ls"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_is_ever_written_outside_of_the_studies_folder(tmp_path, name):
+    assert not is_name(name)
+    with pytest.raises(InputError, match="a name of letters"):
+        study_folder(name, str(tmp_path / "outputs"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["demo", "2024", "a.b-c_d", "..a", "研究", "é", "x" * 100])
+def test_a_name_is_a_folder_in_the_studies_folder(tmp_path, name):
+    assert is_name(name) and study_folder(name, str(tmp_path)).parent == tmp_path and (tmp_path / name).is_dir()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is no folder"):
+        check_writable(tmp_path / "file" / "study")
+    monkeypatch.setattr(os, "access", lambda path, how: False)  # a test may run as root, who may write everywhere
+    for verb, status in (("run", 2), ("check", 1)):
+        assert main([verb, "params/smoke.yaml", "-p", "outputs", str(tmp_path / "new")]) == status
+        assert f"the folder {tmp_path.name} cannot be written" in "".join(capsys.readouterr())
+    assert not (tmp_path / "new").exists()
+
+
+def test_home_is_where_the_person_is_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert study_folder("mine", "~/studies") == tmp_path / "studies/mine"
