@@ -34,24 +34,37 @@ def prepared(notebook: dict, name: str, known: set[str], root: Path) -> dict:
     heading, said = "", _drawn(notebook, (root / name).parent)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            prose = re.sub(r"^```.*?^```", "", _text(cell), flags=re.M | re.S)
-            heading = ([heading] + re.findall(r"^#+ +(.+)$", prose, re.M))[-1]
+            heading = (_headings(cell) or [heading])[-1]
             cell["source"] = _linked(_text(cell), name, known, root)
         elif cell["cell_type"] == "code":
-            tags, notes = cell["metadata"].setdefault("tags", []), cell["metadata"].setdefault("mystnb", {})
-            if label := _folded(cell):
-                tags.append("hide-input")
-                notes |= {"code_prompt_show": label, "code_prompt_hide": label}
-            pictures = [output["data"]["image/png"] for output in cell["outputs"]
-                        if "image/png" in output.get("data", {})]
-            if pictures:
-                wide = max(Image.open(io.BytesIO(base64.b64decode("".join(p)))).width for p in pictures)
-                notes["image"] = {"alt": alt_text(_text(cell), heading, said), "width": f"{wide}px"}
-                tags += ["wide"] * (wide > WIDE)
-            for output in cell["outputs"]:
-                if "text/html" in output.get("data", {}):
-                    output["data"]["text/html"] = _aligned("".join(output["data"]["text/html"]))
+            _note(cell, heading, said)
     return notebook
+
+
+def _headings(cell: dict) -> list[str]:
+    """The headings of a cell of prose; a comment in a block of code is none."""
+    prose = re.sub(r"^```.*?^```", "", _text(cell), flags=re.M | re.S)
+    return re.findall(r"^#+ +(.+)$", prose, re.M)
+
+
+def _note(cell: dict, heading: str, said: dict[str, str]) -> None:
+    """Write the notes of a code cell into it; heading: the one above it; said: as `alt_text` takes it."""
+    tags, notes = cell["metadata"].setdefault("tags", []), cell["metadata"].setdefault("mystnb", {})
+    if label := _folded(cell):
+        tags.append("hide-input")
+        notes |= {"code_prompt_show": label, "code_prompt_hide": label}
+    shown = [output["data"] for output in cell["outputs"] if "data" in output]
+    if widths := [_width(data["image/png"]) for data in shown if "image/png" in data]:
+        notes["image"] = {"alt": alt_text(_text(cell), heading, said), "width": f"{max(widths)}px"}
+        tags += ["wide"] * (max(widths) > WIDE)
+    for data in shown:
+        if "text/html" in data:
+            data["text/html"] = _aligned("".join(data["text/html"]))
+
+
+def _width(picture: str | list[str]) -> int:
+    """Pixels; picture: a PNG as notebooks store it."""
+    return Image.open(io.BytesIO(base64.b64decode("".join(picture)))).width
 
 
 def _folded(cell: dict) -> str:
