@@ -67,9 +67,10 @@ def saved_environment(home: str | Path) -> pd.DataFrame:
 
 
 def saved_times(home: str | Path) -> pd.DataFrame:
-    """How long each notebook of a study took: columns notebook and seconds (no row where nothing was timed)."""
+    """How long each notebook of a study took, in seconds: columns notebook, first (with all its work; NaN where the
+    first attempt did not end) and latest (which may only have read). No row where nothing was timed."""
     path = Path(home) / "times.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame({"notebook": [], "seconds": []})
+    return pd.read_csv(path) if path.exists() else pd.DataFrame({"notebook": [], "first": [], "latest": []})
 
 
 def saved_meaning(home: str | Path) -> str:

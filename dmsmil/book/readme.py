@@ -152,15 +152,20 @@ def cost_block(folder: Path) -> str:
 
 
 def time_block(folder: Path) -> str:
-    """How long the study took, in one sentence."""
+    """How long the study took when it first ran, in one sentence."""
     times, study = saved_times(folder), read_json(folder / "study.json")
     if times.empty:
         raise InputError(f"the study {folder.name} has no times.csv: dmsmil run writes it; then collect it again")
     gpu = "no GPU" if study["gpu"] == "none" else study["gpu"]
-    longest = times.loc[times.seconds.idxmax()]
+    whole = times.dropna(subset="first")
+    if whole.empty:
+        return f"No notebook of the study `{folder.name}` was timed from its first beginning to its end."
+    longest = whole.loc[whole["first"].idxmax()]
+    left_out = sorted(set(times.notebook) - set(whole.notebook))
     return (f"On {study['cores']} cores and {gpu} the notebooks of the study `{folder.name}` took "
-            f"{times.seconds.sum() / 60:.0f} minutes when they last ran, {longest.seconds / 60:.0f} of them for "
-            f"{longest.notebook}; what had been trained before was read, not trained again.")
+            f"{whole['first'].sum() / 60:.0f} minutes when they first ran, {longest['first'] / 60:.0f} of them for "
+            f"{longest.notebook}." + (f" Not counted, for they were interrupted: {', '.join(left_out)}." if left_out
+                                      else ""))
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:

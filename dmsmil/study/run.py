@@ -96,9 +96,10 @@ def _notebooks(chosen: list[Path], asked: bool, home: Path, params: dict, memory
         say(f"{notebook.stem}  ({number} of {len(chosen)})")
         first, clock = begin_time(home, notebook.stem), time.perf_counter()
         memory.begin(notebook)
-        if watch is None and notebook.stem in TRAINING:
+        trains = notebook.stem in TRAINING
+        if trains and watch is None:
             watch = Watch(home, params, say)
-        with watch.over(notebook.stem) if watch else nullcontext(say) as tell:
+        with watch.over(notebook.stem) if trains else nullcontext(say) as tell:
             problem = execute(notebook, home / "notebooks", params, tell)
         if problem:
             say(f"{notebook.stem} stopped: {problem}")

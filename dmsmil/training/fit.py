@@ -22,6 +22,7 @@ from dmsmil.jobs.parallel import pick_device
 from dmsmil.models import MIL, count_parameters, create
 from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import predictions_table, score
+from dmsmil.training.progress import Progress
 from dmsmil.training.record import read_checkpoint, write_checkpoint, write_record
 
 CHECKPOINT_SECONDS = 60.0  # a lost machine costs at most this much of a run
@@ -79,15 +80,17 @@ def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int
             say("its checkpoint could not be read: begun anew")
             run.checkpoint.unlink()
             run = prepare(bags, folds, config, fold, seed, Path(folder), place)  # _resume may have changed half of it
-        saved = time.perf_counter()
+        progress, saved = Progress(run.folder, config.epochs), time.perf_counter()
         while len(run.history) < config.epochs:
             one_epoch(run)
+            progress.say(1, len(run.history))
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 _keep(run)
                 saved = time.perf_counter()
         return finish(run)
     finally:
         torch.set_num_threads(threads)
+        Progress(Path(folder), config.epochs).end()
 
 
 def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,

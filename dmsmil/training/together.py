@@ -24,6 +24,7 @@ from dmsmil.models import method
 from dmsmil.models.stacked import Stack
 from dmsmil.training import fit
 from dmsmil.training.config import RunConfig
+from dmsmil.training.progress import Progress
 from dmsmil.training.record import read_checkpoint, write_checkpoint
 
 Unit = tuple[RunConfig, int, int, Path]  # configuration, fold, seed, folder
@@ -120,7 +121,14 @@ class _Training:
     def train(self) -> Iterator[tuple[int, Exception | None, str]]:
         """Step until every run has ended; yield as `fit_together`."""
         self.stack.model.train()
-        saved = time.perf_counter()
+        first = self.members[0].run
+        progress, saved = Progress(first.folder, first.config.epochs), time.perf_counter()
+        try:
+            yield from self._steps(progress, saved)
+        finally:
+            progress.end()
+
+    def _steps(self, progress: Progress, saved: float) -> Iterator[tuple[int, Exception | None, str]]:
         while self.members:
             self._step()
             ended = [member for member in self.members if member.at == len(member.rows)]
@@ -134,6 +142,8 @@ class _Training:
                     member.shuffle()
             if gone:
                 self._leave(gone)
+            if ended and self.members:
+                progress.say(len(self.members), min(len(member.run.history) for member in self.members))
             if self.members and time.perf_counter() - saved > fit.CHECKPOINT_SECONDS:
                 self._keep()
                 saved = time.perf_counter()

@@ -1,0 +1,184 @@
+"""How long the trainings of a study take: its runs times the time of a step, a few of which are measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from dmsmil.analysis.ablation import ablation_configs, choose_variants, null_configs, variant_configs
+from dmsmil.analysis.sweep import collapse_configs, lam_configs
+from dmsmil.cohorts.folds import bag_folds
+from dmsmil.features.bags import Bags
+from dmsmil.jobs.parallel import pick_device, worker_count
+from dmsmil.models import create, transport
+from dmsmil.models.stacked import Stack
+from dmsmil.study.trial import made_up
+from dmsmil.training.config import RunConfig, configure, configure_all
+from dmsmil.training.runs import ON_CPU, ON_GPU
+from dmsmil.training.together import stacks
+
+TRAINING = ("03_train", "04_compare", "05_ablation", "06_lambda")  # the notebooks that train
+MANY = 500  # tiles from which on the exact transport is most of a step
+
+
+@dataclass(frozen=True)
+class Work:
+    """The trainings that a notebook asks for first: how many runs, and seconds of them all on one worker."""
+
+    notebook: str
+    runs: int
+    seconds: float
+
+
+def trainings(params: dict, bags: Bags, folds: pd.DataFrame) -> dict[str, list[tuple[RunConfig, int]]]:
+    """What each notebook trains that none before it has: (configuration, how many runs of it). bags and folds: like the
+    study's in scales, channels and classes."""
+    common = {name: params[name] for name in ("epochs", "lr", "weight_decay", "batch_size", "select")}
+    lam = params["lam"]
+    each, once = params["folds"] * len(params["seeds"]), 1
+    readings, _ = variant_configs(bags, folds, choose_variants(params["variants"]), lam=lam, **common)
+    asked = {
+        "03_train": [(configure(bags, folds, params["method"], params["scale"], params["options"], lam=lam, **common),
+                      each)],
+        "04_compare": [(c, each) for c in configure_all(bags, folds, params["methods"], lam=lam, **common)],
+        "05_ablation": [(c, each) for c in [*ablation_configs(bags, folds, lam=lam, **common),
+                                            *null_configs(bags, folds, lam=lam, **common), *readings.values()]]
+        + [(c, once) for c in collapse_configs(bags, folds, params["collapse_lams"], **common).values()],
+        "06_lambda": [(c, each) for c in lam_configs(bags, folds, params["lams"], **common).values()]}
+    known: dict[str, int] = {}
+    found: dict[str, list[tuple[RunConfig, int]]] = {}
+    for notebook, configs in asked.items():
+        for config, runs in configs:
+            new = runs - known.get(config.name, 0)
+            if new > 0:
+                found.setdefault(notebook, []).append((config, new))
+                known[config.name] = runs
+    return found
+
+
+def forecast(params: dict, slides: int, channels: int, classes: list[str]) -> list[Work]:
+    """The trainings of a study of so many slides, by notebook. It times a step of each kind of run, at the study's
+    sizes, on its device; the runs of `witness_rates` are not in it. Raises InputError for settings that cannot be."""
+    bags = made_up(params["scales"], channels, classes, params["k"])
+    folds = bag_folds(bags, 2)
+    steps = slides * (1 - 1 / params["folds"]) / params["batch_size"]
+    measured: dict[tuple, float] = {}
+    works = []
+    for notebook, configs in trainings(params, bags, folds).items():
+        seconds = 0.0
+        for config, runs in configs:
+            together = _together(config, runs, params)
+            key = config.method, config.scales, config.record()["options"].get("deformable"), together
+            if key not in measured:  # other options change a step little
+                measured[key] = step_seconds(config, bags, together, params["device"])
+            seconds += runs * config.epochs * math.ceil(steps) * measured[key]
+        works.append(Work(notebook, sum(runs for _, runs in configs), seconds))
+    return works
+
+
+def _together(config: RunConfig, runs: int, params: dict) -> int:
+    """How many runs of a configuration will train in one pass."""
+    if not stacks(config):
+        return 1
+    limit = ON_GPU if pick_device(params["device"]).type == "cuda" else ON_CPU
+    workers = 1 if limit == ON_GPU else worker_count(params["workers"], runs)
+    return min(limit, math.ceil(runs / workers))
+
+
+def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str = "auto") -> float:
+    """Seconds of a training step for each of `together` runs: on one thread of a CPU, or on the GPU. The second step
+    counts: the first prepares."""
+    place, threads = pick_device(device), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step = _stacked_step(config, bags.view(config.scales).to(place), together) if stacks(config) \
+            else _single_step(config, bags.view(config.scales).to(place))
+        step()
+        clock = time.perf_counter if place.type == "cuda" else time.process_time
+        began = clock()
+        step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        return (clock() - began) / together
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _stacked_step(config: RunConfig, data: Bags, together: int):
+    models = [create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
+              for _ in range(together)]
+    stack, geometry = Stack([model.to(data.x.device) for model in models]), models[0].geometry(data.mask, data.coords)
+    optimiser = torch.optim.Adam(stack.parameters(), lr=config.lr, fused=True)
+    rows = torch.arange(together) % len(data)
+
+    def step():
+        where = {name: value[rows] for name, value in geometry.items()}
+        slides = [data.x[row:row + 1] for row in rows.tolist()]
+        losses, _ = stack.loss(stack.forward(slides, data.mask[rows], data.coords[rows], where), data.labels[rows])
+        optimiser.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        optimiser.step()
+
+    return step
+
+
+def _single_step(config: RunConfig, data: Bags):
+    model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
+    model = model.to(data.x.device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    rows = torch.arange(config.batch_size) % len(data)
+
+    def step():
+        x = data.x[:1] if config.batch_size == 1 else data.x[rows]
+        loss, _ = model.loss(model(x, data.mask[rows], data.coords[rows]), data.labels[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def in_words(works: list[Work], params: dict) -> str:
+    """How many trainings a study needs, and about how long they take here."""
+    runs, workers = sum(work.runs for work in works), workers_of(params, works)
+    alone = sum(work.seconds for work in works)
+    where = "one GPU" if pick_device(params["device"]).type == "cuda" else f"{workers} core{'s' * (workers > 1)}"
+    few = " (without those of witness_rates)" if params["witness_rates"] else ""
+    return (f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; tiles, "
+            "features and figures come on top")
+
+
+def workers_of(params: dict, works: list[Work]) -> int:
+    """How many trainings run side by side."""
+    if pick_device(params["device"]).type == "cuda":
+        return params["workers"] or 1
+    return worker_count(params["workers"], max((work.runs for work in works), default=1))
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{max(10 * round(seconds / 10), 10)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def step_in_words(params: dict, channels: int, classes: list[str]) -> str:
+    """What a step of the study's method costs at its K, and where the exact transport is most of it, the way out."""
+    bags = made_up(params["scales"], channels, classes, params["k"])
+    config = configure(bags, bag_folds(bags, 2), params["method"], params["scale"], params["options"],
+                       lam=params["lam"])
+    seconds = step_seconds(config, bags, 1, params["device"])
+    said = f"a step of {config.method} at K = {params['k']} takes {1000 * seconds:.3g} ms"
+    if params["k"] < MANY or config.record()["options"].get("ot") != "exact":
+        return said
+    began = time.process_time()
+    x = torch.randn(1, 2, params["k"], config.record()["options"]["projection_dim"])
+    transport.distance(x, torch.ones(x.shape[:3], dtype=torch.bool))
+    return said + (f", {1000 * (time.process_time() - began):.3g} ms of it the exact transport, which grows as K^2.2: "
+                   "with {ot: blocks} among its options it grows with K")

@@ -1,0 +1,129 @@
+"""Which notebooks need not be executed again: nothing that they read, and nothing that they made, has changed.
+
+After each notebook the study's folder keeps, in done.json, what decided its result (its source, its parameters, the
+code of the package and of what it stands on, the person's files that the parameters name) and what then lay in the
+folder. A notebook is executed when any of this is different, when one before it was executed, or when something failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.files import ROOT, fingerprint, read_json, write_json
+from dmsmil.study.environment import versions
+from dmsmil.study.params import notebook_parameters, notebooks
+from dmsmil.study.place import resolve
+
+STATE = "done.json"
+NOT_RESULTS = ("notebooks", "book", STATE, "times.csv", "params.yaml", "environment.json", "failures.csv",
+               "running.lock")
+PLACES = ("cohort", "slides", "split", "features", "encoder_weights", "audit_splits")  # parameters that name files
+
+Stat = tuple[int, int]  # bytes, nanoseconds of the last change
+
+
+class Memory:
+    """What a study's folder remembers of its notebooks; `executed` becomes True with the first that was executed."""
+
+    def __init__(self, home: Path, params: dict):
+        self.home, self.params, self.executed = home, params, False
+        try:
+            self.state = read_json(home / STATE)
+        except (OSError, ValueError):
+            self.state = {"notebooks": {}, "files": {}, "book": ""}
+        self.intact = self._intact()
+
+    def knows(self, notebook: Path) -> bool:
+        """Whether the notebook would give what it gave."""
+        there = (self.home / "notebooks" / notebook.name).is_file()
+        known = self.state["notebooks"].get(notebook.stem)
+        return self.intact and not self.executed and there and known == self._key(notebook)
+
+    def knows_book(self) -> bool:
+        """Whether the book is that of these notebooks."""
+        there = (self.home / "book" / "index.html").is_file()
+        return self.intact and not self.executed and there and self.state["book"] == _pages()
+
+    def begin(self, notebook: Path) -> None:
+        """The notebook is executed: what it and those after it gave counts no more."""
+        self.executed = True
+        later = [other.stem for other in notebooks() if other.stem >= notebook.stem]
+        self.state["notebooks"] = {name: key for name, key in self.state["notebooks"].items() if name not in later}
+        self.state["book"] = ""
+        self._write()
+
+    def end(self, notebook: Path) -> None:
+        """The notebook was executed to its end."""
+        self.state["notebooks"][notebook.stem] = self._key(notebook)
+        self.state["files"] = {name: list(stat) for name, stat in files(self.home, NOT_RESULTS).items()}
+        self._write()
+
+    def end_book(self) -> None:
+        """The book was built."""
+        self.state["book"] = _pages()
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.state, self.home / STATE)
+
+    def _intact(self) -> bool:
+        """Nothing failed, and every file that the study's notebooks left is as they left it."""
+        now = files(self.home, NOT_RESULTS)
+        same = all(now.get(name) == tuple(stat) for name, stat in self.state["files"].items())
+        return same and read_failures(self.home).empty
+
+    def _key(self, notebook: Path) -> str:
+        own = {name: self.params[name] for name in notebook_parameters(notebook)}
+        return fingerprint([notebook.read_text(encoding="utf-8"), own, code(), versions(), self._outside()])
+
+    def _outside(self) -> dict[str, dict[str, Stat]]:
+        """The person's files that the parameters name, and the slides that the cohort names."""
+        named = [value for key in PLACES for value in _listed(self.params.get(key)) if value]
+        found = {value: files(resolve(value)) for value in named if resolve(value).exists()}
+        table = self.home / "cohort.csv"
+        if table.is_file():
+            paths = pd.read_csv(table, dtype=str, keep_default_na=False).get("path", pd.Series(dtype=str))
+            found["path"] = {path: _stat(Path(path)) for path in paths if path and Path(path).is_file()}
+        return found
+
+
+def _listed(value) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def files(place: Path, without: tuple[str, ...] = ()) -> dict[str, Stat]:
+    """What lies at a place, by its path from there: the file itself, or all files below a folder; hidden ones and those
+    in `without`, names at the top, are left out."""
+    if place.is_file():
+        return {place.name: _stat(place)}
+    found = {}
+    for path in sorted(place.rglob("*")):
+        parts = path.relative_to(place).parts
+        passed = parts[0] in without or any(part.startswith((".", "cover.")) for part in parts)  # the book's cover
+        if not passed and path.is_file():
+            found["/".join(parts)] = _stat(path)
+    return found
+
+
+def _stat(path: Path) -> Stat:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def code() -> str:
+    """A fingerprint of the package's source."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "dmsmil").rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _pages() -> str:
+    """A fingerprint of what is in the book besides the notebooks of the study."""
+    lessons = sorted((ROOT / "notebooks" / "walkthroughs").rglob("*.*"))
+    parts = [ROOT / "README.md", *(path for path in lessons if path.is_file() and "__pycache__" not in path.parts)]
+    return fingerprint([code(), [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in parts]])
