@@ -114,8 +114,8 @@ def _try_side(model: nn.Module, source: Source, px: int) -> None:
     except NotImplementedError:  # it needs numbers, so it cannot be tried without them
         pass
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"{source.name} does not take squares of {side} px ({one_line(error)[:120]}): change encoder_px,"
-                         " or set it to 0 for its own size") from error
+        raise InputError(f"{source.name} does not take squares of {side} px ({one_line(error)[:120]}): change "
+                         "encoder_px, or set it to 0 for its own size") from error
 
 
 def _channels(model: nn.Module, source: Source) -> int:
