@@ -257,8 +257,9 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
 
 def test_a_slider_shows_a_figure_for_each_value_to_a_person():
     """In a kernel whose questions are answered: a picture comes with the widget, and another when the slider moves."""
-    code = ("from functools import partial\nfrom matplotlib import pyplot as plt\nfrom dmsmil.interpret.viewer import slider\n"
-            "def draw(title, bars):\n    figure = plt.figure(figsize=(1, 1))\n    plt.bar(range(bars), 1)\n"
+    code = ("from functools import partial\nfrom matplotlib import pyplot as plt\n"
+            "from dmsmil.interpret.viewer import slider\ndef draw(title, bars):\n"
+            "    figure = plt.figure(figsize=(1, 1))\n    plt.bar(range(bars), 1)\n"
             "    plt.close(figure)\n    return figure\nbox = slider(partial(draw, 'b'), bars=[2, 1, 3])")
     manager, client = start_new_kernel(kernel_name="python3")
     try:
