@@ -67,7 +67,7 @@ def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     """
     patients = _patients(cohort)
     counts = patients.value_counts()
-    _at_least_two(folds)
+    _check(folds, val_share)
     if counts.min() < folds:
         raise InputError(f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
                          f"set folds to {max(counts.min(), 2)} or less, or add patients")
@@ -93,9 +93,11 @@ def _patients(cohort: pd.DataFrame) -> pd.Series:
     return cohort.groupby("patient_id").label.first().sort_index()
 
 
-def _at_least_two(folds: int) -> None:
+def _check(folds: int, val_share: float) -> None:
     if folds < 2:
         raise InputError(f"folds is {folds}: at least 2 are needed, one to test while the other trains")
+    if not 0 <= val_share < 1:
+        raise InputError(f"val_share is {val_share}: a share of the training patients is needed, 0 or more, below 1")
 
 
 def _folds_table(cohort: pd.DataFrame, parts: list[pd.Series]) -> pd.DataFrame:
@@ -108,6 +110,7 @@ def _validation(labels: pd.Series, rows: np.ndarray, share: float, seed: int) ->
     """The rows of the inner validation part: at least one patient of each class, or none at all."""
     n_classes = labels.nunique()
     size = max(round(share * len(labels)), n_classes) if share > 0 else 0
+    size = min(size, len(labels) - n_classes)  # someone must be left to train on
     if not size or labels.value_counts().min() < 3:
         return rows[:0]
     splitter = StratifiedShuffleSplit(1, test_size=size, random_state=seed)
@@ -135,7 +138,7 @@ def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     """
     patients, groups = _patients(cohort), site_groups(cohort)
     counts = pd.crosstab(groups, patients)
-    _at_least_two(folds)
+    _check(folds, val_share)
     if not (cohort.site != "").any():
         raise InputError("folds by site need a site: add the column 'site' to the cohort, or use split: patient")
     homes = (counts > 0).sum()

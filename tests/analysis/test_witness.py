@@ -29,6 +29,7 @@ from dmsmil.analysis.witness import (
 from dmsmil.cohorts.folds import bag_folds
 from dmsmil.features.bags import toy_bags
 from dmsmil.features.truth import witness_share
+from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.models import create
 from dmsmil.models.deformable import DeformableAttention, lay_out
@@ -352,3 +353,10 @@ def test_it_is_said_who_sees_a_signal_and_where_there_is_none(made):
     assert "all with 1 of 10" in witness_sentences(found, table.assign(AUC_low=0.6))
     control = table.assign(rate=0.0, witnesses=0, AUC_low=[0.6, 0.4, 0.4])
     assert "DMSMIL with 0 of 10 signal tiles. Without any none should be" in witness_sentences(found, control)
+
+
+def test_failures_of_rates_that_are_no_longer_asked_for_are_dropped(toy, tmp_path):
+    for stage in ("witness rate 0.100", "compare"):
+        write_failures(tmp_path, stage, [failure_row("x", stage, InputError("broken"))])
+    witness_runs(tmp_path, toy[0], bag_folds(toy[0], 2), [])
+    assert list(read_failures(tmp_path).stage) == ["compare"]

@@ -244,3 +244,15 @@ def test_tcga_codes_tell_the_class_of_lung_and_institutions_do_not():
     frame = tcga("hipt_tcga_lung_subset.csv")
     by_code, by_site = (frame.groupby(column).label.nunique() for column in ("code", "site"))
     assert (by_code == 1).all() and (by_site == 2).sum() > 20
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2, float("nan")])
+def test_a_share_that_is_none_is_one_clear_line(share):
+    with pytest.raises(InputError, match="^val_share is .*below 1$"):
+        make_folds(cohort(), 2, val_share=share)
+
+
+def test_the_largest_share_leaves_patients_of_each_class_to_train_on():
+    frame = cohort()
+    table = make_folds(frame, 2, val_share=0.99)
+    assert all(table.label[table[f"fold_{fold}"] == "train"].nunique() == 2 for fold in range(2))
