@@ -14,15 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dmsmil.cohorts.folds import bag_folds
 from dmsmil.cost.meter import interleave
 from dmsmil.cost.tables import method_costs
 from dmsmil.jobs.files import InputError
 from dmsmil.models import METHODS, create
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.tiles import select_tiles
+from dmsmil.study.forecast import single_step, stacked_step
 from dmsmil.study.terminal import say
+from dmsmil.study.trial import made_up
+from dmsmil.training.config import configure
 
-PARTS = ("slides", "encoder", "step", "methods")
+PARTS = ("slides", "encoder", "step", "stacked", "methods")
 
 
 def row(name: str, plain: list[float], fast: list[float], unit: str = "s", times: float = 1.0) -> str:
@@ -95,6 +99,18 @@ def step(quick: bool):
         if batch > 1:
             yield row(f"DMSMIL step, batch {batch}, plain one by one", [batch * p for p in alone[:7]], fast, "ms/slide",
                       1000 / batch)
+
+
+def stacked(quick: bool):
+    """A training step for each run of a stack against the step of a run alone, one slide a run and step, one thread.
+    That both give the same is tested (tests/models/test_stacked.py, tests/training/test_together.py)."""
+    for k, width, rounds in ((12, 64, 3),) if quick else ((48, 1280, 21), (200, 2048, 11)):
+        for name, scales in (("dmsmil", (10, 20)), ("damil", (10,)), ("abmil", (10,)), ("meanpool", (10, 20))):
+            bags = made_up(scales, width, ["a", "b"], k)
+            config = configure(bags, bag_folds(bags, 2), name)
+            for runs in (2, 5, 10, 15) if name == "dmsmil" and not quick else (10,):
+                alone, fast = interleave([single_step(config, bags), stacked_step(config, bags, runs)], rounds)
+                yield row(f"{name}, K = {k}, {width}-d, {runs} runs", alone, [t / runs for t in fast], "ms/run", 1000)
 
 
 def methods(quick: bool):

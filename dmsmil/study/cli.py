@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verbs.add_parser("methods", help="list the methods")
     sub.add_argument("--check", metavar="NAME", help="does this method keep the promises of the model contract?")
     sub = verbs.add_parser("bench", help="time the fast paths against the plain ones, interleaved")
-    sub.add_argument("parts", nargs="*", help="slides, encoder, step, methods (default: all)")
+    sub.add_argument("parts", nargs="*", help="slides, encoder, step, stacked, methods (default: all)")
     sub.add_argument("--quick", action="store_true", help="small sizes, a minute in all")
     return parser
 

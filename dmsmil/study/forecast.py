@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -95,8 +96,8 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
     place, threads = pick_device(device), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        step = _stacked_step(config, bags.view(config.scales).to(place), together) if stacks(config) \
-            else _single_step(config, bags.view(config.scales).to(place))
+        step = stacked_step(config, bags.view(config.scales).to(place), together) if stacks(config) \
+            else single_step(config, bags.view(config.scales).to(place))
         step()
         clock = time.perf_counter if place.type == "cuda" else time.process_time
         began = clock()
@@ -108,7 +109,8 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
         torch.set_num_threads(threads)
 
 
-def _stacked_step(config: RunConfig, data: Bags, together: int):
+def stacked_step(config: RunConfig, data: Bags, together: int) -> Callable[[], None]:
+    """A training step of `together` runs in one pass, a slide of `data` for each: as `together.py` makes it."""
     models = [create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
               for _ in range(together)]
     stack, geometry = Stack([model.to(data.x.device) for model in models]), models[0].geometry(data.mask, data.coords)
@@ -126,7 +128,8 @@ def _stacked_step(config: RunConfig, data: Bags, together: int):
     return step
 
 
-def _single_step(config: RunConfig, data: Bags):
+def single_step(config: RunConfig, data: Bags) -> Callable[[], None]:
+    """A training step of one run on the first slides of `data`: as `fit.py` makes it."""
     model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
     model = model.to(data.x.device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
