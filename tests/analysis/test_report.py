@@ -141,9 +141,9 @@ def test_tables_come_back_as_they_were_saved(tmp_path):
 
 
 def test_times_are_read_where_they_were_taken(tmp_path):
-    assert saved_times(tmp_path).empty and list(saved_times(tmp_path)) == ["notebook", "seconds"]
-    (tmp_path / "times.csv").write_text("notebook,seconds\n03_train,12.5\n")
-    assert saved_times(tmp_path).seconds.sum() == 12.5
+    assert saved_times(tmp_path).empty and list(saved_times(tmp_path)) == ["notebook", "first", "latest"]
+    (tmp_path / "times.csv").write_text("notebook,first,latest\n02_features,,2.0\n03_train,12.5,3.0\n")
+    assert saved_times(tmp_path)["first"].sum() == 12.5
 
 
 def test_the_report_reads_what_the_study_wrote(smoke):
