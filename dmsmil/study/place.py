@@ -30,7 +30,10 @@ def study_folder(study: str, outputs: str = "outputs") -> Path:
     """The folder of a study: <outputs>/<study>, made if need be. InputError where nothing can be written."""
     folder = folder_of(study, outputs)
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from error
     return folder
 
 
@@ -40,8 +43,12 @@ def check_writable(folder: Path) -> None:
     if not there.is_dir():
         raise InputError(f"{there.name} is no folder, so no study can go there: change outputs or study")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {there.name or there} cannot be written: give yourself the right to, or name "
-                         "another with the key outputs")
+        raise _unwritable(there, "no right to")
+
+
+def _unwritable(folder: Path, why: str) -> InputError:
+    return InputError(f"the folder {folder.name or folder} cannot be written ({why}): mend that, or name another with "
+                      "the key outputs")
 
 
 def shown(path: Path) -> str:

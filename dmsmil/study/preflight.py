@@ -19,6 +19,7 @@ from dmsmil.cohorts.made.demo import plan_cohort
 from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.cohorts.manifest import locate, read_manifest
 from dmsmil.cohorts.server import amount
+from dmsmil.cohorts.splits import read_splits
 from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
@@ -58,6 +59,8 @@ def findings(params: dict) -> Iterator[Finding]:
             yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
                          + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
     yield attempt("folds", lambda: _folds(cohort, params))
+    for split in params["audit_splits"]:
+        yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
     classes = sorted(cohort.label.unique())
     yield attempt("class", lambda: positive_class(classes, params["positive"]))
     made, channels = "features" if params["features"] else "encoder", CHANNELS

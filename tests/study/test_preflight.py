@@ -46,6 +46,7 @@ def test_nothing_stands_in_the_way_of_the_smoke_study(said):
     ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
     ({"slide": "demo-X"}, "folds", "which no fold tests"),
     ({"positive": "IDC"}, "class", "which is no class"),
+    ({"audit_splits": ["nowhere"]}, "audit", "the split nowhere does not exist"),
     ({"folds": 7}, "folds", "fewer than folds = 7"),
     ({"encoder": "random:maxvit_tiny_tf_224", "encoder_px": 100}, "encoder", "does not take squares of 100 px"),
     ({"scheduler": "tcp"}, "units", "leave it empty"),

@@ -11,7 +11,7 @@ from dmsmil.study.rules import RULES, Parameter, keeps
 KNOWN = known_parameters()
 WRONG = [  # key, value, what is said
     ("study", "..", "a name of letters"), ("study", "a/b", "a name of letters"), ("study", "", "a name of letters"),
-    ("outputs", " ", "not empty"), ("seed", -1, "from 0 to"), ("seeds", [0, 0], "each once"),
+    ("outputs", " ", "not empty"), ("cohort", "", "not empty"), ("seed", -1, "from 0 to"), ("seeds", [0, 0], "each once"),
     ("seeds", [], "one or more"), ("seeds", [-1], "each at least 0"), ("seeds", ["../x"], "must be list of int"),
     ("seeds", [True], "list of int"), ("scales", ["10", 20], "must be list of int"),
     ("scales", [20, 10], "ascending"), ("scales", [10, 10], "ascending"), ("scales", [], "one or more"),
@@ -21,7 +21,7 @@ WRONG = [  # key, value, what is said
     ("lams", [0.1, -1], "each above 0"), ("lams", ["1e-1"], "write 1.0e-1"), ("collapse_lams", [0], "each above 0"),
     ("lr", 0.0, "above 0"), ("lr", float("nan"), "must be a number"), ("lr", float("inf"), "must be a number"),
     ("lr", "1e-3", "write 1.0e-3"), ("weight_decay", -0.1, "at least 0"), ("val_share", 2.0, "below 1"),
-    ("val_share", 1.0, "below 1"), ("k", 0, "at least 1"), ("tile_px", 0, "at least 16"), ("epochs", 0, "at least 1"),
+    ("val_share", 1.0, "below 1"), ("k", 0, "from 1 to"), ("tile_px", 0, "at least 16"), ("epochs", 0, "at least 1"),
     ("epochs", True, "must be int"), ("batch_size", 0, "at least 1"), ("folds", 1, "at least 2"),
     ("workers", -1, "at least 0"), ("min_density", 1.5, "from 0 to 1"),
     ("select", "val_los", "did you mean 'val_loss'"), ("paper", "luad", "one of empty, brca, nsclc"),

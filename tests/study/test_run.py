@@ -1,5 +1,6 @@
 """Running a study: the times of its notebooks, its book, its folder."""
 
+import errno
 import os
 import shutil
 
@@ -137,6 +138,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
         assert main([verb, "params/smoke.yaml", "-p", "outputs", str(tmp_path / "new")]) == status
         assert f"the folder {tmp_path.name} cannot be written" in "".join(capsys.readouterr())
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", full)
+    with pytest.raises(InputError, match="the folder mine cannot be written .No space left on device.: mend that"):
+        study_folder("mine", str(tmp_path))
 
 
 def test_home_is_where_the_person_is_at_home(tmp_path, monkeypatch):
