@@ -1,6 +1,6 @@
 """`dmsmil bench`: the fast paths against the plain ones, interleaved in one run, as ratios with their spread.
 
-The plain ones are the oracles of the tests (tests/naive_*.py): what a careful reader would write first. Every
+The plain ones are the oracles of the tests (tests/*/naive_*.py): what a careful reader would write first. Every
 comparison also checks that both sides give the same result.
 """
 

@@ -11,7 +11,8 @@ from dmsmil.study.rules import RULES, Parameter, keeps
 KNOWN = known_parameters()
 WRONG = [  # key, value, what is said
     ("study", "..", "a name of letters"), ("study", "a/b", "a name of letters"), ("study", "", "a name of letters"),
-    ("outputs", " ", "not empty"), ("cohort", "", "not empty"), ("seed", -1, "from 0 to"), ("seeds", [0, 0], "each once"),
+    ("outputs", " ", "not empty"), ("cohort", "", "not empty"), ("seed", -1, "from 0 to"),
+    ("seeds", [0, 0], "each once"),
     ("seeds", [], "one or more"), ("seeds", [-1], "each at least 0"), ("seeds", ["../x"], "must be list of int"),
     ("seeds", [True], "list of int"), ("scales", ["10", 20], "must be list of int"),
     ("scales", [20, 10], "ascending"), ("scales", [10, 10], "ascending"), ("scales", [], "one or more"),
