@@ -14,11 +14,10 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dmsmil.features import encoders
+from dmsmil.features import encoders, weights
 from dmsmil.features.encoders import check_encoder, create_encoder
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.parallel import pick_device
-from drawings.instances import weights
 from tests.conftest import assert_one_line
 from tests.features.hub import EXPIRED, GRANTED, NARROW, STRANGER, Hub
 from tests.features.naive_encoder import encode_naive, naive_encoder
