@@ -143,9 +143,10 @@ def study_growth(home: str | Path, tiles: list[int], rounds: int, device: str = 
 def growth_sentences(table: pd.DataFrame) -> str:
     """Markdown: linear against quadratic, where the curves cross, and where the transport is most of the cost."""
     time, powers = table.pivot(index="k", columns="part", values="median_ms"), table.groupby("part").first()
-    used = larger_half(table.k)
-    lines = [f"From K = {used[0]} to {used[-1]}, {what} grows as "
-             + ", ".join(f"K^{powers[column][part]:.2f} ({PARTS[part]})" for part in PARTS) + "."
+    used = {part: larger_half(rows.k) for part, rows in table.groupby("part")}
+    lines = [f"Over the larger half of K {what} grows as "
+             + ", ".join(f"K^{powers[column][part]:.2f} ({PARTS[part]}, K = {used[part][0]} to {used[part][-1]})"
+                         for part in PARTS) + "."
              for what, column in (("time", "slope_time"), ("peak memory", "slope_memory"))]
     words = {"holds": "**holds**: deformable attention is linear, full self-attention quadratic",
              "direction": "**holds in direction only**: deformable attention grows more slowly, but not as 1 against 2",

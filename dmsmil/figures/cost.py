@@ -57,12 +57,11 @@ def growth_curves(table: pd.DataFrame, out) -> Figure:
     over the larger half of K.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
-    fitted = larger_half(table.k)
     for ax, value, power, title, unit in ((axes[0], "median_ms", "slope_time", "Time, forward and backward", "ms"),
                                           (axes[1], "memory_mb", "slope_memory", "Peak memory", "MB")):
         for part, rows in table.groupby("part", sort=False):
             colour, marker = LOOKS[part]
-            p = rows[power].iloc[0]
+            p, fitted = rows[power].iloc[0], larger_half(rows.k)
             ax.plot(rows.k, rows[value], color=colour, marker=marker, markersize=4,
                     label=f"{PARTS[part]}: K^{p:.2f}")
             if value == "median_ms":
@@ -76,6 +75,5 @@ def growth_curves(table: pd.DataFrame, out) -> Figure:
         decades = np.log10(table[value].max() / table[value].min())
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 2 else (1, 2, 5)))
         ax.legend(loc="best")
-    figure.supxlabel(f"{table.device.iloc[0]}; dashed: fit from K = {fitted[0]} to {fitted[-1]}", fontsize=8,
-                     color=DARK)
+    figure.supxlabel(f"{table.device.iloc[0]}; dashed: fit over the larger half of K", fontsize=8, color=DARK)
     return finish(figure, out, table)

@@ -6,6 +6,9 @@ then average the matched distances. By the envelope theorem the gradient of that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -73,6 +76,8 @@ def _distances(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str) 
 
 def _coupling(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """A sparse coupling: row, column (B, E) int64 and mass (B, E) float64, zero on the entries that fill up."""
+    if kind in ("exact", "squared") and x1.is_cuda and (solver := device_solver()) and equally_many(mask1, mask2):
+        return match_on_device(x1, x2, mask1, mask2, kind == "squared", solver)
     if kind == "paired":
         mask1 = mask2 = mask1 & mask2
         cost = None
@@ -103,6 +108,37 @@ def _solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dense = ot.emd(np.full(rows, 1 / rows), np.full(columns, 1 / columns), cost)
     row, column = np.nonzero(dense)
     return row, column, dense[row, column]
+
+
+def device_solver() -> Callable[[Tensor], Tensor] | None:
+    """The solver of a batch of assignments on the GPU, if the extra `gpu` is installed: costs (B, K, K) -> (B, K)."""
+    if find_spec("torch_linear_assignment") is None:
+        return None
+    return import_module("torch_linear_assignment").batch_linear_assignment
+
+
+def equally_many(mask1: Tensor, mask2: Tensor) -> bool:
+    """Whether every slide has as many tiles at one scale as at the other, and some: masks (B, K1), (B, K2)."""
+    count1, count2 = mask1.sum(1), mask2.sum(1)
+    return mask1.shape == mask2.shape and bool(((count1 == count2) & (count1 > 0)).all())
+
+
+@torch.no_grad()
+def match_on_device(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, squared: bool,
+                    solver: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`_coupling` of slides with equally many tiles at both scales, solved where the features are.
+
+    Padding is matched with padding: that costs nothing, and a tile with padding more than all tiles together.
+    """
+    centre = masked_mean(x1, mask1).unsqueeze(1)
+    cost = torch.cdist(x1 - centre, x2 - centre).nan_to_num()
+    cost = cost.square() if squared else cost
+    real1, real2 = mask1.unsqueeze(2), mask2.unsqueeze(1)
+    far = cost.amax((1, 2), keepdim=True) * cost.shape[1] + 1
+    cost = torch.where(real1 & real2, cost, torch.where(real1 ^ real2, far, 0.0))
+    column = solver(cost)
+    row = torch.arange(cost.shape[1], device=cost.device).expand_as(column)
+    return row, column, mask1 / mask1.sum(1, keepdim=True).double()
 
 
 def _in_blocks(x1: Tensor, x2: Tensor, rows: np.ndarray,

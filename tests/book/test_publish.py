@@ -12,8 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from dmsmil.book import publish as publishing
 from dmsmil.book.publish import INJECTED, LIMIT, compare, main, publish, quantised, record
-from dmsmil.book.publish import publish as publishing
 from dmsmil.jobs.files import ROOT, InputError
 from dmsmil.study.params import notebook_parameters
 from tests.conftest import assert_one_line

@@ -201,3 +201,36 @@ def test_in_blocks_has_the_gradient_of_the_matched_distances(monkeypatch):
     monkeypatch.setattr(transport, "BLOCK", 8)
     features, mask = pair(30)
     assert torch.autograd.gradcheck(lambda x: distance(x, mask, "blocks"), features.requires_grad_())
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_assignments_of_a_batch_on_a_device_are_the_exact_ones(squared):
+    """With the extra `gpu`, here on whatever device there is: slides of different sizes, padded with rubbish."""
+    solver = pytest.importorskip("torch_linear_assignment").batch_linear_assignment
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    features, _ = pair(20, slides=4, dtype=torch.float32)
+    counts = torch.tensor([20, 13, 1, 7])
+    mask = (torch.arange(20) < counts[:, None]).unsqueeze(1).expand(-1, 2, -1)
+    features = features.masked_fill(~mask.unsqueeze(-1), 1e3).to(device)
+    mask = mask.to(device)
+    both = features[:, 0], features[:, 1], mask[:, 0], mask[:, 1]
+    _, column, mass = transport.match_on_device(*both, squared, solver)
+    assert transport.equally_many(mask[:, 0], mask[:, 1])
+    chosen = features[:, 1].gather(1, column.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    cost = (features[:, 0] - chosen).square().sum(-1)
+    found = (mass * (cost if squared else cost.sqrt())).sum(1).mean()
+    expected = distance(features.cpu(), mask.cpu(), "squared" if squared else "exact")
+    torch.testing.assert_close(found.cpu().float(), expected)
+    torch.testing.assert_close(mass.sum(1).cpu(), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_and_cpu_transport_agree():
+    features, mask = pair(30, dtype=torch.float32)
+    torch.testing.assert_close(distance(features.cuda(), mask.cuda()).cpu(), distance(features, mask))
+
+
+def test_slides_with_unequal_counts_are_not_for_the_device():
+    _, mask = pair(20, 13)
+    assert not transport.equally_many(mask[:, 0], mask[:, 1])
+    assert not transport.equally_many(torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool))
