@@ -99,7 +99,8 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "book": "readme reference pages build publish",
-    "study": "place times rules params terminal lock execute environment unchanged opening trial forecast watch preflight run bench cli",
+    "study": "place times rules params terminal lock execute environment "
+             "unchanged opening trial forecast watch preflight run bench cli",
 }
 
 
