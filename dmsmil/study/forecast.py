@@ -83,7 +83,7 @@ def forecast(params: dict, slides: int, channels: int, classes: list[str]) -> li
 
 def _together(config: RunConfig, runs: int, params: dict) -> int:
     """How many runs of a configuration will train in one pass."""
-    if not stacks(config):
+    if not stacks(config, pick_device(params["device"]).type == "cpu"):
         return 1
     limit = ON_GPU if pick_device(params["device"]).type == "cuda" else ON_CPU
     workers = 1 if limit == ON_GPU else worker_count(params["workers"], runs)
@@ -96,8 +96,9 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
     place, threads = pick_device(device), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        step = stacked_step(config, bags.view(config.scales).to(place), together) if stacks(config) \
-            else single_step(config, bags.view(config.scales).to(place))
+        data = bags.view(config.scales).to(place)
+        together_too = stacks(config, place.type == "cpu")
+        step = stacked_step(config, data, together) if together_too else single_step(config, data)
         step()
         clock = time.perf_counter if place.type == "cuda" else time.process_time
         began = clock()

@@ -162,7 +162,7 @@ def in_units(missing: dict[str, tuple], workers: int, limit: int) -> list[list[s
     """
     shapes: dict[str, list[str]] = {}
     for name, (config, *_) in missing.items():
-        shapes.setdefault(shape_of(config) if stacks(config) else name, []).append(name)
+        shapes.setdefault(shape_of(config) if stacks(config, limit == ON_CPU) else name, []).append(name)
     units = [names[at:at + size] for names in shapes.values() for size in [-(-len(names) // -(-len(names) // limit))]
              for at in range(0, len(names), size)]
     while len(units) < workers and max(map(len, units)) > 1:
@@ -192,7 +192,8 @@ def _train(missing: dict[str, tuple], units: list[list[str]], stage: str, worker
 def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | None]]:
     """Train the runs of one unit in this process: (name, line, failure row or None) of each."""
     names, units, device = list(runs), [args[:4] for args in runs.values()], next(iter(runs.values()))[4]
-    ended = fit_together(*_held, units, device) if stacks(units[0][0]) else _fit_alone(units[0], device)
+    together = stacks(units[0][0], pick_device(device).type == "cpu")
+    ended = fit_together(*_held, units, device) if together else _fit_alone(units[0], device)
     return [(names[place], _said(*units[place], note), None) if error is None
             else (names[place], "", failure_row(names[place], stage, error)) for place, error, note in ended]
 

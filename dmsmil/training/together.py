@@ -30,9 +30,11 @@ from dmsmil.training.record import read_checkpoint, write_checkpoint
 Unit = tuple[RunConfig, int, int, Path]  # configuration, fold, seed, folder
 
 
-def stacks(config: RunConfig) -> bool:
-    """Whether runs of this configuration train in one pass: the method can, and a step sees one slide."""
-    return method(config.method).load().stacks and config.batch_size == 1
+def stacks(config: RunConfig, cpu: bool = False) -> bool:
+    """Whether runs of this configuration train in one pass: the method can, on a CPU gains by it, and a step sees one
+    slide."""
+    model = method(config.method).load()
+    return model.stacks and config.batch_size == 1 and (model.gains_on_cpu or not cpu)
 
 
 def shape_of(config: RunConfig) -> str:

@@ -194,3 +194,11 @@ def test_what_cannot_stack_is_a_unit_of_its_own(study):
     missing = {f"a{seed}": (alone, 0, seed, None, "cpu") for seed in range(3)}
     missing |= {f"b{seed}": (quick(bags, folds), 0, seed, None, "cpu") for seed in range(3)}
     assert in_units(missing, 1, 10) == [["b0", "b1", "b2"], ["a0"], ["a1"], ["a2"]]
+
+
+def test_what_gains_nothing_on_a_cpu_is_stacked_on_a_gpu_alone(study):
+    bags, folds = study
+    abmil = quick(bags, folds, "abmil", scale=10)
+    missing = {f"a{seed}": (abmil, 0, seed, None, "cpu") for seed in range(3)}
+    assert in_units(missing, 1, runs_room.ON_CPU) == [["a0"], ["a1"], ["a2"]]
+    assert in_units(missing, 1, runs_room.ON_GPU) == [["a0", "a1", "a2"]]
