@@ -13,6 +13,8 @@ import torch
 from dmsmil.analysis.ablation import ablation_configs, choose_variants, null_configs, variant_configs
 from dmsmil.analysis.sweep import collapse_configs, lam_configs
 from dmsmil.cohorts.folds import bag_folds
+from dmsmil.cost.meter import one_thread
+from dmsmil.cost.tables import Trainee
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.parallel import pick_device, worker_count
 from dmsmil.models import create, transport
@@ -93,21 +95,18 @@ def _together(config: RunConfig, runs: int, params: dict) -> int:
 def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str = "auto") -> float:
     """Seconds of a training step for each of `together` runs: on one thread of a CPU, or on the GPU. The second step
     counts: the first prepares."""
-    place, threads = pick_device(device), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        data = bags.view(config.scales).to(place)
-        together_too = stacks(config, place.type == "cpu")
-        step = stacked_step(config, data, together) if together_too else single_step(config, data)
+    place = pick_device(device)
+    data = bags.view(config.scales).to(place)
+    clock = time.perf_counter if place.type == "cuda" else time.process_time
+    with one_thread():
+        in_one_pass = stacks(config, place.type == "cpu")
+        step = stacked_step(config, data, together) if in_one_pass else single_step(config, data)
         step()
-        clock = time.perf_counter if place.type == "cuda" else time.process_time
         began = clock()
         step()
         if place.type == "cuda":
             torch.cuda.synchronize(place)
         return (clock() - began) / together
-    finally:
-        torch.set_num_threads(threads)
 
 
 def stacked_step(config: RunConfig, data: Bags, together: int) -> Callable[[], None]:
@@ -131,19 +130,8 @@ def stacked_step(config: RunConfig, data: Bags, together: int) -> Callable[[], N
 
 def single_step(config: RunConfig, data: Bags) -> Callable[[], None]:
     """A training step of one run on the first slides of `data`: as `fit.py` makes it."""
-    model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
-    model = model.to(data.x.device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    rows = torch.arange(config.batch_size) % len(data)
-
-    def step():
-        x = data.x[:1] if config.batch_size == 1 else data.x[rows]
-        loss, _ = model.loss(model(x, data.mask[rows], data.coords[rows]), data.labels[rows])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    return step
+    rows = [place % len(data) for place in range(config.batch_size)]
+    return Trainee(config, data.subset([data.slide_ids[row] for row in rows]), data.x.device).step
 
 
 def in_words(works: list[Work], params: dict) -> str:
