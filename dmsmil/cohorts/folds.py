@@ -3,31 +3,55 @@
 A folds table has one row a slide: slide_id, patient_id, label, and fold_0, fold_1, ... with 'train', 'val' or 'test';
 empty where a slide takes no part in a fold. 'val' is the inner validation part that model selection may use; without
 selection it is trained on like 'train'.
+
+With repeats the patients are parted anew, several times: r partitions of k folds are the folds 0 to rk - 1, each
+partition k successive ones that test each patient once. Who needs to know which is which asks `repeat_of`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
+from dmsmil.cohorts.sites import GAP, deal_sites, site_groups, whole_sites
 from dmsmil.cohorts.splits import read_split_table
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 
 WAYS = ("patient", "site")
-GAP = 0.05  # relative: a search ends when no split can have a spread smaller by more than this
-VAL_SECONDS = 5.0
+TRIES = 10  # deals in succession that bring no new partition, after which no more are tried
+NEXT_SEED = 10_000  # from a partition to the next: within one the seeds of the validation parts count on by 1
 
 
 def fold_count(folds: pd.DataFrame) -> int:
     """How many folds a folds table has."""
     return sum(name.startswith("fold_") for name in folds.columns)
+
+
+def repeat_of(tested: pd.DataFrame) -> dict[int, int]:
+    """fold -> the repeat (0, 1, ...) it is of; tested: one row a fold and tested slide, columns fold and slide_id.
+
+    A predictions table is such a table, and `slides_tested` makes one of a folds table. Folds are gathered in their
+    order for as long as they test no slide twice; so the folds of a repeat together test each slide once, and folds
+    that overlap, as in Monte-Carlo splits, are repeats of their own.
+    """
+    found, repeat, seen = {}, 0, set()
+    for fold, slides in tested.groupby("fold").slide_id:
+        if seen & set(slides):
+            repeat, seen = repeat + 1, set()
+        seen |= set(slides)
+        found[int(fold)] = repeat
+    return found
+
+
+def slides_tested(folds: pd.DataFrame) -> pd.DataFrame:
+    """One row a fold and slide that it tests, columns fold and slide_id."""
+    return pd.concat([pd.DataFrame({"fold": fold, "slide_id": folds.slide_id[folds[f"fold_{fold}"] == "test"]})
+                      for fold in range(fold_count(folds))], ignore_index=True)
 
 
 def span(values: pd.Series) -> str:
@@ -37,19 +61,20 @@ def span(values: pd.Series) -> str:
 
 
 def choose_folds(cohort: pd.DataFrame, split: str | Path = "patient", folds: int = 5, seed: int = 0,
-                 val_share: float = 0.2) -> tuple[pd.DataFrame, str]:
+                 val_share: float = 0.2, repeats: int = 1) -> tuple[pd.DataFrame, str]:
     """(folds table, what to know of it in a sentence or more) as `split` asks.
 
     split: 'patient' (`make_folds`), 'site' (`site_folds`), or a path (`read_split_table`, which decides the number of
-    folds and the validation parts by itself). Raises InputError as they do.
+    folds, repeats and the validation parts by itself). Raises InputError as they do.
     """
     if split == "patient":
-        table, note = make_folds(cohort, folds, seed, val_share), "Patients are dealt to the folds"
-        apart = (cohort.site != "").any()
-        return table, note + (", sites are not: one site may be trained on and tested." if apart else ".")
+        table, apart = make_folds(cohort, folds, seed, val_share, repeats), (cohort.site != "").any()
+        note = "Patients are dealt to the folds" + (
+            ", sites are not: one site may be trained on and tested." if apart else ".")
+        return table, note + _repeats_note(table, folds, repeats, "patients")
     if split == "site":
-        table, gap = site_folds(cohort, folds, seed, val_share)
-        return table, _site_note(cohort, table, gap)
+        table, gap = site_folds(cohort, folds, seed, val_share, repeats)
+        return table, _site_note(cohort, table, gap, folds) + _repeats_note(table, folds, repeats, "sites")
     if not Path(split).exists():
         raise InputError(f"split is '{Path(split).name}': choose {' or '.join(WAYS)}, or name a split that exists")
     return read_split_table(split, cohort)
@@ -58,27 +83,44 @@ def choose_folds(cohort: pd.DataFrame, split: str | Path = "patient", folds: int
 # ------------------------------------------------------------------------------------------------ by patient
 
 
-def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2) -> pd.DataFrame:
-    """Patient-level stratified k-fold: each patient is tested once, and is never on two sides of a fold.
+def _repeats_note(table: pd.DataFrame, folds: int, repeats: int, units: str) -> str:
+    """How many partitions there are, where there is more than one or fewer than asked for."""
+    there, said = fold_count(table) // folds, ""
+    if there > 1:
+        said = (f" That is done {there} times, each time otherwise: {there * folds} folds, of which 0 to {folds - 1} "
+                f"test each patient once, and so do the next {folds}" + (", and so on." if there > 2 else "."))
+    if there < repeats:
+        said += (f" repeats is {repeats}, but {TRIES} deals in succession brought no other partition of these {units}: "
+                 f"there {'is' if there == 1 else 'are'} {there}, and no partition counts twice.")
+    return said
 
-    Returns a folds table. 'val' is val_share of a fold's training patients, stratified; it is empty where a class is
-    too small to spare a patient. Depends on the patients, labels and seed alone, not on the order of rows. InputError
-    when a class is too small.
+
+def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2,
+               repeats: int = 1) -> pd.DataFrame:
+    """Patient-level stratified k-fold: each patient is tested once a repeat, and is never on two sides of a fold.
+
+    Returns a folds table of `repeats` different partitions, or of as many as were found (leave-one-out has one). 'val'
+    is val_share of a fold's training patients, stratified; it is empty where a class is too small to spare a patient.
+    Depends on the patients, labels and seed alone, not on the order of rows. InputError when a class is too small.
     """
     patients = _patients(cohort)
     counts = patients.value_counts()
-    _check(folds, val_share)
+    _check(folds, val_share, repeats)
     if counts.min() < folds:
         raise InputError(f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
                          f"set folds to {max(counts.min(), 2)} or less, or add patients")
-    names, parts = patients.index.to_numpy(), []
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fold, (rest, test) in enumerate(splitter.split(names, patients)):
-        part = pd.Series("train", index=names)
-        part.iloc[test] = "test"
-        part.iloc[_validation(patients.iloc[rest], rest, val_share, seed + fold)] = "val"
-        parts.append(part)
-    return _folds_table(cohort, parts)
+    names = patients.index.to_numpy()
+
+    def deal(seed: int) -> list[pd.Series]:
+        parts, splitter = [], StratifiedKFold(folds, shuffle=True, random_state=seed)
+        for fold, (rest, test) in enumerate(splitter.split(names, patients)):
+            part = pd.Series("train", index=names)
+            part.iloc[test] = "test"
+            part.iloc[_validation(patients.iloc[rest], rest, val_share, seed + fold)] = "val"
+            parts.append(part)
+        return parts
+
+    return _folds_table(cohort, _different(deal, seed, repeats))
 
 
 def bag_folds(bags, folds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -93,7 +135,27 @@ def _patients(cohort: pd.DataFrame) -> pd.Series:
     return cohort.groupby("patient_id").label.first().sort_index()
 
 
-def _check(folds: int, val_share: float) -> None:
+def _different(deal: Callable[[int], list[pd.Series]], seed: int, repeats: int) -> list[pd.Series]:
+    """The parts, fold after fold, of so many different partitions, or of fewer where `TRIES` deals bring no other.
+
+    deal: seed -> the parts of a partition, a Series by patient a fold. Two partitions are one where they test the same
+    patients together, in whatever order.
+    """
+    parts, known, misses = [], set(), 0
+    for turn in range(repeats * (TRIES + 1)):
+        if len(known) == repeats or misses == TRIES:
+            break
+        dealt = deal(seed + NEXT_SEED * turn)
+        partition = frozenset(frozenset(part.index[part == "test"]) for part in dealt)
+        misses = misses + 1 if partition in known else 0
+        parts += [] if partition in known else dealt
+        known.add(partition)
+    return parts
+
+
+def _check(folds: int, val_share: float, repeats: int) -> None:
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: at least 1 is needed, which is one partition of the patients")
     if folds < 2:
         raise InputError(f"folds is {folds}: at least 2 are needed, one to test while the other trains")
     if not 0 <= val_share < 1:
@@ -121,7 +183,7 @@ def _validation(labels: pd.Series, rows: np.ndarray, share: float, seed: int) ->
 
 
 def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2,
-               seconds: float = 60.0) -> tuple[pd.DataFrame, float]:
+               repeats: int = 1, seconds: float = 60.0) -> tuple[pd.DataFrame, float]:
     """Site-preserved folds: no site in two of them, each class dealt as evenly as the sites allow.
 
     Sites leave a signature in a slide that tells the class where classes and sites go together (Howard et al., Nature
@@ -132,13 +194,14 @@ def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     'val' is a set of whole sites too, as near to val_share of each class as whole sites come; where none comes within
     half of that it is drawn by patient, as in `make_folds`.
 
-    Returns (folds table, relative optimality gap of the balance): up to `GAP` when the search was finished, more when
-    it was stopped after `seconds`; then another run may find other folds, else the same cohort and seed give the same.
+    Returns (folds table of `repeats` different deals or as many as were found, the largest relative optimality gap of
+    their balance): up to `GAP` when the search was finished, more when it was stopped after `seconds`; then another run
+    may find other folds, else the same cohort and seed give the same.
     Raises InputError when no site is known, or the sites are too few for each fold to test every class.
     """
     patients, groups = _patients(cohort), site_groups(cohort)
     counts = pd.crosstab(groups, patients)
-    _check(folds, val_share)
+    _check(folds, val_share, repeats)
     if not (cohort.site != "").any():
         raise InputError("folds by site need a site: add the column 'site' to the cohort, or use split: patient")
     homes = (counts > 0).sum()
@@ -146,98 +209,31 @@ def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
         fewer = f"set folds to {homes.min()} or less, or " if homes.min() > 1 else ""
         raise InputError(f"sites with patients of class '{homes.idxmin()}': {homes.min()}, fewer than folds = {folds}, "
                          f"so a fold would test none of it: {fewer}use split: patient")
-    where, gap = _deal(counts.to_numpy(), folds, seed, seconds)
-    fold_of, parts = groups.map(pd.Series(where, counts.index)), []
-    for fold in range(folds):
-        part = fold_of.eq(fold).map({True: "test", False: "train"})
-        rest = np.flatnonzero(part == "train")
-        chosen = _whole_sites(counts[where != fold], val_share, seed + fold)
-        part.iloc[_validation(patients.iloc[rest], rest, val_share, seed + fold) if chosen is None else
-                  rest[groups.iloc[rest].isin(chosen)]] = "val"
-        parts.append(part)
-    return _folds_table(cohort, parts), gap
+    gaps = []
+
+    def deal(seed: int) -> list[pd.Series]:
+        where, gap = deal_sites(counts.to_numpy(), folds, seed, seconds)
+        gaps.append(gap)
+        fold_of, parts = groups.map(pd.Series(where, counts.index)), []
+        for fold in range(folds):
+            part = fold_of.eq(fold).map({True: "test", False: "train"})
+            rest = np.flatnonzero(part == "train")
+            chosen = whole_sites(counts[where != fold], val_share, seed + fold)
+            part.iloc[_validation(patients.iloc[rest], rest, val_share, seed + fold) if chosen is None else
+                      rest[groups.iloc[rest].isin(chosen)]] = "val"
+            parts.append(part)
+        return parts
+
+    return _folds_table(cohort, _different(deal, seed, repeats)), max(gaps)
 
 
-def site_groups(cohort: pd.DataFrame) -> pd.Series:
-    """A number for each patient (alphabetical order): the same for those whose sites share patients, else another."""
-    patients = pd.Index(sorted(cohort.patient_id.unique()))
-    known = cohort[cohort.site != ""]
-    site, names = pd.factorize(known.site, sort=True)
-    size = len(patients) + len(names)
-    links = sparse.coo_array((np.ones(len(known)), (patients.get_indexer(known.patient_id), len(patients) + site)),
-                             (size, size))
-    return pd.Series(connected_components(links, directed=False)[1][:len(patients)], patients)
-
-
-def _deal(counts: np.ndarray, folds: int, seed: int, seconds: float) -> tuple[np.ndarray, float]:
-    """The fold (G,) of each of G sites with counts (G, C) patients of each class, and the relative optimality gap.
-
-    Sites with equal counts are one kind k of m_k sites; x[k, f] of them go to fold f:
-
-        minimise    sum_c (most_c - least_c) / (mean of class c over folds)
-        subject to  sum_f x[k, f] = m_k,    1 <= least_c <= sum_k counts[k, c] x[k, f] <= most_c    for all k, c, f
-
-    most_c >= ceil(mean) and least_c <= floor(mean), which no deal can beat, let a perfect one be known as such. Folds
-    are alike, so the largest sites may use the first folds alone: the i-th site one of i.
-    """
-    rng = np.random.default_rng(seed)
-    kinds, kind, sizes = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(-(kinds / counts.sum(0)).sum(1), kind="stable")
-    large = 1 + np.searchsorted(sizes[order].cumsum(), folds)
-    order[large:] = rng.permutation(order[large:])  # the seed decides which of many equally good deals is found
-    kinds, sizes = kinds[order], sizes[order]
-    (k, c), mean = kinds.shape, counts.sum(0) / folds
-
-    one, edges = sparse.eye_array(k), sparse.kron(sparse.eye_array(c), np.ones((folds, 1)))
-    tested, nothing = sparse.kron(kinds.T, sparse.eye_array(folds)), sparse.coo_array((c * folds, c))
-    rules = [LinearConstraint(sparse.hstack([sparse.kron(one, np.ones((1, folds))), sparse.coo_array((k, 2 * c))]),
-                              sizes, sizes),
-             LinearConstraint(sparse.hstack([tested, -edges, nothing]), -np.inf, 0),
-             LinearConstraint(sparse.hstack([tested, nothing, -edges]), 0, np.inf)]
-    free = np.where(np.arange(folds) < sizes.cumsum()[:, None], sizes[:, None], 0)
-    low = np.concatenate([np.zeros(free.size), np.ceil(mean), np.ones(c)])
-    high = np.concatenate([free.ravel(), counts.sum(0), np.floor(mean)])
-    found = milp(np.concatenate([np.zeros(free.size), 1 / mean, -1 / mean]), integrality=np.ones(len(low)),
-                 bounds=Bounds(low, high), constraints=rules, options={"time_limit": seconds, "mip_rel_gap": GAP})
-    if found.x is None:
-        why = "there are none where each fold tests every class" if found.status == 2 else \
-            f"none were found in {seconds:g} s"
-        raise InputError(f"no folds by site: {why}; set folds below {folds}, or use split: patient")
-    where, names = np.empty(len(counts), int), rng.permutation(folds)
-    for row, number in zip(found.x[:free.size].reshape(free.shape).round().astype(int), order):
-        where[rng.permutation(np.flatnonzero(kind == number))] = np.repeat(names, row)
-    return where, float(found.mip_gap)
-
-
-def _whole_sites(counts: pd.DataFrame, share: float, seed: int) -> np.ndarray | None:
-    """The sites (index of counts) that make a validation part, or None where whole sites cannot.
-
-    Minimises the sum over classes of |chosen - wanted| / wanted; chosen is at most half of wanted away from it.
-    """
-    total = counts.sum().to_numpy()
-    wanted = np.maximum((share * total).round(), 1)
-    least, most = np.ceil(wanted / 2), np.minimum(np.maximum(np.floor(1.5 * wanted), 1), total - 1)
-    if share <= 0 or total.min() < 3:
-        return None
-    counts = counts.iloc[np.random.default_rng(seed).permutation(len(counts))]
-    sites, n, c = counts.to_numpy().T, *counts.shape
-    away = np.eye(c)
-    rules = [LinearConstraint(np.hstack([sites, -away]), -np.inf, wanted),
-             LinearConstraint(np.hstack([sites, away]), wanted, np.inf),
-             LinearConstraint(np.hstack([sites, 0 * away]), least, most)]
-    found = milp(np.concatenate([np.zeros(n), 1 / wanted]), integrality=np.repeat([1, 0], [n, c]), constraints=rules,
-                 bounds=Bounds(0, np.repeat([1, np.inf], [n, c])),
-                 options={"time_limit": VAL_SECONDS, "mip_rel_gap": GAP})
-    return None if found.x is None else counts.index[found.x[:n] > 0.5].to_numpy()
-
-
-def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float) -> str:
+def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float, count: int) -> str:
     """What to know of folds by site."""
     patients, known = table.drop_duplicates("patient_id").set_index("patient_id"), cohort[cohort.site != ""]
     folds = [patients[c] for c in patients if c.startswith("fold_")]
     tested = pd.DataFrame([patients.label[part == "test"].value_counts() for part in folds])
     counts = ", ".join(f"{span(tested[name])} {as_written(name)}" for name in sorted(tested))
-    said = [f"{known.site.nunique()} sites are dealt whole to {len(folds)} folds; each tests {counts} patients "
+    said = [f"{known.site.nunique()} sites are dealt whole to {count} folds; each tests {counts} patients "
             f"(optimality gap of the balance {gap:.1%})."]
     if gap > GAP:
         said.append("The search was stopped by the clock: a better balance may exist, and another run may find other "

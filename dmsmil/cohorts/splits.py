@@ -124,7 +124,7 @@ def _split_note(table: pd.DataFrame, name: str, strange: int) -> str:
     parts = table[[c for c in table if c.startswith("fold_")]]
     tested, unused = (parts == "test").sum(axis=1), (~parts.isin(PARTS)).sum(axis=1)
     often = {"once": (tested == 1).sum(), "several times": (tested > 1).sum(), "never": (tested == 0).sum()}
-    said = [f"{parts.shape[1]} folds of {as_written(name)}; the keys folds and val_share do not count.",
+    said = [f"{parts.shape[1]} folds of {as_written(name)}; the keys folds, repeats and val_share do not count.",
             f"Slides tested {', '.join(f'{word}: {number}' for word, number in often.items())}."]
     if strange:
         said.append(f"{strange} names of the split are not in the cohort and are left out.")

@@ -162,7 +162,8 @@ def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
 def _folds(cohort: pd.DataFrame, params: dict) -> str:
     """What to know of the folds; InputError when one cannot be trained, selected or tested on as the params ask."""
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
-    table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"])
+    table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"],
+                               params["repeats"])
     folds = [name for name in table if name.startswith("fold_")]
     unselected = [name for name in folds if "val" not in set(table[name])]
     if params["select"] != "last" and unselected:

@@ -8,8 +8,18 @@ import pandas as pd
 import pytest
 
 from dmsmil.cohorts import folds as module
-from dmsmil.cohorts.folds import bag_folds, choose_folds, fold_count, make_folds, site_folds, site_groups
+from dmsmil.cohorts import sites as solver
+from dmsmil.cohorts.folds import (
+    bag_folds,
+    choose_folds,
+    fold_count,
+    make_folds,
+    repeat_of,
+    site_folds,
+    slides_tested,
+)
 from dmsmil.cohorts.leakage import leakage
+from dmsmil.cohorts.sites import site_groups
 from dmsmil.jobs.files import InputError
 from tests.cohorts.test_table import cohort
 from tests.conftest import assert_one_line
@@ -93,12 +103,12 @@ def test_no_site_and_no_patient_is_in_two_parts_and_everybody_is_tested_once(see
     assert (audit.drop(columns=[(what, part) for what in ("patients", "sites") for part in ("train", "val", "test")])
             == 0).all(axis=None)
     assert ((table[["fold_0", "fold_1", "fold_2"]] == "test").sum(axis=1) == 1).all()
-    assert 0 <= gap <= module.GAP and set(table.fold_0) == {"train", "val", "test"}
+    assert 0 <= gap <= solver.GAP and set(table.fold_0) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_balance_is_that_of_trying_every_deal(seed, monkeypatch):
-    monkeypatch.setattr(module, "GAP", 0.0)
+    monkeypatch.setattr(solver, "GAP", 0.0)
     frame, best = drawn_sites(seed, 7), np.inf
     counts = pd.crosstab(frame.site, frame.label).to_numpy()
     for deal in product(range(3), repeat=6):
@@ -199,6 +209,59 @@ def test_the_note_gives_the_counts_of_the_table():
     low, high = (pick(dealt(table, fold)["a"] for fold in range(3)) for pick in (min, max))
     assert f"{low} to {high} a" in note or low == high and f"{low} a" in note
     assert f"{frame.site.nunique()} sites are dealt whole to 3 folds" in note
+
+
+# ------------------------------------------------------------------------------------------------ repeats
+
+
+def partitions(table, folds):
+    """The sets of slides that are tested together, of each partition of a folds table."""
+    tested = [frozenset(table.slide_id[table[f"fold_{fold}"] == "test"]) for fold in range(fold_count(table))]
+    return [frozenset(tested[at:at + folds]) for at in range(0, len(tested), folds)]
+
+
+@pytest.mark.parametrize("split", ["patient", "site"])
+def test_repeats_are_different_partitions_that_test_everybody_once_each(split):
+    frame = drawn_sites(4, 30)
+    table, note = choose_folds(frame, split, 3, 1, 0.2, 4)
+    once, _ = choose_folds(frame, split, 3, 1, 0.2)
+    assert fold_count(table) == 12 and "4 times, each time otherwise: 12 folds, of which 0 to 2" in note
+    pd.testing.assert_frame_equal(table[list(once)], once)  # the first partition is the one without repeats
+    assert len(set(partitions(table, 3))) == 4
+    for at in range(0, 12, 3):
+        tested = table[[f"fold_{fold}" for fold in range(at, at + 3)]] == "test"
+        assert (tested.sum(axis=1) == 1).all()
+    assert (leakage(table, frame).patients["rest & test"] == 0).all()
+    assert repeat_of(slides_tested(table)) == {fold: fold // 3 for fold in range(12)}
+    pd.testing.assert_frame_equal(table, choose_folds(frame.sample(frac=1, random_state=7), split, 3, 1, 0.2, 4)[0])
+
+
+def test_sites_that_allow_one_deal_make_one_partition_and_that_is_said():
+    frame = sites({"A": (9, 4), "B": (5, 2), "C": (4, 2)})  # in two folds of equal sizes: A against B and C
+    table, note = choose_folds(frame, "site", 2, repeats=3)
+    assert fold_count(table) == 2 and "repeats is 3, but 10 deals in succession brought no other" in note
+    assert "of these sites: there is 1, and no partition counts twice" in note and "is done" not in note
+
+
+def test_leave_one_out_has_one_partition_and_four_patients_have_two_of_two_folds():
+    frame = cohort(6, 0)
+    assert fold_count(make_folds(frame, 3, repeats=5)) == 5 * 3  # 6 pairs of pairs of pairs
+    frame = sites({}, unknown="aabb")
+    table, note = choose_folds(frame, "patient", 2, repeats=5)
+    assert fold_count(table) == 4 and "there are 2, and no partition counts twice" in note
+    assert len(set(partitions(table, 2))) == 2  # {a1 b1 | a2 b2}, {a1 b2 | a2 b1}
+
+
+def test_no_repeat_is_one_clear_line():
+    with pytest.raises(InputError, match="^repeats is 0: at least 1"):
+        make_folds(cohort(), 2, repeats=0)
+
+
+def test_folds_that_overlap_are_repeats_of_their_own_and_a_lost_fold_moves_none():
+    tested = pd.DataFrame([(0, "a"), (0, "b"), (1, "b"), (1, "c"), (2, "a")], columns=["fold", "slide_id"])
+    assert repeat_of(tested) == {0: 0, 1: 1, 2: 1}
+    table = slides_tested(make_folds(cohort(20), 4, repeats=3))
+    assert repeat_of(table[table.fold != 3]) == {fold: fold // 4 for fold in range(12) if fold != 3}
 
 
 # ------------------------------------------------------------------------------------------------ the choice
