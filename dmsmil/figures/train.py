@@ -18,6 +18,7 @@ from dmsmil.training.metrics import (
     class_names,
     confusion,
     positive_class,
+    predicted_times,
     roc_points,
 )
 
@@ -99,7 +100,8 @@ def _question(predictions: pd.DataFrame, positive: str) -> str:
 
 
 def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
-    """Pooled confusion matrix: counts, coloured by the share of the true class."""
+    """Pooled confusion matrix: counts, coloured by the share of the true class. A slide counts as often as it was
+    predicted, which the title says."""
     matrix = confusion(predictions)
     share = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
     figure, ax = plt.subplots(figsize=(1.2 * len(matrix) + 1.6, 1.1 * len(matrix) + 1))
@@ -110,7 +112,9 @@ def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
     names = [short(name, 24) for name in matrix.index]
     ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 12 else 0)
     ax.set_yticks(middles, names)
-    ax.set(title="Confusion, all folds", xlabel="predicted", ylabel="truth")
+    times = predicted_times(predictions)
+    title = "Confusion, all folds" + (f"\neach slide {times} times" if times > 1 else "")
+    ax.set(title=title, xlabel="predicted", ylabel="truth")
     return finish(figure, out, matrix.reset_index())
 
 
@@ -118,7 +122,7 @@ def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Fig
     """Said against observed probability of one class, in bins of equal count, with the expected calibration error.
 
     The class is `positive`, else the last in alphabetical order; what is observed is the share of it against the rest.
-    Small numbers: slides in a bin.
+    Small numbers: predictions in a bin.
     """
     table, error = calibration(predictions, positive)
     name = short(positive_class(class_names(predictions), positive), 24)
@@ -126,7 +130,7 @@ def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Fig
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
     ax.plot(table.predicted, table.observed, marker="o")
     for row in table.itertuples():
-        ax.annotate(str(row.slides), (row.predicted, row.observed), textcoords="offset points", xytext=(5, -9),
+        ax.annotate(str(row.predictions), (row.predicted, row.observed), textcoords="offset points", xytext=(5, -9),
                     fontsize=7, color=GREY)
     ax.set_title(f"Calibration: {_question(predictions, positive)}\nECE {error:.3f}", fontsize=9)
     ax.set(xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),

@@ -1,7 +1,7 @@
 """ACC, F1 and AUC; mean and deviation over folds; intervals by patient; calibration.
 
 A predictions table has one row a tested slide: slide_id, patient_id, label, prob_<class> for each class, pred, and
-fold and seed where several runs are pooled.
+fold and seed where several runs are pooled. A slide then has a row for each seed, and for each repeat of the folds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
 
+from dmsmil.cohorts.folds import repeat_of
 from dmsmil.jobs.files import InputError
 
 METRICS = ("ACC", "F1", "AUC")
@@ -80,10 +81,11 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
 
     Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1; runs in which a metric is not defined are left out),
     ACC_low, ACC_high (bootstrap of patients on the pooled out-of-fold predictions), ACC_pooled (of all predictions of a
-    seed as if one model had made them, mean over seeds), and so for F1 and AUC; undefined, the runs in which F1 or AUC
-    is not defined. Where AUC is defined in no run, as in leave-one-out, its interval is that of AUC_pooled.
+    seed and repeat as if one model had made them, mean over these), and so for F1 and AUC; undefined, the runs in which
+    F1 or AUC is not defined. Where AUC is defined in no run, as in leave-one-out, its interval is that of AUC_pooled.
     """
-    by_fold, whole = score_by_fold(predictions, positive), predictions.assign(fold=0)
+    by_fold = score_by_fold(predictions, positive)
+    whole = predictions.assign(fold=predictions.fold.map(repeat_of(predictions)))
     pooled = score_by_fold(whole, positive)
     low, high = bootstrap(predictions if by_fold.AUC.notna().any() else whole, positive, draws, seed)
     result = {}
@@ -97,8 +99,8 @@ def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
               level: float = 0.95) -> tuple[dict[str, float], dict[str, float]]:
     """Percentile interval of each metric on the pooled predictions, when patients, not slides, are drawn again.
 
-    Each class's patients are drawn among themselves, so that no draw lacks a class. With several seeds a slide is
-    predicted several times: a drawn patient brings all of its rows, for they are not independent.
+    Each class's patients are drawn among themselves, so that no draw lacks a class. With several seeds or repeats a
+    slide is predicted several times: a drawn patient brings all of its rows, for they are not independent.
     Returns ({metric: low}, {metric: high}).
     """
     rng = np.random.default_rng(seed)
@@ -136,9 +138,9 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
     AUC counts pairs within a run (fold and seed) alone: the probabilities of two models do not share a scale, and
     comparing them across folds would punish a rule for its folds' different class shares.
     """
-    run = np.zeros(len(predictions))
+    runs = [np.arange(len(predictions))]
     if "fold" in predictions:
-        run = predictions.groupby(["fold", "seed"]).ngroup().to_numpy()
+        runs = list(predictions.groupby(["fold", "seed"]).indices.values())
     classes = class_names(predictions)
     labels, pred = predictions.label.to_numpy(), predictions.pred.to_numpy()
     names = [positive_class(classes, positive)] if len(classes) == 2 else classes
@@ -147,20 +149,28 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
         truth, said, value = labels == name, pred == name, predictions[f"prob_{name}"].to_numpy()
         hits = weights @ (truth & said)
         f1s.append(2 * hits / np.maximum(weights @ truth.astype(float) + weights @ said.astype(float), 1e-12))
-        same = (run[truth, None] == run[None, ~truth]).astype(float)
-        above = (value[truth, None] > value[None, ~truth]) + 0.5 * (value[truth, None] == value[None, ~truth])
-        up, down = weights[:, truth], weights[:, ~truth]
-        pairs = ((up @ same) * down).sum(1)
-        aucs.append(((up @ (same * above)) * down).sum(1) / np.where(pairs > 0, pairs, np.nan))
+        above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        for rows in runs:
+            up, down = rows[truth[rows]], rows[~truth[rows]]
+            wins = (value[up, None] > value[None, down]) + 0.5 * (value[up, None] == value[None, down])
+            above += ((weights[:, up] @ wins) * weights[:, down]).sum(1)
+            pairs += weights[:, up].sum(1) * weights[:, down].sum(1)
+        aucs.append(above / np.where(pairs > 0, pairs, np.nan))
     return pd.DataFrame({"ACC": weights @ (labels == pred) / weights.sum(1), "F1": np.mean(f1s, 0),
                          "AUC": np.mean(aucs, 0)})
 
 
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Confusion matrix with class names: rows are the truth, columns the prediction."""
+    """Confusion matrix with class names: rows are the truth, columns the prediction. It counts predictions, of which a
+    slide has `predicted_times`."""
     classes = class_names(predictions)
     matrix = confusion_matrix(predictions.label, predictions.pred, labels=classes)
     return pd.DataFrame(matrix, index=pd.Index(classes, name="truth"), columns=pd.Index(classes, name="predicted"))
+
+
+def predicted_times(predictions: pd.DataFrame) -> int:
+    """How often a slide was predicted, at most: once for each seed and each repeat of the folds."""
+    return int(predictions.slide_id.value_counts().max())
 
 
 def roc_points(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
@@ -177,12 +187,13 @@ def roc_points(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
 def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) -> tuple[pd.DataFrame, float]:
     """Reliability in bins of equal count, and the expected calibration error.
 
-    Returns (table with columns predicted, observed, slides; ECE = sum over bins of share x |observed - predicted|).
+    Returns (table with columns predicted, observed, predictions, how many there are in a bin; ECE = sum over bins of
+    share x |observed - predicted|). A slide counts as often as it was predicted.
     """
     name = positive_class(class_names(predictions), positive)
     ordered = predictions.sort_values(f"prob_{name}", kind="stable")
     parts = [p for p in np.array_split(np.arange(len(ordered)), min(bins, len(ordered))) if len(p)]
     table = pd.DataFrame([{"predicted": ordered[f"prob_{name}"].iloc[p].mean(),
-                           "observed": ordered.label.eq(name).iloc[p].mean(), "slides": len(p)} for p in parts])
+                           "observed": ordered.label.eq(name).iloc[p].mean(), "predictions": len(p)} for p in parts])
     gap = (table.observed - table.predicted).abs()
-    return table, float((gap * table.slides).sum() / table.slides.sum())
+    return table, float((gap * table.predictions).sum() / table.predictions.sum())

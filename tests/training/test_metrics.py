@@ -13,6 +13,7 @@ from dmsmil.training.metrics import (
     draw_metrics,
     patient_draws,
     positive_class,
+    predicted_times,
     predictions_table,
     roc_points,
     score,
@@ -132,6 +133,35 @@ def test_a_fold_of_one_class_is_left_out_of_the_mean_and_counted():
     assert set(roc_points(t).fold) == {1, 2}
 
 
+def repeated(t, repeats=2):
+    """A predictions table of three folds again, with other noise, on other partitions: folds 3, 4, 5, ..."""
+    rng, parts = np.random.default_rng(5), []
+    for repeat in range(repeats):
+        value = np.clip(t.prob_ILC + 0.2 * repeat * rng.normal(size=len(t)), 0, 1)
+        fold = 3 * repeat + (t.fold.to_numpy() + repeat * (np.arange(len(t)) // 2)) % 3
+        parts.append(predictions_table(t.slide_id, t.patient_id, t.label, np.stack([1 - value, value], 1), CLASSES)
+                     .assign(fold=fold, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_what_is_pooled_is_pooled_within_a_repeat():
+    t = repeated(table())
+    said, parts = summarise(t, draws=20), [t[t.fold < 3], t[t.fold >= 3]]
+    assert said["AUC_pooled"] == pytest.approx(np.mean([score(part)["AUC"] for part in parts]))
+    assert said["AUC_pooled"] != pytest.approx(score(t)["AUC"])
+    assert said["ACC_mean"] == pytest.approx(np.mean([score(part)["ACC"] for _, part in t.groupby("fold")]))
+
+
+def test_repeats_are_no_further_patients():
+    """The same predictions under other fold numbers leave every interval where it was."""
+    t = table(40)
+    again = pd.concat([t, t.assign(fold=t.fold + 3), t.assign(fold=t.fold + 6)], ignore_index=True)
+    for one, three in zip(bootstrap(t, draws=200), bootstrap(again, draws=200)):
+        assert three == pytest.approx(one)
+    assert predicted_times(t) == 1 and predicted_times(again) == 3 and confusion(again).to_numpy().sum() == 3 * 40
+    assert calibration(again)[1] == pytest.approx(calibration(t)[1]) and calibration(again)[0].predictions.sum() == 120
+
+
 def test_a_class_that_is_neither_tested_nor_said_has_no_f1():
     t = table(classes=("a", "b", "c"))
     two = t[(t.label != "c") & (t.pred != "c")]
@@ -157,4 +187,4 @@ def test_calibration_of_a_calibrated_and_of_a_boastful_model():
     bold_p = (p > 0.5).astype(float)
     bold = predictions_table(range(p.size), range(p.size), label, np.stack([1 - bold_p, bold_p], 1), CLASSES)
     assert calibration(good)[1] < 0.02 and calibration(bold, bins=2)[1] == pytest.approx(0.25, abs=0.02)
-    assert calibration(good)[0].slides.sum() == p.size
+    assert calibration(good)[0].predictions.sum() == p.size
