@@ -20,7 +20,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.metrics import METRICS, class_names, score_by_fold
-from dmsmil.training.results import pretty, result_table
+from dmsmil.training.results import NO_MARKS, marks, note, pretty, result_table
 from dmsmil.training.runs import Runs
 
 PARTS = ("fusion", "ot", "deformable")
@@ -122,9 +122,12 @@ class Variant:
 VARIANTS = {
     "map_tile": Variant(1, "each tile is a 4×4 map of its own", {"map": "tile"}),
     "grid_square": Variant(2, "resampled to 14×14 cells", {"grid": "square"}),
+    "grid_position": Variant(2, "a tile lies where it lies in the slide", {"grid": "position"}),
     "attention_dot": Variant(3, "logits are dot products of keys", {"attention": "dot"}),
     "softmax_all": Variant(4, "over heads and points", {"softmax": "all"}),
     "offset_dat": Variant(5, "c = s/H with s = 2, as DAT", {"offset": "dat"}),
+    "offset_lr": Variant(5, "offsets learn at a tenth of the rate, as Deformable DETR", {"offset_lr": 0.1}),
+    "query_norm": Variant(5, "offsets of a normalised query, as DAT", {"query": "norm"}),
     "ot_paired": Variant(6, "a tile with its own child", {"ot": "paired"}),
     "ot_squared": Variant(6, "squared distance", {"ot": "squared"}),
     "ot_entropic": Variant(6, "entropic coupling", {"ot": "entropic"}),
@@ -139,6 +142,8 @@ VARIANTS = {
     "activation_layernorm": Variant(12, "LayerNorm", {"activation": "layernorm"}),
     "activation_layernorm_relu": Variant(12, "LayerNorm, then ReLU", {"activation": "layernorm_relu"}),
     "ot_on_unit": Variant(12, "OT on unit-norm features", {"ot_on": "unit"}),
+    "ot_relative": Variant(12, "OT by the bag's own mean distance", {"ot_on": "relative"}),
+    "standardise": Variant(12, "features standardised first", {"standardise": True}),
     "relu_ot_on_unit": Variant(12, "ReLU, OT on unit-norm features", {"activation": "relu", "ot_on": "unit"}),
     "batch_size_16": Variant(13, "16 slides a step", settings={"batch_size": 16}),
     "select_val_loss": Variant(13, "best epoch by validation loss", settings={"select": "val_loss"}),
@@ -200,10 +205,9 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     for name, r in others.items():
         scores = score_by_fold(r.predictions, positive)
         rows.append({"name": name, "ambiguity": VARIANTS[name].ambiguity, "reading": VARIANTS[name].reading,
-                     **(tests.loc[name, compared].to_dict() if name in whole else fallen), "runs": len(r.records),
-                     "collapsed": r.collapsed,
+                     **(tests.loc[name, compared].to_dict() if name in whole else fallen), **marks(r),
                      **{f"{m}_{part}": getattr(scores[m], part)() for m in METRICS for part in ("mean", "std")}})
-    return pd.DataFrame(rows, columns=["name", "ambiguity", "reading", *compared, "runs", "collapsed",
+    return pd.DataFrame(rows, columns=["name", "ambiguity", "reading", *compared, "runs", *NO_MARKS,
                                        *(f"{m}_{part}" for m in METRICS for part in ("mean", "std"))])
 
 
@@ -218,7 +222,7 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
         parts = table[[f"{metric}_{part}" for part in ("difference", "low", "high")]].itertuples(index=False)
         shown[f"default minus reading, {metric}"] = ["" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else
                                                      f"{d:+.3f} [{low:.2f}, {high:.2f}]" for d, low, high in parts]
-    shown["note"] = [f"{c} of {n} runs collapsed" if c else "" for c, n in zip(table.collapsed, table.runs)]
+    shown["note"] = [note(row) for _, row in table.iterrows()]
     return shown.set_index("")
 
 

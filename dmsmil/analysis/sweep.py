@@ -15,12 +15,12 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
+from dmsmil.training.health import SHRUNK, STUCK
 from dmsmil.training.metrics import METRICS, summarise
-from dmsmil.training.results import pretty
+from dmsmil.training.results import marks, pretty
 from dmsmil.training.runs import Runs
 
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
-SHRUNK, STUCK = 0.01, 0.9  # the two halves of a collapse: spread by its start below, L_ce by the prior's entropy above
 LINEAR = "linear projection"
 PLACEMENTS = {LINEAR: {}, "ReLU": {"activation": "relu"}, "LayerNorm, ReLU": {"activation": "layernorm_relu"},
               "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"activation": "relu", "ot_on": "unit"},
@@ -71,7 +71,7 @@ def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
         if lam == ALONE:
             terms["L_ot"] = math.nan
         rows.append({"name": lam_name(lam), "lam": lam, **summarise(r.predictions, positive), **terms,
-                     "runs": len(r.records), "collapsed": r.collapsed, "parameters": int(r.records.parameters[0])})
+                     **marks(r), "parameters": int(r.records.parameters[0])})
     return pd.DataFrame(rows)
 
 

@@ -27,7 +27,7 @@ from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
 from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import summarise
-from dmsmil.training.results import COLLAPSED, run_name, scales_name
+from dmsmil.training.results import COLLAPSED, marks, run_name, scales_name
 from dmsmil.training.runs import Runs, get_runs
 
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out
@@ -206,7 +206,7 @@ def witness_table(witness: Witness, positive: str = "") -> pd.DataFrame:
             largest, on_signal = tile_weights(runs, one)
             rows.append({"rate": one.rate, "name": run_name(runs.config), "method": runs.config.method,
                          "scales": scales_name(runs.config.scales), **summarise(runs.predictions, positive),
-                         "runs": len(runs.records), COLLAPSED: runs.collapsed, "slides": len(one.bags), "tiles": tiles,
+                         **marks(runs), "slides": len(one.bags), "tiles": tiles,
                          "witnesses": round(one.rate * tiles), "signal_area": float(one.shares[:, 0].mean()),
                          "largest_weight": largest, "witness_weight": on_signal})
     return pd.DataFrame(rows)

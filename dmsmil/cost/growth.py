@@ -22,15 +22,15 @@ from dmsmil.cost.meter import (
     device_name,
     interleave,
     measured_once,
-    one_thread,
     peak_memory,
     spread,
     turn_seconds,
 )
 from dmsmil.jobs.files import InputError
-from dmsmil.jobs.parallel import pick_device
+from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.models import method, transport
-from dmsmil.models.deformable import DeformableAttention, lay_out
+from dmsmil.models.deformable import DeformableAttention
+from dmsmil.models.maps import lay_out
 from dmsmil.training.config import code_version
 
 PARTS = {"deformable": "deformable attention", "full": "full self-attention", "ot": "exact transport",

@@ -12,8 +12,7 @@ import statistics
 import time
 import tracemalloc
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -67,17 +66,6 @@ def interleave(calls: Iterable[Callable], rounds: int,
         for call, mine in zip(calls, kept):
             mine.append(seconds(call))
     return kept
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread for PyTorch, as in training."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def device_name(device: torch.device) -> str:

@@ -21,14 +21,13 @@ from dmsmil.cost.meter import (
     device_name,
     interleave,
     measured_once,
-    one_thread,
     peak_memory,
     spread,
     turn_seconds,
 )
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import fingerprint
-from dmsmil.jobs.parallel import pick_device
+from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.jobs.text import as_written
 from dmsmil.models import count_parameters, create
 from dmsmil.training.config import RunConfig, configure_all

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -163,3 +163,16 @@ def pick_device(device: str = "auto"):
         raise InputError(f"device '{device}' was asked for, but {torch.cuda.device_count()} CUDA devices are here: "
                          "use auto or cpu")
     return place
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread for PyTorch: a run must not depend on how many share the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ Shapes, everywhere: B slides, S scales (coarse to fine), K tiles, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +44,7 @@ class MIL(nn.Module):
 
     stacks = False  # whether several of it train in one pass (`stacked`): only where forward draws no random number
     gains_on_cpu = True  # whether that saves time on a CPU too
+    picks = False  # whether it scores few tiles by its form, such as max pooling: that is then no sign of anything
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...]):
         super().__init__()
@@ -55,6 +57,10 @@ class MIL(nn.Module):
         a forward without it computes it on the spot, with the same result. Most methods need nothing.
         """
         return {}
+
+    def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
+        """What a model takes from the slides that it will be trained on, before the first step: bags (S, K, C) and
+        masks (S, K), slide by slide. Most methods take nothing."""
 
     def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
                 geometry: dict[str, Tensor] | None = None) -> Output:

@@ -67,7 +67,8 @@ def check_gradients(model, sizes=(1, 2, 31), scales: int = 1) -> None:
         loss.backward()
         demand(loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values()),
                f"the loss of bags of {lengths} tiles is not finite, or its terms are not detached")
-        for name, parameter in model.named_parameters():
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        for name, parameter in trained.items():
             demand(parameter.grad is not None and parameter.grad.isfinite().all(),
                    f"the gradient of {name} is missing or not finite on bags of {lengths} tiles")
     model.eval()

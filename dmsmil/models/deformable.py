@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dmsmil.jobs.files import InputError
-from dmsmil.models.grid import grid_shape
+from dmsmil.models.maps import Maps, corners
 
 
 class ScaleLinear(nn.Module):
@@ -37,16 +38,22 @@ class ScaleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(groups, out_dim).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(len(self.weight), -1, x.shape[-1])
-        out = flat @ self.weight if self.bias is None else torch.baddbmm(self.bias[:, None], flat, self.weight)
-        return out.reshape(*x.shape[:-1], -1)
+        return affine(x, self.weight, self.bias)
 
-    def each(self, parts: list[Tensor]) -> Tensor:
-        """The same for the given features of R runs, (S, N, in) each, groups run by run: (R S, N, out)."""
-        runs, width = len(parts), self.weight.shape[-1]
-        flat = [part.reshape(len(self.weight) // runs, -1, part.shape[-1]) for part in parts]
-        weight, bias = self.weight.unflatten(0, (runs, -1)), self.bias.unflatten(0, (runs, -1))
-        return _EachTimes.apply(weight, bias, *flat).view(runs * len(parts[0]), -1, width)
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (S, N, in) @ weight (G, in, out) + bias (G, out) -> (S, N, out), where S / G neighbours share a group."""
+    flat = x.reshape(len(weight), -1, x.shape[-1])
+    out = flat @ weight if bias is None else torch.baddbmm(bias[:, None], flat, weight)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def affine_each(parts: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """`affine` for the given features of R runs, (S, N, in) each, groups run by run: (R S, N, out)."""
+    runs, width = len(parts), weight.shape[-1]
+    flat = [part.reshape(len(weight) // runs, -1, part.shape[-1]) for part in parts]
+    weight, bias = weight.unflatten(0, (runs, -1)), bias.unflatten(0, (runs, -1))
+    return _EachTimes.apply(weight, bias, *flat).view(runs * len(parts[0]), -1, width)
 
 
 def for_each(weight: Tensor, scales: int) -> Tensor:
@@ -76,68 +83,6 @@ class _EachTimes(torch.autograd.Function):
 
 
 @dataclass
-class Maps:
-    """Where the tiles of each map lie. All int64: height, width, count (S, N); cell, tile (S, N, L).
-
-    The `count` tiles of a map fill its height x width cells row by row; cells from `count` on are empty.
-    cell[l] = the cell that tile l fills; tile[c] = the tile in cell c (beyond `count` both are harmless indices).
-    """
-
-    height: Tensor
-    width: Tensor
-    count: Tensor
-    cell: Tensor
-    tile: Tensor
-
-
-def lay_out(mask: Tensor) -> Maps:
-    """The map of each bag: mask (..., L) -> Maps. Its n tiles fill H x W cells in their order (raster order).
-
-    H x W depends on n alone (`grid_shape`: 10 x 20 for n = 200), so padding changes nothing.
-    """
-    count = mask.sum(-1).clamp(min=1)
-    height, width = grid_shape(count).unbind(-1)
-    cell = (mask.cumsum(-1) - 1).clamp(min=0)
-    tile = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
-    return Maps(height, width, count, cell, tile)
-
-
-def full_maps(height: int, width: int, lead: tuple[int, ...], device) -> Maps:
-    """Maps of `height` x `width` cells without an empty one, with leading axes `lead` = (S, N)."""
-    cells = torch.arange(height * width, device=device).expand(*lead, -1)
-    size = [torch.full(lead, value, device=device) for value in (height, width, height * width)]
-    return Maps(*size, cells, cells)
-
-
-def corners(x: Tensor, y: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
-    """Bilinear weights of the points (x, y) (S, N, ...) -> index, weight (S, N, ..., 4): four tiles a point.
-
-    Unit: cells, whole numbers at cell centres (align_corners=False: a zero offset reads exactly its own cell).
-    Outside the map the border counts, and in a column without a cell in the last row the border is the row above.
-    A corner on an empty cell gets weight 0 and the other three are renormalised: weights always sum to 1.
-    """
-    lead = (...,) + (None,) * (x.dim() - 2)
-    height, width, count = maps.height[lead], maps.width[lead], maps.count[lead]
-    x = x.clamp(min=0).minimum((width - 1).to(x.dtype))
-    left = x.detach().long().clamp(min=0)  # also where x is not a number: the weight then is none either
-    last_row = height - 1 - (left >= count - (height - 1) * width).long()
-    y = y.clamp(min=0).minimum(last_row.to(y.dtype))
-    # at the lower border the pair of rows is (H-2, H-1), so that only the lower two corners can be empty
-    upper = torch.minimum(y.detach().long().clamp(min=0), (height - 2).clamp(min=0))
-    fx, fy = x - left, y - upper
-    right = torch.minimum(left + 1, width - 1)
-    below = (upper + 1) * width
-    index = torch.stack([upper * width + left, upper * width + right, below + left, below + right], -1)
-    gx = 1 - fx
-    lower_left, lower_right = gx * fy, fx * fy
-    kept = lower_right * (below + right < count)
-    weight = torch.stack([gx - lower_left, fx - lower_right, lower_left, kept], -1)
-    weight = weight / (1 - lower_right + kept).unsqueeze(-1)
-    index = torch.minimum(index, (count - 1).unsqueeze(-1))
-    return maps.tile.gather(-1, index.flatten(2)).view_as(index), weight
-
-
-@dataclass
 class Samples:
     """The sampling of every query: x, y, attention (S, N, L, M, U); index, weight (S, N, L, M, U, 4).
 
@@ -157,17 +102,25 @@ class DeformableAttention(nn.Module):
     offset="cells": dr = c tanh(.) with c = U + 1 cells, bias initialised on rings (head m looks in direction
         2 pi m / M, point u lies u cells away), as Deformable DETR does. offset="dat": c = s/H with s = 2 in the
         [-1, 1] range of a map of H cells, which is one cell; no ring.
+    offset_lr: the offsets' layer is trained at this share of the learning rate, as in Deformable DETR (0.1). Adam's
+        step does not depend on how large a gradient is, so a layer whose output is multiplied by 0.1, and whose weights
+        start ten times as large, takes the steps of one that is trained at a tenth of the rate.
+    query="norm": what offsets and logits are made of is normalised first (LayerNorm), as in DAT.
     attention="linear": logits from the query, eq. (4). attention="dot": eq. (6), <z_q, W_k x(r + dr)> / sqrt(d) a
         head; W_v is then W' (both map the sampled feature to the head's value).
     softmax="points": over the U points of a head. softmax="all": over all M U of a query.
     """
 
-    def __init__(self, groups: int, dim: int, heads: int, points: int, offset: str, attention: str, softmax: str):
+    def __init__(self, groups: int, dim: int, heads: int, points: int, offset: str, attention: str, softmax: str,
+                 offset_lr: float = 1.0, query: str = "plain"):
         super().__init__()
         if heads < 1 or points < 1 or dim % heads:
             raise InputError(f"projection_dim {dim} in {heads} heads of {points} points: heads must divide "
                              "projection_dim, and both heads and points must be at least 1")
+        if not 0 < offset_lr <= 1:
+            raise InputError(f"offset_lr is {offset_lr}: a share of the learning rate is needed, above 0 and up to 1")
         self.heads, self.points, self.softmax = heads, points, softmax
+        self.offset_lr, self.normed = offset_lr, query == "norm"
         self.dot = attention == "dot"
         self.reach = points + 1.0 if offset == "cells" else 1.0
         self.query = ScaleLinear(groups, dim, dim)
@@ -190,6 +143,8 @@ class DeformableAttention(nn.Module):
             self.plan.weight[..., :2 * m * u].normal_(std=0.01)
         else:
             self.plan.bias[:, :2 * m * u] = 0
+        self.plan.weight[..., :2 * m * u] /= self.offset_lr
+        self.plan.bias[:, :2 * m * u] /= self.offset_lr
         self.plan.weight[..., 2 * m * u:] = 0  # attention starts uniform
         self.plan.bias[:, 2 * m * u:] = 0
         for layer in (self.value, self.output):
@@ -201,7 +156,10 @@ class DeformableAttention(nn.Module):
         """Where every cell of the maps looks, and how much: x (S, N, L, C)."""
         m, u = self.heads, self.points
         z = self.query(x)
-        offsets, *logits = self.plan(z).split(2 * m * u, -1)  # (S, N, L, 2MU), and (S, N, L, MU) unless dot
+        plan = self.plan(F.layer_norm(z, z.shape[-1:]) if self.normed else z)
+        offsets, *logits = plan.split(2 * m * u, -1)  # (S, N, L, 2MU), and (S, N, L, MU) unless dot
+        if self.offset_lr != 1:
+            offsets = self.offset_lr * offsets
         dx, dy = (self.reach * offsets.tanh()).unflatten(-1, (m, u, 2)).unbind(-1)
         column, row = maps.cell % maps.width[..., None], maps.cell // maps.width[..., None]
         px, py = column[..., None, None] + dx, row[..., None, None] + dy
@@ -221,7 +179,8 @@ class DeformableAttention(nn.Module):
     def weights(self, x: Tensor, maps: Maps, share: Tensor) -> Tensor:
         """The weight map w (S, N, M, L) of x (S, N, L, C). share (S, N, L): weight of each query in the pooled mean.
 
-        sum_j w_mj = 1 for each head (softmax="points"), or sum_mj w_mj = 1 (softmax="all"), if the shares sum to 1.
+        sum_j w_mj = 1 for each head (softmax="points"), or sum_mj w_mj = 1 (softmax="all"), if the shares sum to 1;
+        less on maps in place, where a point can hold nothing.
         """
         samples = self.sample(x, maps)
         mass = (samples.attention * share[..., None, None]).unsqueeze(-1) * samples.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,12 @@ class BranchedMIL(MIL):
     stacks = True
 
     def geometry(self, mask: Tensor, coords: Tensor | None = None) -> dict[str, Tensor]:
-        """The layout of the slide maps: of the tile positions only their order matters."""
-        return self.branches.geometry(mask)
+        """The layout of the slide maps: of the tile positions only their order matters, unless grid="position"."""
+        return self.branches.geometry(mask, coords)
+
+    def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
+        """See `Branches.learn_inputs`."""
+        self.branches.learn_inputs(bags, masks)
 
     def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What `branches` found -> logits (B, n_classes), eq. (10)-(12), and more extras by name."""
@@ -42,7 +47,7 @@ class BranchedMIL(MIL):
                 geometry: dict[str, Tensor] | None = None) -> Output:
         """(B, S, K, C) -> Output; extras as `Branches` and `conclude` give them, and what `loss` needs."""
         mask = full_mask(bags, mask)
-        found = self.branches(bags, mask, geometry or self.geometry(mask))
+        found = self.branches(bags, mask, geometry or self.geometry(mask, coords))
         logits, more = self.conclude(found, mask)
         return Output(logits, found.pop("scores"), found | more | dict(mask=mask, given=bags))
 
@@ -76,7 +81,14 @@ class BranchedMIL(MIL):
         (B, S, K, 16, ...) and have no pixels. Rows of padding mean nothing.
         """
         mask = full_mask(bags, mask)
-        return self.branches.sampling(bags, mask, coords, self.geometry(mask))
+        return self.branches.sampling(bags, mask, coords, self.geometry(mask, coords))
+
+    @torch.no_grad()
+    def looks(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> dict[str, Tensor]:
+        """Shares of sampling points near the end of their reach and off the map, (B, S) each: see `Branches.looks`;
+        nothing with deformable=False."""
+        mask = full_mask(bags, mask)
+        return {} if self.branches.attend is None else self.branches.looks(bags, mask, coords)
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, n_classes). One logit z becomes (0, z): its softmax is sigmoid(z), its CE the binary CE."""
@@ -93,14 +105,16 @@ class DAMIL(BranchedMIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "cells", head: str = "ce",
-                 activation: str = "none", score: str = "mass"):
+                 attention: str = "linear", softmax: str = "points", offset: str = "cells", offset_lr: float = 1.0,
+                 query: str = "plain", head: str = "ce", activation: str = "none", standardise: bool = False,
+                 score: str = "mass"):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) != 1:
             raise InputError(f"DAMIL takes one scale, got {list(self.scales)}: use DMSMIL for several")
         self.branches = Branches(in_dim, 1, projection_dim=projection_dim, heads=heads, points=points,
                                  deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
-                                 offset=offset, activation=activation, score=score, shared=False)
+                                 offset=offset, offset_lr=offset_lr, query=query, activation=activation,
+                                 standardise=standardise, score=score, shared=False)
         self.classify = class_layer(projection_dim, n_classes, head)
 
     def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -124,17 +138,22 @@ class DMSMIL(BranchedMIL):
     ot           "exact" W1, eq. (1)-(2); "none" (ablation); "entropic", "paired", "squared", and "blocks" for bags of
                  many hundred tiles: see `transport.distance`
     ot_on        eq. (1) on "projection" x_j; "raw": the given features, which leaves L_ot without a gradient (null
-                 control); "unit": x_j / |x_j|
+                 control); "unit": x_j / |x_j|; "relative": x_j by the bag's own mean distance between the scales, so
+                 that L_ot lies in [0, 1] with any encoder and does not reward shrinking
     map          x~ of eq. (5) is the map of a "slide", one cell a tile; "tile": each feature is its own 4 x 4 map
                  (projected cell by cell), so that no attention crosses tiles
-    grid         the n tiles "fill" their cells (the last row may stay open); "square": bilinear resampling to 14 x 14
+    grid         the n tiles "fill" their cells (the last row may stay open); "square": bilinear resampling to 14 x 14;
+                 "position": a tile lies where it lies in the slide, empty places hold nothing (`maps.lay_in_place`)
     attention    "linear" logits from the query, eq. (4); "dot": keys and values, eq. (6)
     softmax      eq. (4) over the "points" of a head; "all": over heads and points
     offset       c of eq. (3) is U + 1 "cells", on rings; "dat": s/H with s = 2
+    offset_lr    the offsets' layer learns at this share of the rate; Deformable DETR's is 0.1
+    query        offsets and logits of eq. (3) and (4) come from z_q as it is ("plain") or normalised ("norm"), as DAT's
     gate         eq. (11) on "pooled" x^; "projection": on the mean of x_j; "projected": omega^T tanh(V x^ + b)
     head         eq. (13) "ce" of a logit a class; "sigmoid": one logit
     shared       one set of weights for all scales instead of one each
     activation   after the projection: "none", "relu", "gelu", "layernorm", "layernorm_relu"
+    standardise  the projection reads features of mean 0 and deviation 1 over the tiles of the training slides
     score        of a tile: "mass" sum_m w_mj, which sums to 1 a scale; "norm": sum_m |W_m W'_m w_mj x_j|
     lam          lambda of eq. (14)
 
@@ -144,9 +163,9 @@ class DMSMIL(BranchedMIL):
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, fusion: str = "attention",
                  ot: str = "exact", ot_on: str = "projection", map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "cells", gate: str = "pooled",
-                 head: str = "ce", shared: bool = False, activation: str = "none", score: str = "mass",
-                 lam: float = 1.0):
+                 attention: str = "linear", softmax: str = "points", offset: str = "cells", offset_lr: float = 1.0,
+                 query: str = "plain", gate: str = "pooled", head: str = "ce", shared: bool = False,
+                 activation: str = "none", standardise: bool = False, score: str = "mass", lam: float = 1.0):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) < 2:
             raise InputError(f"DMSMIL takes two scales or more, got {list(self.scales)}: use DAMIL for one")
@@ -154,7 +173,8 @@ class DMSMIL(BranchedMIL):
         self.fusion, self.ot, self.ot_on, self.gate, self.lam = fusion, ot, ot_on, gate, lam
         self.branches = Branches(in_dim, len(self.scales), projection_dim=projection_dim, heads=heads, points=points,
                                  deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
-                                 offset=offset, activation=activation, score=score, shared=shared)
+                                 offset=offset, offset_lr=offset_lr, query=query, activation=activation,
+                                 standardise=standardise, score=score, shared=shared)
         if fusion == "attention":
             bound = 1 / math.sqrt(projection_dim)
             self.omega = nn.Parameter(torch.empty(projection_dim).uniform_(-bound, bound))
@@ -183,19 +203,31 @@ class DMSMIL(BranchedMIL):
         spread: root mean squared distance of the projected tiles of the batch to their mean, averaged over scales;
         L_ot alone would shrink it to 0, so it is logged beside it.
         """
-        ce = mean_cross_entropy(output.logits, labels)
+        between, ce = self.terms(output, labels)
         mask, projection = output.extras["mask"], output.extras["projection"]
         with torch.no_grad():
             x = projection.transpose(-4, -3).flatten(-3, -2)  # (..., S, B K, D)
             there = mask.transpose(-3, -2).flatten(-2)  # (..., S, B K)
             squares = (x - masked_mean(x, there).unsqueeze(-2)).square().sum(-1, keepdim=True)
             spread = masked_mean(squares, there).squeeze(-1).sqrt().mean(-1)
-        if self.ot == "none":
-            between = torch.zeros_like(ce)
-        else:
-            transported = self.transported(output)
-            between = transport.distance(transported, mask, self.ot)
         return between + self.lam * ce, {"L_ce": ce.detach(), "L_ot": between.detach(), "spread": spread}
+
+    def terms(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """L_ot (0 with ot="none") and L_ce."""
+        ce = mean_cross_entropy(output.logits, labels)
+        if self.ot == "none":
+            return torch.zeros_like(ce), ce
+        return transport.distance(self.transported(output), output.extras["mask"], self.ot), ce
+
+    def pulls(self, output: Output, labels: Tensor) -> dict[str, float]:
+        """Who decides what the projection becomes: gradient_ot and gradient_ce, the norms of the gradients of L_ot and
+        of lam L_ce on its weights. `output` must still have its graph."""
+        between, ce = self.terms(output, labels)
+        weight, found = self.branches.project.weight, {}
+        for name, term in (("gradient_ot", between), ("gradient_ce", self.lam * ce)):
+            slope = torch.autograd.grad(term, weight, retain_graph=True)[0] if term.requires_grad else None
+            found[name] = 0.0 if slope is None else float(slope.norm())
+        return found
 
     def transported(self, output: Output) -> Tensor:
         """What eq. (1) moves: (..., B, S, K, D)."""
@@ -203,7 +235,11 @@ class DMSMIL(BranchedMIL):
             given = output.extras["given"]
             return torch.stack(given) if isinstance(given, list) else given
         projection = output.extras["projection"]
-        return F.normalize(projection, dim=-1) if self.ot_on == "unit" else projection
+        if self.ot_on == "unit":
+            return F.normalize(projection, dim=-1)
+        if self.ot_on == "relative":
+            return projection / transport.mean_distance(projection, output.extras["mask"])[..., None, None, None]
+        return projection
 
 
 class _Conclusion(nn.Module):

@@ -40,6 +40,8 @@ class MaxPool(MeanPool):
     pools features; it is not the max over tiles of an instance classifier, which is DSMIL's first stream.
     """
 
+    picks = True
+
     def pool(self, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, K, C), (B, S, K) -> pooled (B, S, C), scores (B, S, K)."""
         largest, where = bags.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(2)              # (B, S, C)

@@ -39,8 +39,8 @@ class Stack:
         self.grouped = models[0].grouped()
         weights = [dict(model.named_parameters()) for model in models]
         self.shapes = {name: value.shape for name, value in weights[0].items()}
-        self.values = {name: nn.Parameter(self.joined(name, [mine[name].detach() for mine in weights]))
-                       for name in weights[0]}
+        self.values = {name: nn.Parameter(self.joined(name, [mine[name].detach() for mine in weights]),
+                                          value.requires_grad) for name, value in weights[0].items()}
         self._lam = torch.tensor([m.lam for m in models]) if hasattr(models[0], "lam") else None
 
     def joined(self, name: str, parts: list[Tensor]) -> Tensor:
@@ -59,7 +59,11 @@ class Stack:
 
     def parameters(self) -> list[nn.Parameter]:
         """The leaves that an optimiser steps."""
-        return list(self.values.values())
+        return list(self.trained().values())
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The leaves that are trained, by name; the others are what each run took from its training slides."""
+        return {name: value for name, value in self.values.items() if value.requires_grad}
 
     def weights(self, run: int) -> dict[str, Tensor]:
         """The weights of one run by name, as `load_state_dict` of its model takes them."""
@@ -83,7 +87,7 @@ class Stack:
         for (name, value), state in zip(list(self.values.items()), states):
             chosen = {key: self._chosen(part, name, runs) if part.shape == value.shape else part
                       for key, part in state.items()}
-            self.values[name] = nn.Parameter(self._chosen(value.detach(), name, runs))
+            self.values[name] = nn.Parameter(self._chosen(value.detach(), name, runs), value.requires_grad)
             if chosen:
                 optimiser.state[self.values[name]] = chosen
         optimiser.param_groups[0]["params"] = self.parameters()

@@ -16,6 +16,7 @@ class TopK(MIL):
     """
 
     stacks = True
+    picks = True
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, k: int = 8):
         super().__init__(in_dim, n_classes, scales)

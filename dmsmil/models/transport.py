@@ -45,6 +45,20 @@ def distance(features: Tensor, mask: Tensor, kind: str = "exact") -> Tensor:
     return torch.stack(pairs).mean(0).view(mask.shape[:-2]).mean(-1)
 
 
+def mean_distance(features: Tensor, mask: Tensor) -> Tensor:
+    """How far apart a slide's tiles of two scales are: features (..., S, K, D), mask (..., S, K) -> (...).
+
+    The root of the mean squared distance |x - y|^2 over all pairs of a tile x of one scale and a tile y of the next,
+    and over consecutive pairs of scales; at least 1e-6. Matching at random costs the mean distance, which is no more,
+    so W1 of tiles that are divided by it is at most 1.
+    """
+    centre = masked_mean(features, mask)
+    variance = masked_mean((features - centre.unsqueeze(-2)).square().sum(-1, keepdim=True), mask).squeeze(-1)
+    apart = (centre[..., 1:, :] - centre[..., :-1, :]).square().sum(-1)
+    squares = variance[..., 1:] + variance[..., :-1] + apart  # the mean over all pairs, without forming them
+    return squares.mean(-1).clamp(min=1e-12).sqrt()
+
+
 def plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str = "exact",
          entropy: float = ENTROPY) -> Tensor:
     """The coupling behind `distance`: x1 (B, K1, D), x2 (B, K2, D), masks (B, K1), (B, K2) -> (B, K1, K2) float64.

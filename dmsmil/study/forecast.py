@@ -13,10 +13,9 @@ import torch
 from dmsmil.analysis.ablation import ablation_configs, choose_variants, null_configs, variant_configs
 from dmsmil.analysis.sweep import collapse_configs, lam_configs
 from dmsmil.cohorts.folds import bag_folds
-from dmsmil.cost.meter import one_thread
 from dmsmil.cost.tables import Trainee
 from dmsmil.features.bags import Bags
-from dmsmil.jobs.parallel import pick_device, worker_count
+from dmsmil.jobs.parallel import one_thread, pick_device, worker_count
 from dmsmil.models import create, transport
 from dmsmil.models.stacked import Stack
 from dmsmil.study.trial import made_up
@@ -37,12 +36,13 @@ class Work:
     seconds: float
 
 
-def trainings(params: dict, bags: Bags, folds: pd.DataFrame) -> dict[str, list[tuple[RunConfig, int]]]:
+def trainings(params: dict, bags: Bags, folds: pd.DataFrame, count: int = 0) -> dict[str, list[tuple[RunConfig, int]]]:
     """What each notebook trains that none before it has: (configuration, how many runs of it). bags and folds: like the
-    study's in scales, channels and classes."""
+    study's in scales, channels and classes; count: of the study's folds, all repeats together, 0 for as many as params
+    ask for."""
     common = {name: params[name] for name in ("epochs", "lr", "weight_decay", "batch_size", "select")}
     lam = params["lam"]
-    each, once = params["folds"] * len(params["seeds"]), 1
+    each, once = (count or params["folds"] * params["repeats"]) * len(params["seeds"]), 1
     readings, _ = variant_configs(bags, folds, choose_variants(params["variants"]), lam=lam, **common)
     asked = {
         "03_train": [(configure(bags, folds, params["method"], params["scale"], params["options"], lam=lam, **common),
@@ -63,15 +63,16 @@ def trainings(params: dict, bags: Bags, folds: pd.DataFrame) -> dict[str, list[t
     return found
 
 
-def forecast(params: dict, slides: int, channels: int, classes: list[str]) -> list[Work]:
-    """The trainings of a study of so many slides, by notebook. It times a step of each kind of run, at the study's
-    sizes, on its device; the runs of `witness_rates` are not in it. Raises InputError for settings that cannot be."""
+def forecast(params: dict, slides: int, channels: int, classes: list[str], count: int = 0) -> list[Work]:
+    """The trainings of a study of so many slides, by notebook; count: of its folds, as `trainings` takes it. It times a
+    step of each kind of run, at the study's sizes, on its device; the runs of `witness_rates` are not in it. Raises
+    InputError for settings that cannot be."""
     bags = made_up(params["scales"], channels, classes, params["k"])
     folds = bag_folds(bags, 2)
     steps = slides * (1 - 1 / params["folds"]) / params["batch_size"]
     measured: dict[tuple, float] = {}
     works = []
-    for notebook, configs in trainings(params, bags, folds).items():
+    for notebook, configs in trainings(params, bags, folds, count).items():
         seconds = 0.0
         for config, runs in configs:
             together = _together(config, runs, params)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv
-from dmsmil.jobs.parallel import pick_device
+from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.models import MIL, count_parameters, create
+from dmsmil.training import health
 from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import predictions_table, score
 from dmsmil.training.progress import Progress
@@ -33,8 +34,9 @@ class Training:
     """A run while it is trained.
 
     data: the bags of its scales; parts: rows of data by train, val and test; geometry: `MIL.geometry` of all bags;
-    order: draws the order of slides. history: one row an epoch; best: value, epoch and weights of the best epoch, where
-    one is selected; spread: of the features before the first step; seconds: that earlier processes spent on it.
+    order: draws the order of slides. start: the loss terms before the first step, and what `health.examine` saw then;
+    history: one row an epoch; best: value, epoch and weights of the best epoch, where one is selected; seconds: that
+    earlier processes spent on it.
     """
 
     config: RunConfig
@@ -47,7 +49,7 @@ class Training:
     optimiser: torch.optim.Optimizer
     order: torch.Generator
     geometry: dict[str, torch.Tensor]
-    spread: float | None
+    start: dict[str, float]
     history: list[dict] = field(default_factory=list)
     best: dict | None = None
     seconds: float = 0.0
@@ -72,15 +74,13 @@ def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int
     read is dropped, and `say` is told.
     """
     place = pick_device(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread(), Progress(Path(folder), config.epochs) as progress:
         run = prepare(bags, folds, config, fold, seed, Path(folder), place)
         if run.checkpoint.exists() and not _resume(run):
             say("its checkpoint could not be read: begun anew")
             run.checkpoint.unlink()
             run = prepare(bags, folds, config, fold, seed, Path(folder), place)  # _resume may have changed half of it
-        progress, saved = Progress(run.folder, config.epochs), time.perf_counter()
+        saved = time.perf_counter()
         while len(run.history) < config.epochs:
             one_epoch(run)
             progress.say(1, len(run.history))
@@ -88,9 +88,6 @@ def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int
                 _keep(run)
                 saved = time.perf_counter()
         return finish(run)
-    finally:
-        torch.set_num_threads(threads)
-        Progress(Path(folder), config.epochs).end()
 
 
 def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
@@ -100,11 +97,16 @@ def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed:
     parts = _parts(data, folds, config.select, fold)
     torch.manual_seed(int(fingerprint([seed, fold], 8), 16))
     model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options).to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    rows = parts["train"]
+    model.learn_inputs((data.x[row].to(device) for row in rows), (data.mask[row].to(device) for row in rows))
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     order = torch.Generator().manual_seed(int(fingerprint([seed, fold, "order"], 8), 16))
     geometry = _geometry(model, data)
-    spread = _spread(model, data, geometry, parts["train"], config.batch_size)
-    return Training(config, fold, seed, folder, data, parts, model, optimiser, order, geometry, spread)
+    first = parts["train"][:16]
+    start = predict(model, data, first, geometry, config.batch_size)[1]
+    start |= health.examine(model, data, first[:health.SLIDES], geometry, pulls=True)
+    return Training(config, fold, seed, folder, data, parts, model, optimiser, order, geometry, start)
 
 
 def _parts(data: Bags, folds: pd.DataFrame, select: str, fold: int) -> dict[str, np.ndarray]:
@@ -132,7 +134,8 @@ def one_epoch(run: Training) -> None:
 
 def close_epoch(run: Training, means: dict[str, float]) -> None:
     """The end of an epoch: its row of the history, and the best weights where an epoch is selected. means: of the loss
-    and its terms over the slides. Raises InputError when the loss is no longer finite."""
+    and its terms over the slides; after some epochs (`health.watched`) also what `health.examine` sees on the first
+    training slides. Raises InputError when the loss is no longer finite."""
     if not np.isfinite(means["loss"]):
         raise InputError("the loss is no longer finite: lower lr, or look at the features of this study")
     batch_size, number = run.config.batch_size, len(run.history) + 1
@@ -143,6 +146,8 @@ def close_epoch(run: Training, means: dict[str, float]) -> None:
         if run.best is None or value > run.best["value"]:
             weights = {name: w.detach().cpu().clone() for name, w in run.model.state_dict().items()}
             run.best = {"value": value, "epoch": number, "model": weights}
+    if health.watched(number, run.config.epochs):
+        row |= health.examine(run.model, run.data, run.parts["train"][:health.SLIDES], run.geometry, pulls=True)
     run.history.append(row)
 
 
@@ -165,11 +170,15 @@ def finish(run: Training) -> Path:
     with atomic(run.folder / "model.safetensors") as temporary:
         save_file({name: w.contiguous() for name, w in model.state_dict().items()}, temporary)
     prior = np.bincount(labels[parts["train"]]) / len(parts["train"])
+    attention = health.examine(model, data, test, run.geometry)
     last = history.iloc[-1]
     write_record({
         "config": config.record(), "fold": run.fold, "seed": run.seed,
-        "collapsed": collapsed(run.spread, last.get("spread"), last.get("L_ce"), prior),
-        "spread_start": run.spread, "test_terms": test_terms, "prior_entropy": _entropy(prior),
+        "collapsed": health.collapsed(run.start.get("spread"), last.get("spread"), last.get("L_ce"), prior),
+        "learned_nothing": health.learned_nothing(last.get("L_ce"), prior),
+        "gathered": health.gathered(model, attention), "attention": attention,
+        "start": run.start, "spread_start": run.start.get("spread"),
+        "test_terms": test_terms, "prior_entropy": health.entropy(prior),
         "epoch_used": run.best["epoch"] if run.best else config.epochs, "parameters": count_parameters(model),
         "slides": {name: len(rows) for name, rows in parts.items()}, "seconds": round(run.spent(), 2),
         "device": next(model.parameters()).device.type, "torch": torch.__version__}, run.folder)
@@ -238,27 +247,10 @@ def _validate(model, data, geometry, rows, batch_size) -> dict[str, float]:
     return {"val_loss": terms["loss"], "val_auc": score(table)["AUC"]}
 
 
-def _spread(model, data, geometry, rows, batch_size) -> float | None:
-    """Feature spread before the first step, for the methods that report one."""
-    return predict(model, data, rows[:16], geometry, batch_size)[1].get("spread")
-
-
-def collapsed(spread_start: float | None, spread: float | None, ce: float | None, prior: np.ndarray) -> bool:
-    """True when the representation is gone: the feature spread fell below 1 % of its start while L_ce is still at
-    least 90 % of the prior's entropy, that is, the classifier knows no more than the class shares."""
-    if not spread_start or spread is None or ce is None or not np.isfinite(spread):
-        return False
-    return bool(spread < 0.01 * spread_start and ce > 0.9 * _entropy(prior))
-
-
-def _entropy(prior: np.ndarray) -> float:
-    return float(-(prior[prior > 0] * np.log(prior[prior > 0])).sum())
-
-
 def _keep(run: Training) -> None:
     """Write the checkpoint: all that a new process needs to end with the same numbers."""
     write_checkpoint({
-        "config": fingerprint(run.config.record()), "history": run.history, "best": run.best, "spread": run.spread,
+        "config": fingerprint(run.config.record()), "history": run.history, "best": run.best, "start": run.start,
         "seconds": run.spent(), "model": run.model.state_dict(), "optimiser": run.optimiser.state_dict(),
         "order": run.order.get_state(), "rng": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, run.checkpoint)
@@ -271,7 +263,7 @@ def _resume(run: Training) -> bool:
         return False
     run.model.load_state_dict(saved["model"])
     run.optimiser.load_state_dict(saved["optimiser"])
-    run.history, run.best, run.spread, run.seconds = (saved[key] for key in ("history", "best", "spread", "seconds"))
+    run.history, run.best, run.start, run.seconds = (saved[key] for key in ("history", "best", "start", "seconds"))
     run.order.set_state(saved["order"])
     torch.set_rng_state(saved["rng"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():

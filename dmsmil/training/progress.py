@@ -12,7 +12,10 @@ SECONDS = 10.0  # between two lines
 
 
 class Progress:
-    """What one unit of runs says of itself, in the folder of its first run; gone when the unit ends."""
+    """What one unit of runs says of itself, in the folder of its first run; gone when the unit ends.
+
+    A context: `with Progress(folder, epochs) as progress: ...`
+    """
 
     def __init__(self, folder: Path, epochs: int):
         self.path, self.epochs, self.said = folder / NAME, epochs, 0.0
@@ -23,7 +26,10 @@ class Progress:
             write_text(f"{runs} {epoch} {self.epochs}\n", self.path)
             self.said = time.monotonic()
 
-    def end(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Nothing trains here any more."""
         self.path.unlink(missing_ok=True)
 

@@ -16,7 +16,8 @@ from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import METRICS, summarise
 from dmsmil.training.runs import Runs
 
-COLLAPSED = "collapsed"
+COLLAPSED, NOTHING, GATHERED, EFFECTIVE = "collapsed", "learned_nothing", "gathered", "effective"
+NO_MARKS = {COLLAPSED: 0, NOTHING: 0, GATHERED: 0, EFFECTIVE: math.nan}  # of a rule that is not trained
 
 SECONDS = "epoch_seconds"
 
@@ -28,19 +29,25 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFra
     """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
     Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
-    what `metrics.summarise` says of ACC, F1 and AUC, runs, collapsed (how many runs), parameters, and epoch_seconds
+    what `metrics.summarise` says of ACC, F1 and AUC, runs and their `marks`, parameters, and epoch_seconds
     (the median run's time by its epochs; 0 for what is not trained by epochs).
     """
     rows = [{"name": name, "method": r.config.method, "scales": scales_name(r.config.scales),
-             **summarise(r.predictions, positive), "runs": len(r.records),
-             COLLAPSED: r.collapsed, "parameters": int(r.records.parameters[0]),
+             **summarise(r.predictions, positive), **marks(r), "parameters": int(r.records.parameters[0]),
              SECONDS: float(r.records.seconds.median()) / r.config.epochs}
             for name, r in zip(run_names(runs), runs)]
     for name, predictions in baseline_predictions(bags, folds, cohort).items():
         rows.append({"name": name, "method": "", "scales": "", **summarise(predictions, positive),
-                     "runs": predictions.groupby(["fold", "seed"]).ngroups, COLLAPSED: 0, "parameters": 0,
+                     "runs": predictions.groupby(["fold", "seed"]).ngroups, **NO_MARKS, "parameters": 0,
                      SECONDS: 0.0})
     return pd.DataFrame(rows)
+
+
+def marks(runs: Runs) -> dict[str, float]:
+    """How the runs of a row went: runs; how many of them collapsed, have learned_nothing, have gathered their
+    attention; and effective, the share of a slide's tiles over which it is spread."""
+    return {"runs": len(runs.records), COLLAPSED: runs.collapsed, NOTHING: runs.learned_nothing,
+            GATHERED: runs.gathered, EFFECTIVE: runs.effective}
 
 
 def scales_name(scales: Sequence[int]) -> str:
@@ -121,15 +128,19 @@ def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
     if SECONDS in table:
         shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
-    shown["note"] = [_note(row) for _, row in table.iterrows()]
+    shown["note"] = [note(row) for _, row in table.iterrows()]
     return shown.set_index("")
 
 
-def _note(row: pd.Series) -> str:
+def note(row: pd.Series) -> str:
     """What a reader of a row must know besides its numbers."""
     said = []
     if row[COLLAPSED]:
         said.append(f"{row[COLLAPSED]} of {row.runs} runs collapsed")
+    if row.get(NOTHING, 0) > row[COLLAPSED]:
+        said.append(f"{row[NOTHING]} of {row.runs} runs learned nothing")
+    if row.get(GATHERED, 0):
+        said.append(f"attention gathered in {row[GATHERED]} of {row.runs} runs, on {row[EFFECTIVE]:.0%} of the tiles")
     if row.get("undefined", 0):
         said.append(f"F1 or AUC not defined in {row.undefined} of {row.runs} runs, which test one class")
     return "; ".join(said)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dmsmil.cohorts.folds import fold_count
@@ -46,6 +47,24 @@ class Runs:
     def collapsed(self) -> int:
         """How many of the runs are marked collapsed."""
         return int(self.records.collapsed.sum())
+
+    @property
+    def learned_nothing(self) -> int:
+        """How many of the runs know no more than the class shares."""
+        return int(self.records.learned_nothing.sum())
+
+    @property
+    def gathered(self) -> int:
+        """How many of the runs spread their attention over few tiles."""
+        return int(self.records.gathered.sum())
+
+    @property
+    def effective(self) -> float:
+        """Over what share of a tested slide's tiles the scores are spread, mean over runs of the scale where it is
+        least (`health.effective_share`)."""
+        shares = [[value for name, value in seen.items() if name.startswith("effective_")]
+                  for seen in self.records.attention]
+        return float(np.mean(np.min(shares, axis=1)))
 
 
 def run_folder(study: Path, config: RunConfig, fold: int, seed: int) -> Path:
@@ -214,8 +233,13 @@ def _fit_alone(unit: tuple, device: str) -> Iterator[tuple[int, Exception | None
 def _said(config: RunConfig, fold: int, seed: int, folder: Path, note: str) -> str:
     """A finished run in one line."""
     notes = [note] if note else []
-    if read_record(folder)["collapsed"]:
+    record = read_record(folder)
+    if record["collapsed"]:
         notes.append("COLLAPSED: the features have shrunk to a point, this is no result")
+    elif record["learned_nothing"]:
+        notes.append("LEARNED NOTHING: L_ce stays at the entropy of the class shares")
+    if record["gathered"]:
+        notes.append("GATHERED: its attention is spread over fewer than a tenth of the tiles")
     scores = score(read_predictions(folder))
     numbers = [f"{name} not defined" if math.isnan(scores[name]) else f"{name} {scores[name]:.3f}"
                for name in ("ACC", "AUC")]

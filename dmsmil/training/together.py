@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import DiskFull, InputError, fingerprint
-from dmsmil.jobs.parallel import pick_device
+from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.models import method
 from dmsmil.models.stacked import Stack
-from dmsmil.training import fit
+from dmsmil.training import fit, health
 from dmsmil.training.config import RunConfig
 from dmsmil.training.progress import Progress
 from dmsmil.training.record import read_checkpoint, write_checkpoint
@@ -73,9 +73,7 @@ def fit_together(bags: Bags, folds: pd.DataFrame, units: list[Unit],
     interrupted goes on, in whatever stack. Raises DiskFull.
     """
     place = pick_device(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         data, members = fit.placed(bags.view(units[0][0].scales), place), []
         for number, unit in enumerate(units):
             try:
@@ -85,8 +83,6 @@ def fit_together(bags: Bags, folds: pd.DataFrame, units: list[Unit],
         members.sort(key=lambda member: member.steps)
         for _, group in groupby(members, key=lambda member: member.steps):  # a step of Adam depends on its number
             yield from _Training(list(group), place).train()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _begin(place: int, data: Bags, folds: pd.DataFrame, unit: Unit, device: torch.device) -> Member:
@@ -124,11 +120,8 @@ class _Training:
         """Step until every run has ended; yield as `fit_together`."""
         self.stack.model.train()
         first = self.members[0].run
-        progress, saved = Progress(first.folder, first.config.epochs), time.perf_counter()
-        try:
-            yield from self._steps(progress, saved)
-        finally:
-            progress.end()
+        with Progress(first.folder, first.config.epochs) as progress:
+            yield from self._steps(progress, time.perf_counter())
 
     def _steps(self, progress: Progress, saved: float) -> Iterator[tuple[int, Exception | None, str]]:
         while self.members:
@@ -180,9 +173,10 @@ class _Training:
         self.sums = {name: value.index_fill(0, torch.tensor(number, device=value.device), 0)
                      for name, value in self.sums.items()}
         run = member.run
-        last = len(run.history) + 1 == run.config.epochs
+        epoch = len(run.history) + 1
+        last = epoch == run.config.epochs
         try:
-            if last or len(run.parts["val"]):
+            if last or len(run.parts["val"]) or health.watched(epoch, run.config.epochs):
                 run.model.load_state_dict(self.stack.weights(number))
             fit.close_epoch(run, row)
             if last:
@@ -217,17 +211,17 @@ class _Training:
         for number, member in enumerate(self.members):
             run = member.run
             moments = {name: {key: self.stack.of_runs(self.optimiser.state[value][key], name)[number].cpu().clone()
-                              for key in ("exp_avg", "exp_avg_sq")} for name, value in self.stack.values.items()}
+                              for key in ("exp_avg", "exp_avg_sq")} for name, value in self.stack.trained().items()}
             write_checkpoint({
                 "config": fingerprint(run.config.record()), "history": run.history, "best": run.best,
-                "spread": run.spread, "seconds": run.seconds, "order": run.order.get_state(), "rows": member.rows,
+                "start": run.start, "seconds": run.seconds, "order": run.order.get_state(), "rows": member.rows,
                 "at": member.at, "steps": member.steps, "moments": moments,
                 "model": {name: value.cpu() for name, value in self.stack.weights(number).items()},
                 "sums": {name: float(value[number]) for name, value in self.sums.items()}}, run.checkpoint)
 
     def _take_over(self) -> None:
         """Put into the optimiser and the sums what the checkpoints of the members say."""
-        for name, value in self.stack.values.items():
+        for name, value in self.stack.trained().items():
             parts = [member.moments[name] for member in self.members]
             self.optimiser.state[value] = {
                 "step": torch.tensor(float(self.members[0].steps), device=self.device),
@@ -241,7 +235,7 @@ def _resume(member: Member, saved: dict) -> None:
     """Put the checkpoint of a run back."""
     run = member.run
     run.model.load_state_dict(saved["model"])
-    run.history, run.best, run.spread, run.seconds = (saved[key] for key in ("history", "best", "spread", "seconds"))
+    run.history, run.best, run.start, run.seconds = (saved[key] for key in ("history", "best", "start", "seconds"))
     run.order.set_state(saved["order"])
     member.rows, member.at, member.steps = saved["rows"], saved["at"], saved["steps"]
     member.moments, member.sums = saved["moments"], saved["sums"]

@@ -64,6 +64,7 @@ def made(collapsed=0, signal=1.0, noise=0, spread=1.0):
     history = pd.concat([pd.DataFrame({**keys, "epoch": e, "L_ot": 0.5 / e, "L_ce": 0.7 / e, "spread": spread / e})
                          for e in (1, 2)])
     records = pd.DataFrame({**keys, "collapsed": [i < collapsed for i in range(3)], "spread_start": 2.0,
+                            "learned_nothing": False, "gathered": False, "attention": [{"effective_10x": 0.5}] * 3,
                             "prior_entropy": math.log(2), "parameters": 7})
     return Runs(None, table.assign(fold=np.arange(60) % 3, seed=0), history, records,
                 {(fold, 0): None for fold in range(3)})
@@ -123,12 +124,15 @@ def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
 # ------------------------------------------------------------------------------------------------ readings
 
 
+SWITCHES = {("shared", True), ("offset_lr", 0.1), ("standardise", True)}  # readings that are no choice among words
+
+
 def test_every_choice_of_the_model_is_a_reading():
     """What the model can do differently is in the registry; no OT is a row of the ablation, the score a drawing, and
     transport in blocks the same transport for bags of thousands."""
     defaults = method("dmsmil").options()
     choices = {(key, value) for key, values in CHOICES.items() for value in values if value != defaults[key]}
-    choices = choices - {("ot", "none"), ("ot", "blocks"), ("score", "norm")} | {("shared", True)}
+    choices = choices - {("ot", "none"), ("ot", "blocks"), ("score", "norm")} | SWITCHES
     assert choices == {pair for v in VARIANTS.values() for pair in v.options.items()}
     assert {v.ambiguity for v in VARIANTS.values()} == set(OPEN)
 

@@ -26,7 +26,7 @@ from dmsmil.analysis.sweep import (
 )
 from dmsmil.jobs.files import InputError
 from dmsmil.training.config import configure
-from dmsmil.training.fit import collapsed
+from dmsmil.training.health import collapsed
 from dmsmil.training.metrics import summarise
 from dmsmil.training.results import save_table
 from dmsmil.training.runs import get_runs

@@ -32,7 +32,8 @@ from dmsmil.features.truth import witness_share
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.models import create
-from dmsmil.models.deformable import DeformableAttention, lay_out
+from dmsmil.models.deformable import DeformableAttention
+from dmsmil.models.maps import lay_out
 from dmsmil.slides.store import Store
 from dmsmil.training.config import RunConfig
 from dmsmil.training.runs import Runs

@@ -19,7 +19,6 @@ from dmsmil.cost.meter import (
     device_name,
     interleave,
     measured_once,
-    one_thread,
     peak_memory,
     spread,
     turn_seconds,
@@ -59,14 +58,6 @@ def test_a_turn_warms_up_and_then_lasts_about_as_long_for_all(seconds, calls, mo
 
 def test_a_spread_is_named_by_its_unit():
     assert spread([3.0, 1.0, 2.0], "epoch_", "_s") == {"epoch_median_s": 2, "epoch_min_s": 1, "epoch_max_s": 3}
-
-
-def test_one_thread_is_given_back():
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), one_thread():
-        assert torch.get_num_threads() == 1
-        1 / 0
-    assert torch.get_num_threads() == before
 
 
 def test_the_processor_is_named_in_one_tidy_line():

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from dmsmil.cohorts.made.demo import make_demo
 from dmsmil.jobs.files import DiskFull, InputError
-from dmsmil.jobs.parallel import run_units, worker_count
+from dmsmil.jobs.parallel import one_thread, run_units, worker_count
 from tests.conftest import assert_one_line
 
 dask = pytest.mark.xdist_group("dask")  # clusters on few cores: one after the other
@@ -298,3 +299,11 @@ def test_dask_is_imported_only_when_asked_for():
             "from dmsmil.jobs.parallel import run_units; list(run_units(str, {'a': (1,)})); "
             "sys.exit('distributed' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_one_thread_is_given_back():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        1 / 0
+    assert torch.get_num_threads() == before

@@ -2,7 +2,8 @@
 
 import torch
 
-from dmsmil.models.deformable import DeformableAttention, corners, full_maps
+from dmsmil.models.deformable import DeformableAttention
+from dmsmil.models.maps import corners, full_maps
 from tests.golden import setting, tensor, worst
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dmsmil.jobs.files import InputError
-from dmsmil.models.deformable import DeformableAttention, ScaleLinear, corners, lay_out
+from dmsmil.models.deformable import DeformableAttention, ScaleLinear
+from dmsmil.models.maps import corners, lay_out
 from tests.models.naive_dmsmil import read
 
 

@@ -349,11 +349,11 @@ def test_unknown_choice(key):
 
 
 def test_every_choice_runs():
-    bags, mask, *_ = bags_of((9, 4), 2, DIM)
+    bags, mask, coords = bags_of((9, 4), 2, DIM)
     for key, values in CHOICES.items():
         for value in values:
             model = create("dmsmil", DIM, 2, projection_dim=8, **{key: value})
-            loss, _ = model.loss(model(bags, mask), torch.tensor([0, 1]))
+            loss, _ = model.loss(model(bags, mask, coords), torch.tensor([0, 1]))
             assert math.isfinite(loss.item()), (key, value)
 
 

@@ -13,7 +13,8 @@ OPTIONS = [dict(shared=True), dict(shared=True, score="norm"), dict(deformable=F
            dict(grid="square"), dict(attention="dot"), dict(softmax="all"), dict(offset="dat"), dict(fusion="mean"),
            dict(gate="projection"), dict(gate="projected"), dict(head="sigmoid"), dict(activation="layernorm_relu"),
            dict(ot="none"), dict(ot="paired"), dict(ot="squared"), dict(ot="entropic"), dict(ot_on="raw"),
-           dict(ot_on="unit")]
+           dict(ot_on="unit"), dict(ot_on="relative"), dict(grid="position"), dict(offset_lr=0.1), dict(query="norm"),
+           dict(standardise=True), dict(standardise=True, shared=True)]
 
 
 @pytest.fixture(autouse=True)

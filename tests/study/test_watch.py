@@ -85,7 +85,7 @@ def test_progress_is_one_line_a_unit_gone_at_its_end(tmp_path):
     one.say(10, 49)  # too soon: not written
     other.say(1, 3)
     assert read_progress(tmp_path) == [(10, 48, 120), (1, 3, 120)]
-    one.end()
+    one.__exit__()
     other.path.write_text("half a li")
     assert read_progress(tmp_path) == []
 

@@ -18,7 +18,8 @@ from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import InputError
 from dmsmil.training import config as naming
 from dmsmil.training.config import RunConfig, code_version, configure, configure_all
-from dmsmil.training.fit import collapsed, fit, load_model, predict
+from dmsmil.training.fit import fit, load_model, predict
+from dmsmil.training.health import collapsed, learned_nothing
 from dmsmil.training.metrics import score
 from dmsmil.training.runs import get_runs, read_predictions
 
@@ -226,6 +227,8 @@ def test_collapse_is_called_by_its_name():
     assert not collapsed(1.0, 0.001, 0.1, prior), "small features that classify are no collapse"
     assert not collapsed(1.0, 0.5, np.log(2), prior), "a model that has not learned has not collapsed"
     assert not collapsed(None, None, np.log(2), prior), "a method without a spread"
+    assert learned_nothing(np.log(2), prior), "whatever the spread"
+    assert not learned_nothing(0.1, prior) and not learned_nothing(None, prior)
 
 
 def test_transport_alone_collapses_a_relu_and_is_marked(tmp_path):

@@ -8,8 +8,9 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
-from dmsmil.models.deformable import DeformableAttention, lay_out
+from dmsmil.models.deformable import DeformableAttention
 from dmsmil.models.grid import grid_shape
+from dmsmil.models.maps import lay_out
 from drawings import deformable as lesson
 
 RNG = np.random.default_rng(0)

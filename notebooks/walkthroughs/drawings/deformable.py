@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dmsmil.figures import base
-from dmsmil.models.deformable import DeformableAttention, Samples, corners, full_maps, lay_out
+from dmsmil.models.deformable import DeformableAttention, Samples
+from dmsmil.models.maps import corners, full_maps, lay_out
 
 HEADS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 RATE = 0.02  # of the steps of `moving`

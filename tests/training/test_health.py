@@ -1,0 +1,98 @@
+"""Attention under watch: over how many tiles, who pulls, what marks a run, and that watching changes nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dmsmil.features.bags import toy_bags
+from dmsmil.training import health
+from dmsmil.training.runs import get_runs
+from tests.training.test_fit import folds_of, make_bags, quick
+
+
+def test_effective_share_counts_tiles():
+    mask = torch.arange(12) < torch.tensor([[10], [4]])
+    even = mask / mask.sum(-1, keepdim=True)
+    torch.testing.assert_close(health.effective_share(even, mask), torch.ones(2))
+    one = torch.nn.functional.one_hot(torch.tensor([3, 0]), 12).float()
+    torch.testing.assert_close(health.effective_share(one, mask), torch.tensor([1 / 10, 1 / 4]))
+    half = (torch.arange(12) < 5).expand(2, 12) / 5
+    torch.testing.assert_close(health.effective_share(half, mask)[0], torch.tensor(0.5))
+    torch.testing.assert_close(health.effective_share(7 * even, mask), torch.ones(2))  # scores need not sum to 1
+    assert health.effective_share(0 * even, mask).isnan().all()
+
+
+def test_when_it_is_looked_at():
+    assert [e for e in range(1, 121) if health.watched(e, 120)] == [1, 2, 5, 10, 20, 50, 100, 120]
+    assert [e for e in range(1, 6) if health.watched(e, 5)] == [1, 2, 5]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    bags = make_bags(16)
+    folds = folds_of(bags)
+    configs = [quick(bags, folds, epochs=5), quick(bags, folds, method="maxpool", epochs=5),
+               quick(bags, folds, options={"ot": "none"}, epochs=5)]
+    return bags, get_runs(tmp_path_factory.mktemp("health"), bags, folds, configs, workers=1, report=lambda line: None)
+
+
+def test_history_and_record_tell_where_attention_went(runs):
+    bags, (dmsmil, maxpool, none) = runs
+    seen = {f"{what}_{s}x" for what in ("effective", "beyond_reach", "at_border") for s in bags.scales}
+    pulls = {"gradient_ot", "gradient_ce"}
+    assert seen | pulls <= set(dmsmil.history) and seen <= set(dmsmil.records.attention[0])
+    assert seen | pulls | {"L_ot", "L_ce", "spread"} <= set(dmsmil.records.start[0])
+    first = dmsmil.history[dmsmil.history.fold == 0].set_index("epoch")
+    looked = first[sorted(seen | pulls)].notna()
+    assert looked.loc[[1, 2, 5]].all(axis=None) and not looked.loc[[3, 4]].any(axis=None)
+    assert first[sorted(seen)].stack().dropna().between(0, 1).all()
+    assert (none.history.gradient_ot.dropna() == 0).all() and (first.gradient_ot.dropna() > 0).all()
+    assert "effective_10x" in maxpool.history and "beyond_reach_10x" not in maxpool.history
+
+
+def test_the_marks_follow_from_the_numbers(runs):
+    _, (dmsmil, maxpool, _) = runs
+    for r in (dmsmil, maxpool):
+        last = r.history.groupby(["fold", "seed"]).L_ce.last()
+        expected = last.to_numpy() > health.STUCK * r.records.prior_entropy.to_numpy()
+        assert r.records.learned_nothing.tolist() == expected.tolist()
+        assert r.learned_nothing == expected.sum()
+    assert maxpool.gathered == 0, "max pooling picks by its form"
+
+
+def test_gathered_attention_is_marked():
+    class Any(torch.nn.Module):
+        picks = False
+
+    assert health.gathered(Any(), {"effective_10x": 0.5, "effective_20x": 0.09})
+    assert not health.gathered(Any(), {"effective_10x": 0.5, "beyond_reach_10x": 0.0})
+    assert not health.gathered(Any(), {"effective_10x": float("nan")})
+    chosen = Any()
+    chosen.picks = True
+    assert not health.gathered(chosen, {"effective_10x": 0.01})
+
+
+def test_transport_that_outweighs_is_said_though_nothing_collapsed(tmp_path):
+    """The printed loss where few tiles carry the class: L_ot decides and nothing is learned, with a spread above what
+    counts as a collapse. Free of scale it stands in nobody's way."""
+    bags = toy_bags(slides=40, k=48, channels=48, share=0.05, signal=2.5)
+    folds, lines = folds_of(bags), []
+    mean = {"deformable": False}
+    configs = [quick(bags, folds, options=options, epochs=12) for options in (mean, {**mean, "ot_on": "relative"})]
+    printed, free = get_runs(tmp_path, bags, folds, configs, workers=1, report=lines.append)
+    start = pd.DataFrame(printed.records.start.tolist())
+    assert (start.gradient_ot > 5 * start.gradient_ce).all()
+    assert (printed.learned_nothing, printed.collapsed) == (2, 0)
+    assert sum("LEARNED NOTHING" in line for line in lines) == 2
+    start = pd.DataFrame(free.records.start.tolist())
+    assert (start.gradient_ot < start.gradient_ce).all() and free.learned_nothing == 0
+    assert (free.history.groupby("fold").L_ce.last() < 0.3).all()
+
+
+def test_watching_changes_no_result(tmp_path, monkeypatch, runs):
+    bags, (dmsmil, *_) = runs
+    monkeypatch.setattr(health, "watched", lambda epoch, epochs: False)
+    again = get_runs(tmp_path, bags, folds_of(bags), dmsmil.config, workers=1, report=lambda line: None)[0]
+    pd.testing.assert_frame_equal(again.predictions, dmsmil.predictions)
+    assert np.array_equal(again.history.loss, dmsmil.history.loss)
