@@ -10,8 +10,9 @@ import yaml
 
 from dmsmil.book.readme import BLOCKS, RESULTS, fill
 from dmsmil.cohorts.gdc import COHORTS
-from dmsmil.cohorts.made.demo import SITES, plan_cohort
+from dmsmil.cohorts.made.demo import plan_cohort
 from dmsmil.cohorts.made.mosaics import make_mosaics
+from dmsmil.cohorts.made.painted import SITES
 from dmsmil.cohorts.table import COLUMNS
 from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import ROOT

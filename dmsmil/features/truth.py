@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from dmsmil.cohorts.made.demo import read_truth
+from dmsmil.cohorts.made.painted import read_truth
 from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.features.bags import Bags
 from dmsmil.slides.magnification import tile_size_level0
@@ -31,7 +31,8 @@ def witness_share(truth: dict[str, np.ndarray], coords: np.ndarray, side: int) -
 
 
 def slide_shares(bags: Bags, folder: str | Path) -> np.ndarray:
-    """(N, S, K) `witness_share` of every tile of demo bags, NaN where there is no tile; folder: that of `make_demo`.
+    """(N, S, K) `witness_share` of every tile of painted slides, NaN where there is no tile; folder: that of
+    `make_slides`.
 
     Raises InputError for a slide without truth.
     """

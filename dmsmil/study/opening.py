@@ -12,6 +12,7 @@ from dmsmil.cohorts.download import Remote
 from dmsmil.cohorts.fetching import downloadable, fetch_all
 from dmsmil.cohorts.gdc import COHORTS
 from dmsmil.cohorts.made.demo import make_demo
+from dmsmil.cohorts.made.planted import make_planted
 from dmsmil.cohorts.manifest import keep_source, source_of, tcga_table
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import Bags, load_bags
@@ -20,6 +21,8 @@ from dmsmil.features.truth import slide_shares
 from dmsmil.features.views import slide_views
 from dmsmil.slides.store import Store
 from dmsmil.study.place import resolve, study_folder
+
+PAINTED = ("demo", "planted")  # cohorts that are painted here, and whose truth is known
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Study:
         return slide_views(self.cohort, slide_ids=[slide_id], bags=bags, mpp=self.mpp, source=self.source)[0]
 
     def truth(self, bags: Bags) -> np.ndarray:
-        """(N, S, K) share of each tile of the embedded cohort that was painted as signal: as `slide_shares`."""
+        """(N, S, K) share of each tile of a painted cohort that was painted as signal: as `slide_shares`."""
         return slide_shares(bags, self.home / "cohort")
 
 
@@ -62,12 +65,16 @@ def open_study(study: str, outputs: str, scales: list[int], tile_px: int, encode
     return Study(home, cohort, folds, Store(home, tile_px, tuple(scales), encoder), mpp)
 
 
-def cohort_table(cohort: str, home: Path, patients: int, side: int, seed: int, workers: int = 0,
+def cohort_table(cohort: str, home: Path, patients: int, rate: float, side: int, seed: int, workers: int = 0,
                  scheduler: str = "", folder: Path | str = "", remote: Remote | None = None) -> Path:
-    """The CSV of a study's cohort: the one named; the embedded demo cohort, made if need be; or a TCGA cohort by its
-    name, asked of the GDC (`remote`) the first time. folder: of the slides, as `slides_folder` says."""
-    if cohort == "demo":
-        make_demo(home / "cohort", patients, seed, side, workers, scheduler)
+    """The CSV of a study's cohort: the one named; a painted one, made if need be; or a TCGA cohort by its name, asked
+    of the GDC (`remote`) the first time. patients, rate (of planted alone), side: of a painted cohort; folder: of the
+    slides, as `slides_folder` says."""
+    if cohort in PAINTED:
+        if cohort == "demo":
+            make_demo(home / "cohort", patients, seed, side, workers, scheduler)
+        else:
+            make_planted(home / "cohort", patients, rate, seed, side, workers, scheduler)
         return home / "cohort" / "cohort.csv"
     if remote is not None:
         keep_source(home, remote)

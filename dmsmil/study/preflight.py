@@ -16,6 +16,7 @@ from dmsmil.cohorts.folds import WAYS, choose_folds
 from dmsmil.cohorts.gdc import COHORTS as TCGA
 from dmsmil.cohorts.gdc import connect, query_cohort
 from dmsmil.cohorts.made.demo import plan_cohort
+from dmsmil.cohorts.made.planted import plan_planted
 from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.cohorts.manifest import locate, read_manifest
 from dmsmil.cohorts.server import amount
@@ -31,6 +32,7 @@ from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import tile_grid
 from dmsmil.study.forecast import forecast, in_words, step_in_words
+from dmsmil.study.opening import PAINTED
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, settings
 from dmsmil.training.metrics import positive_class
@@ -44,12 +46,12 @@ def findings(params: dict) -> Iterator[Finding]:
     home = folder_of(params["study"], params["outputs"])
     yield attempt("outputs", lambda: _outputs(home))
     cohort, to_fetch = None, 0.0
-    embedded = params["cohort"] == "demo"
-    for good, line, cohort in _demo(params) if embedded else _cohort(params):
+    painted = params["cohort"] in PAINTED
+    for good, line, cohort in _painted(params) if painted else _cohort(params):
         yield good, line
     if cohort is None:
         return
-    if not embedded:
+    if not painted:
         here = with_files(cohort)
         if len(here):
             yield from _slides(here, params)
@@ -85,13 +87,18 @@ def _outputs(home: Path) -> str:
 # ------------------------------------------------------------------------------------------- cohort and slides
 
 
-def _demo(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
-    """The embedded cohort as it will be made: its slides, all alike, must have the tiles that are asked for."""
-    cohort, scales = plan_cohort(params["demo_patients"], params["seed"]), params["scales"]
-    yield True, f"cohort   the embedded demo, {params['demo_patients']} patients (made when the study runs)", cohort
+def _painted(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
+    """A painted cohort as it will be made: its slides, all alike, must have the tiles that are asked for."""
+    name, patients, scales = params["cohort"], params["demo_patients"], params["scales"]
+    if name == "demo":
+        cohort, words = plan_cohort(patients, params["seed"]), f"the embedded demo, {patients} patients"
+    else:
+        cohort = plan_planted(patients, params["witness_rate"], params["seed"])
+        words = f"{name}, {patients} patients, signal in {params['witness_rate']:.0%} of the tissue"
+    yield True, f"cohort   {words} (made when the study runs)", cohort
     side = tile_size_level0(MAGNIFICATION, scales[0], params["tile_px"])
     if scales[-1] > MAGNIFICATION:
-        yield False, (f"slides   the embedded demo is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
+        yield False, (f"slides   the cohort {name} is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
                       "the scales"), cohort
     if side > params["demo_side"]:
         yield False, (f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} "
@@ -187,8 +194,8 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
         return channels, f"{params['encoder']}: its weights are within reach, {channels} numbers a tile"
     if params["features"] == DRAWN:
         return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
-    if params["cohort"] == "demo":
-        raise InputError("the embedded cohort makes its own features: leave the key 'features' empty")
+    if params["cohort"] in PAINTED:
+        raise InputError("a painted cohort makes its own features: leave the key 'features' empty")
     store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
     found = open_source(store, resolve(params["features"]), cohort.slide_id)
     return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
@@ -197,7 +204,7 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
 def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path) -> Iterator[Finding]:
     """Disk for the slides and their features, memory for the bags."""
     features = slides * params["k"] * len(params["scales"]) * channels * 4
-    painted = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] == "demo" else 0
+    painted = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] in PAINTED else 0
     there = next(place for place in (home, *home.parents) if place.exists())
     needed, free = features * 1.2 + painted + to_fetch + 2e8, shutil.disk_usage(there).free
     yield free > needed, f"disk     about {amount(needed)} needed, {amount(free)} free"

@@ -11,6 +11,8 @@ import numpy as np
 DIRECTIONS = 4  # of fibres
 RADII = np.arange(5.0, 15.5, 0.5)  # px, of the nuclei of a tumour
 VARIANTS = 12  # of each
+GRANULAR, SMOOTH = (0.55, 0.34, 0.65), (0.115, 1.0, 2.0)  # how much chromatin varies, and between which sizes in px
+SMOOTH_INK = 147.8  # of 150: what varies more lets more light through
 
 
 def _smooth(rng, n, along, across, angle=0.0):
@@ -44,8 +46,11 @@ def textures() -> dict[str, np.ndarray]:
                 noise=to_uint8(rng.standard_normal((n, n)), 250, 1.6))
 
 
-def _nucleus(rng, length, width, angle, ink, vesicular, clumps):
-    """One nucleus as a uint8 square of haematoxylin; mean ink inside the outline is `ink` whatever the chromatin."""
+def _nucleus(rng, length, width, angle, ink, vesicular, clumps, fine=1.3, coarse=0.0):
+    """One nucleus as a uint8 square of haematoxylin; mean ink inside the outline is `ink` whatever the chromatin.
+
+    clumps: how much the chromatin varies; smaller than `fine` px it does not, nor larger than `coarse` px if not 0.
+    """
     half = int(math.ceil(1.2 * length)) + 2
     y, x = np.mgrid[-half:half + 1, -half:half + 1].astype(np.float32)
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
@@ -53,7 +58,10 @@ def _nucleus(rng, length, width, angle, ink, vesicular, clumps):
     rim = 1 + sum(rng.normal(0, 0.05 / k) * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4))
     rho = np.hypot(u / length, v / width) / rim
     inside = np.clip((1 - rho) * math.sqrt(length * width) / 1.6 + 0.5, 0, 1)
-    chromatin = cv2.GaussianBlur(rng.standard_normal(x.shape, np.float32), (0, 0), 1.3)
+    noise = rng.standard_normal(x.shape, np.float32)
+    chromatin = cv2.GaussianBlur(noise, (0, 0), fine)
+    if coarse:
+        chromatin -= cv2.GaussianBlur(noise, (0, 0), coarse)
     tone = 1 + clumps * chromatin / chromatin.std() + vesicular * (0.5 * np.clip(rho, 0, 1) ** 3 - 0.2)
     if vesicular > 0.3:
         at = rng.normal(0, 0.22, 2) * (length, width)
@@ -82,3 +90,21 @@ def nuclei_to_stamp() -> dict[str, list]:
         stroma=[[_nucleus(rng, rng.uniform(11, 17), rng.uniform(2.6, 3.8), np.pi * k / 16, 150, 0, 0.15)
                  for _ in range(4)] for k in range(16)],
     )
+
+
+@cache
+def chromatin_to_stamp() -> dict[str, list]:
+    """Nuclei of a tumour that differ in the grain of their chromatin alone: lists by radius, then variant.
+
+    `granular` (open: grains of a pixel or two) and `smooth` (denser, hardly clumped) look alike at 10x: two pixels
+    apart, what is left of either varies as much, and the ink is set so that both let the same light through.
+    """
+    rng = np.random.default_rng(3)
+
+    def oval(radius, ink, clumps, fine, coarse):
+        q = math.sqrt(rng.uniform(1, 1.5))
+        ink *= rng.uniform(0.88, 1.12)
+        return _nucleus(rng, radius * q, radius / q, rng.uniform(0, np.pi), ink, 0.0, clumps, fine, coarse)
+
+    return dict(granular=[[oval(r, 150.0, *GRANULAR) for _ in range(VARIANTS)] for r in RADII],
+                smooth=[[oval(r, SMOOTH_INK, *SMOOTH) for _ in range(VARIANTS)] for r in RADII])

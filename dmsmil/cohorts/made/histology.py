@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from dmsmil.cohorts.made.brushes import DIRECTIONS, RADII, VARIANTS, nuclei_to_stamp, textures
-from dmsmil.cohorts.made.tissue import MAP, field_of, populate, regions, values_at
+from dmsmil.cohorts.made.brushes import DIRECTIONS, RADII, VARIANTS, chromatin_to_stamp, nuclei_to_stamp, textures
+from dmsmil.cohorts.made.islands import islands_or_pockets
+from dmsmil.cohorts.made.tissue import MAP, field_of, nests_and_files, populate, regions, values_at
 
 KINDS = ("tumour", "benign", "stroma", "lymphocyte")
 MARGIN = 32  # no nucleus is as close to the edge of the slide as this, so that each is painted whole
 RADIUS, RADIUS_STEP = 9.2, 1.2  # mean radius in px of a tumour nucleus of size 0, and what size +1 adds
-OPEN_STEP = 0.5  # share of nuclei with open chromatin: half at size 0, and what size +1 adds
 # optical density of one unit of haematoxylin and of eosin in R, G, B, and the strength of each, by site
 STAINS = {"A": ((0.62, 0.70, 0.33), (0.12, 0.78, 0.44), 1.00, 1.00),
           "B": ((0.59, 0.71, 0.37), (0.09, 0.75, 0.49), 0.88, 1.12),
@@ -42,23 +44,56 @@ def _mix(below, above, mask):
     return cv2.add(_times(below, cv2.bitwise_not(mask)), _times(above, mask))
 
 
-def paint_slide(row, seed: int, side: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Paint the slide of one row of `plan_cohort`: uint8 RGB (side, side, 3) and its truth.
+@dataclass(frozen=True)
+class Recipe:
+    """What a cohort's slides have in common; the defaults are the demo's.
+
+    islands: the tumour grows as `islands_or_pockets`, its nuclei are `chromatin_to_stamp`, and each part of a slide has
+    its own random numbers, so that two rates differ in little more than they must. radius_step: px that size +1 adds to
+    the mean radius of a tumour nucleus; open_step: half of the nuclei have open chromatin at size 0, and size +1 adds
+    this share. Of patients, without regard to their class: radius_spread, dense_spread, ink_spread, deviations of the
+    logarithms of the mean radius, of the number of cells and of the ink of the nuclei.
+    """
+
+    islands: bool = False
+    radius_step: float = RADIUS_STEP
+    open_step: float = 0.5
+    radius_spread: float = 0.0
+    dense_spread: float = 0.2
+    ink_spread: float = 0.0
+
+
+def _chances(recipe, seed, row) -> Callable[[str], np.random.Generator]:
+    """The random numbers of each part of a slide by its name: one stream for all of them, or one for each."""
+    key = [seed, 3, row["patient"], row["number"]]
+    whole = np.random.default_rng(key)
+    return (lambda part: np.random.default_rng([*key, *part.encode()])) if recipe.islands else lambda part: whole
+
+
+def paint_slide(row, seed: int, side: int, recipe: Recipe = Recipe()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Paint the slide of one row of `plan_cohort` or `plan_planted`: uint8 RGB (side, side, 3) and its truth.
 
     Truth: `signal` and `tissue` (side // downsample, side // downsample) bool, `downsample`, one entry a nucleus in
     `x`, `y` (level-0 px, centre), `radius` (px, of the disc of equal area) and `kind` (one of KINDS), and the patient's
     `arrangement` and `size`.
     """
     of_patient = np.random.default_rng([seed, 2, row["patient"]])
-    rng = np.random.default_rng([seed, 3, row["patient"], row["number"]])
-    maps = regions(rng, side, row["arrangement"])
-    radius = RADIUS + RADIUS_STEP * row["size"]
-    dense = math.exp(np.clip(of_patient.normal(0, 0.2), -0.35, 0.35))  # the number of cells must not tell their size
+    chance = _chances(recipe, seed, row)
+    maps = regions(chance("regions"), side, row["arrangement"], row.get("rate", 0.0))
+    # the number of cells must not tell their size
+    dense = math.exp(np.clip(of_patient.normal(0, recipe.dense_spread), -0.35, 0.35))
+    radius, ink = RADIUS + recipe.radius_step * row["size"], 1.0
     epithelium, white = np.zeros((side, side), np.uint8), np.zeros((side, side), np.uint8)
-    groups = populate(rng, maps, epithelium, white, radius, dense)
+    if recipe.islands:
+        radius *= math.exp(of_patient.normal(0, recipe.radius_spread))
+        ink = math.exp(of_patient.normal(0, recipe.ink_spread))
+        tumour = islands_or_pockets(chance("tumour"), of_patient, maps, row["arrangement"], epithelium, radius, dense)
+    else:
+        tumour = nests_and_files(chance("tumour"), maps, epithelium, white, radius, dense)
+    groups = dict(tumour=tumour, **populate(chance, maps, epithelium, white))
     epithelium, white = (cv2.GaussianBlur(mask, (5, 5), 1.2) for mask in (epithelium, white))
     gone = _times(cv2.bitwise_not(white), _wide(maps["solid"], side))
-    haema, eosin = _ground(rng, maps, epithelium, gone)
+    haema, eosin = _ground(chance("ground"), maps, epithelium, gone)
 
     nuclei = []
     for kind, places in groups.items():
@@ -66,17 +101,21 @@ def paint_slide(row, seed: int, side: int) -> tuple[np.ndarray, dict[str, np.nda
         places = places[values_at(maps["tissue"], places, MAP) & (values_at(gone, places) > 200)]
         if kind == "stroma":
             places = places[values_at(epithelium, places) < 60]
-        radii = _stamp(rng, haema, kind, places, radius, row["size"], maps["angle"])
+        if kind == "tumour":
+            share = 0.5 + recipe.open_step * row["size"]
+            radii = _stamp_tumour(chance(kind), haema, places, radius, share, ink, recipe.islands)
+        else:
+            radii = _stamp(chance(kind), haema, kind, places, maps["angle"])
         nuclei.append(pd.DataFrame(dict(x=places[:, 0], y=places[:, 1], radius=radii, kind=kind)))
     nuclei = pd.concat(nuclei)
     eosin = cv2.subtract(eosin, haema // 4)
-    fold = _folds(rng, side)
+    fold = _folds(chance("folds"), side)
     haema, eosin = (cv2.add(plane, _times(plane, fold, 0.8 / 255)) for plane in (haema, eosin))
 
     truth = {name: nuclei[name].to_numpy(np.float32) for name in ("x", "y", "radius")}
     truth.update(kind=nuclei.kind.to_numpy(f"<U{max(map(len, KINDS))}"), signal=maps["signal"], tissue=maps["tissue"],
                  downsample=np.int64(MAP), arrangement=np.float64(row["arrangement"]), size=np.float64(row["size"]))
-    return _stain(of_patient, rng, haema, eosin, row["site"]), truth
+    return _stain(of_patient, chance("stain"), haema, eosin, row["site"]), truth
 
 
 def _ground(rng, maps, epithelium, gone):
@@ -108,27 +147,40 @@ def _folds(rng, side):
     return cv2.resize(cv2.GaussianBlur(fold, (0, 0), 1.5), (side, side))
 
 
-def _stamp(rng, haema, kind, places, radius, size, angle):
-    """Stamp the nuclei of one kind into the plane of haematoxylin; return their radii (N,) in px."""
+def _stamp_tumour(rng, haema, places, radius, share, ink, grains):
+    """Stamp a tumour's nuclei, `share` of them with open chromatin; return their radii (N,) in px.
+
+    ink: what their haematoxylin is multiplied by; grains: they are `chromatin_to_stamp`.
+    """
+    n, sprites = len(places), chromatin_to_stamp() if grains else nuclei_to_stamp()
+    wanted = np.clip(radius * np.exp(rng.normal(0, 0.12, n)), RADII[0], RADII[-1])
+    index = np.round((wanted - RADII[0]) / (RADII[1] - RADII[0])).astype(int)
+    families = np.where(rng.uniform(size=n) < share, *(("granular", "smooth") if grains else ("vesicular", "even")))
+    chosen = [sprites[f][i][v] for f, i, v in zip(families, index, rng.integers(0, VARIANTS, n))]
+    _press([cv2.convertScaleAbs(sprite, alpha=ink) for sprite in chosen] if ink != 1 else chosen, haema, places)
+    return RADII[index]
+
+
+def _stamp(rng, haema, kind, places, angle):
+    """Stamp the nuclei of another kind into the plane of haematoxylin; return their radii (N,) in px."""
     n, sprites = len(places), nuclei_to_stamp()
-    if kind == "tumour":
-        wanted = np.clip(radius * np.exp(rng.normal(0, 0.12, n)), RADII[0], RADII[-1])
-        index = np.round((wanted - RADII[0]) / (RADII[1] - RADII[0])).astype(int)
-        families = np.where(rng.uniform(size=n) < 0.5 + OPEN_STEP * size, "vesicular", "even")
-        chosen = [sprites[f][i][v] for f, i, v in zip(families, index, rng.integers(0, VARIANTS, n))]
-        radii = RADII[index]
-    elif kind == "stroma":
+    if kind == "stroma":
         way = np.round((values_at(angle, places, MAP) + rng.normal(0, 0.25, n)) * 16 / np.pi).astype(int) % 16
         chosen = [sprites[kind][w][v] for w, v in zip(way, rng.integers(0, 4, n))]
         radii = np.full(n, 6.7)
     else:
         chosen = [sprites[kind][v] for v in rng.integers(0, 24, n)]
         radii = np.full(n, 7.6 if kind == "benign" else 5.8)
-    for sprite, (x, y) in zip(chosen, places.astype(int).tolist()):
+    _press(chosen, haema, places)
+    return radii
+
+
+def _press(sprites, haema, places):
+    """Put sprites into the plane of haematoxylin, each with its middle at its place; the darker of both stays."""
+    for sprite, (x, y) in zip(sprites, places.astype(int).tolist()):
         half = sprite.shape[0] // 2
         view = haema[y - half:y + half + 1, x - half:x + half + 1]
         np.maximum(view, sprite, out=view)
-    return radii
 
 
 def _stain(of_patient, rng, haema, eosin, site):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -14,8 +15,11 @@ STREAM_PX, STREAM_SHARE = 420, 0.55  # from one stream of files to the next, and
 NESTED_STEP = 0.5  # share of the signal region that is nested: half at arrangement 0, and what +1 adds
 
 
-def regions(rng, side, arrangement):
-    """Maps (side // MAP, side // MAP): tissue, signal, nested (part of signal), fat, neutral, the rest."""
+def regions(rng, side, arrangement, rate=0.0):
+    """Maps (side // MAP, side // MAP): tissue, signal, nested (part of signal), fat, neutral, the rest.
+
+    rate: the share of the tissue that is signal; 0: a little more than half of it, in each slide another.
+    """
     cells = side // MAP
 
     def bumps(number):  # of one size in px, whatever the slide's
@@ -31,7 +35,7 @@ def regions(rng, side, arrangement):
     tissue = _top(shape, np.ones((cells, cells), bool), rng.uniform(0.48, 0.56))
     solid = 0.5 + 11 * (shape - np.quantile(shape, 1 - tissue.mean()))
     inner = cv2.erode(tissue.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    signal = _top(bumps(4), inner, rng.uniform(0.55, 0.65))
+    signal = _top(bumps(4), inner, min(rate * tissue.sum() / inner.sum(), 1.0) if rate else rng.uniform(0.55, 0.65))
     nested_share = 0.5 + NESTED_STEP * arrangement + rng.normal(0, 0.05)
     nested = _top(bumps(6), signal, np.clip(nested_share, 0.02, 0.98))
     # fibres run in direction `angle`; streams are bands along them, as wide as a nest, in which the files lie
@@ -44,9 +48,8 @@ def regions(rng, side, arrangement):
                 angle=angle, streams=streams, cellular=bumps(8), inflamed=bumps(9) + 0.6 * bumps(30))
 
 
-def populate(rng, maps, epithelium, white, radius, dense):
-    """Draw what the cells form into the masks of epithelium and white space; return the places (N, 2) of each kind."""
-    side = epithelium.shape[0]
+def nests_and_files(rng, maps, epithelium, white, radius, dense):
+    """Grow the tumour of the demo, nests and glands here and single files there; return the places of its nuclei."""
     tumour = [_nests(rng, maps["nested"], maps, epithelium, white, radius, dense),
               _files(rng, maps["signal"] & ~maps["nested"], maps, epithelium, white, radius, dense)]
     # a nest that reaches over the border of the signal region takes the region with it
@@ -54,24 +57,33 @@ def populate(rng, maps, epithelium, white, radius, dense):
     maps["signal"] |= reached & maps["tissue"]
     for name in ("fat", "neutral"):
         maps[name] &= ~maps["signal"]
+    return np.concatenate(tumour)
+
+
+def populate(chance: Callable, maps, epithelium, white) -> dict[str, np.ndarray]:
+    """Draw what the other cells form into the masks of epithelium and white space; return the places (N, 2) of each
+    kind. chance: gives the random numbers of a part, by its name."""
+    side, rng = epithelium.shape[0], chance("benign")
     benign = [np.empty((0, 2))]
-    lobules = _lattice(rng, side, 300)
+    lobules = lattice(rng, side, 300)
     lobules = lobules[values_at(maps["neutral"], lobules, MAP) & (rng.uniform(size=len(lobules)) < 0.35)]
     acini = np.repeat(lobules, rng.integers(1, 5, len(lobules)), 0)
     acini = acini + rng.normal(0, 75, acini.shape)
     for centre in acini[values_at(maps["neutral"], acini, MAP)]:
         benign.append(_gland(rng, epithelium, white, centre, rng.uniform(26, 46), 17, rng.uniform(0.35, 0.5)))
-    fat = _lattice(rng, side, 104, 0.05)
+    rng = chance("fat")
+    fat = lattice(rng, side, 104, 0.05)
     for centre in fat[values_at(maps["fat"], fat, MAP)]:
         outline, phi, _ = _outline(rng, centre, 50, 0.025)
         hexagon = 1 / np.cos((phi + np.pi / 6) % (np.pi / 3) - np.pi / 6)  # fat cells press each other flat
         _fill(white, centre + (outline - centre) * np.minimum(hexagon, 1.1)[:, None])
-    stroma = _lattice(rng, side, rng.uniform(48, 58), 0.3)
+    rng = chance("others")
+    stroma = lattice(rng, side, rng.uniform(48, 58), 0.3)
     stroma = stroma[rng.uniform(size=len(stroma)) < 0.65 + 0.2 * values_at(maps["cellular"], stroma, MAP)]
     lymph = rng.uniform(0, side, (int(side ** 2 / 40 ** 2), 2))
     share = np.clip(0.45 * values_at(maps["inflamed"], lymph, MAP) - 0.35, 0.03, 0.8)
     lymph = lymph[rng.uniform(size=len(lymph)) < share]
-    return dict(tumour=np.concatenate(tumour), benign=np.concatenate(benign), stroma=stroma, lymphocyte=lymph)
+    return dict(benign=np.concatenate(benign), stroma=stroma, lymphocyte=lymph)
 
 
 # ---- places and outlines --------------------------------------------------------------------------------------------
@@ -90,7 +102,7 @@ def _top(field, within, share):
     return within & (field >= np.quantile(field[within], 1 - share))
 
 
-def _lattice(rng, side, spacing, jitter=0.2):
+def lattice(rng, side, spacing, jitter=0.2):
     """Points (N, 2) of a jittered hexagonal lattice over the whole slide."""
     rows = np.arange(0, side, spacing * 0.866)
     cols = np.arange(0, side, spacing)
@@ -160,7 +172,7 @@ def _nests(rng, region, maps, epithelium, white, radius, dense):
     # a little more of both than the shares ask for: a lumen takes its part, and places in excess are thinned out
     reach = 1.06 * step * math.sqrt(0.866 * CYTOPLASM_SHARE / np.pi)
     spacing = 0.88 * radius * math.sqrt(np.pi * CYTOPLASM_SHARE / (0.866 * NUCLEAR_SHARE * dense))
-    centres = _lattice(rng, epithelium.shape[0], step, 0.12)
+    centres = lattice(rng, epithelium.shape[0], step, 0.12)
     centres = centres[values_at(region, centres, MAP)]
     places = [np.empty((0, 2))]
     for centre in centres:
@@ -185,7 +197,7 @@ def _files(rng, region, maps, epithelium, white, radius, dense):
     thickness = round(CYTOPLASM_SHARE * area / max(wanted * step, 1))
     side = epithelium.shape[0]
     taken = np.zeros((side // 4, side // 4), np.uint8)
-    seeds = _lattice(rng, side, 3 * radius, 0.3)
+    seeds = lattice(rng, side, 3 * radius, 0.3)
     seeds = rng.permutation(seeds[values_at(region & maps["streams"], seeds, MAP)])
     length = 15
     path = np.empty((length, len(seeds), 2))
@@ -208,7 +220,7 @@ def _files(rng, region, maps, epithelium, white, radius, dense):
         total += count
         if total >= wanted:
             break
-    fat = _lattice(rng, side, 150, 0.25)
+    fat = lattice(rng, side, 150, 0.25)
     fat = rng.permutation(fat[values_at(region, fat, MAP)])[:int(WHITE_SHARE * area / (np.pi * 26 ** 2))]
     for centre in fat:
         _fill(white, _outline(rng, centre, rng.uniform(20, 32), 0.04)[0])

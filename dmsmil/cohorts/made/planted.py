@@ -1,0 +1,63 @@
+"""The planted cohort: painted slides whose class neither magnification can tell alone, in a share of the tissue.
+
+The class is a conjunction. A "conjoined" slide has, in its signal region, epithelium in islands (arrangement +1, seen
+at 10x) and nuclei with open, granular chromatin (size +1, seen at 20x). A "disjoined" one lacks exactly one of the two:
+half of these patients have pockets of stroma instead of islands, half have smooth nuclei. Whoever sees one of the two
+perfectly, and of the other nothing, reaches an AUC of 0.75; who sees both can be right about everyone. `islands.py` and
+`brushes.chromatin_to_stamp` say why one magnification sees little of the other's part.
+
+`rate` is the share of the tissue that is signal region. What lies outside of it (fat, benign glands, stroma,
+lymphocytes) is alike in both classes, and the same patient has the same tissue, stain and cells at every rate, but for
+what the region displaces. Stain varies by site and patient, without regard to the class; so do density, radius and ink
+of the nuclei and the share of epithelium, in which the little that leaks from one magnification to the other drowns.
+
+The strengths were chosen on seeds 101 and 102 so that a linear rule on mean features does as said (`probes.py`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dmsmil.cohorts.made.histology import Recipe
+from dmsmil.cohorts.made.painted import SITES, check_size, make_slides
+from dmsmil.jobs.files import InputError
+
+LABELS = ("conjoined", "disjoined")
+RECIPE = Recipe(islands=True, radius_step=0.0, open_step=0.5, radius_spread=0.08, dense_spread=0.15, ink_spread=0.08)
+
+
+def plan_planted(patients: int = 160, rate: float = 0.15, seed: int = 0) -> pd.DataFrame:
+    """The cohort before any slide is painted: one row a slide, one slide a patient, as `demo.plan_cohort`.
+
+    Patients come in pairs, one of each class, of one site; from pair to pair the disjoined one lacks the other part.
+    The rate stands in every row (column rate), and decides no other column.
+    """
+    rows = []
+    for patient in range(patients):
+        pair, label = divmod(patient, 2)
+        rng = np.random.default_rng([seed, 1, patient])
+        sign = np.array([1.0, 1.0])
+        sign[pair % 2] -= 2.0 * label
+        arrangement, size = sign * rng.uniform(0.85, 1.0, 2)
+        site = SITES[pair % 3]
+        slide_id = f"planted-{site}{patient:03d}"
+        rows.append(dict(slide_id=slide_id, patient_id=f"{site}{patient:03d}", site=site, label=LABELS[label],
+                         path=f"slides/{slide_id}.svs", patient=patient, number=0, arrangement=arrangement, size=size,
+                         rate=rate))
+    return pd.DataFrame(rows)
+
+
+def make_planted(folder, patients: int = 160, rate: float = 0.15, seed: int = 0, side: int = 4608, workers: int = 0,
+                 scheduler: str = "") -> pd.DataFrame:
+    """Make the planted cohort in `folder`; what is there already and was made with the same settings is kept.
+
+    It has the files of `painted.make_slides`, and a slide depends on seed and rate and on its own place in the cohort.
+
+    Returns the table of cohort.csv: slide_id, patient_id, site, label, path (relative to `folder`).
+    Raises InputError as `painted.check_size`, and for a rate that is not above 0 and below 0.8.
+    """
+    check_size("planted", patients, side)
+    if not 0 < rate < 0.8:
+        raise InputError(f"witness_rate is {rate}: a share of the tissue above 0 and below 0.8 is needed, such as 0.15")
+    return make_slides(folder, plan_planted(patients, rate, seed), seed, side, RECIPE, workers, scheduler)
