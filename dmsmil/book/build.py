@@ -25,7 +25,7 @@ from dmsmil import figures
 from dmsmil.analysis.report import ranking, saved_results
 from dmsmil.book import reference
 from dmsmil.book.pages import opening, prepared
-from dmsmil.cohorts.folds import fold_count
+from dmsmil.cohorts.folds import fold_count, repeat_of, slides_tested
 from dmsmil.cohorts.leakage import leakage
 from dmsmil.cohorts.table import read_cohort
 from dmsmil.features.bags import load_bags
@@ -134,9 +134,11 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     classes = cohort.label.value_counts().sort_index()
     counts = " and ".join(f"{count} {as_written(label)}" for label, count in classes.items())
     leaks = leakage(folds)["patients", "rest & test"].any()
+    repeats = len(set(repeat_of(slides_tested(folds)).values()))
     said = [f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
             + ("folds, some of which **test patients that they train on**." if leaks else
-               "folds that share no patient.")]
+               "folds that share no patient." if repeats == 1 else
+               "folds, none of which tests a patient that it trains on.")]
     if results is None:
         said.append("No method has a result yet.")
     else:

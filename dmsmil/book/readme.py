@@ -36,7 +36,7 @@ NEEDED = "tables/04_compare.csv"
 COPIED = (NEEDED, "tables/04_tests.csv", "tables/04_tests_cheap.csv", "tables/05_ablation.csv", "tables/06_lambda.csv",
           "tables/08_cost.csv", "tables/09_claims.csv", "times.csv")
 PICTURE, WIDTH = "figures/cover.png", 1200  # px at most, in 256 colours
-SETTINGS = ("folds", "seeds", "epochs", "k", "encoder", "paper")  # of params.yaml
+SETTINGS = ("folds", "repeats", "seeds", "epochs", "k", "encoder", "paper")  # of params.yaml
 MACHINE = ("cores", "gpu")  # of environment.json
 MARKER = re.compile(r"^<!-- (?:begin|end):.*$", re.MULTILINE)
 BLOCK = re.compile(r"^<!-- begin: (\S+) -->\n(?:(?!<!-- (?:begin|end):).*\n)*<!-- end: \1 -->$", re.MULTILINE)
@@ -58,7 +58,7 @@ def collect(home: str | Path, results: str | Path) -> Path:
     folder = Path(results) / params["study"]
     write_json({"slides": len(cohort), "patients": cohort.patient_id.nunique(),
                 "classes": cohort.label.value_counts().sort_index().to_dict(),
-                **{key: params.get(key, "") for key in SETTINGS}, **{key: machine[key] for key in MACHINE}},
+                **{key: params[key] for key in SETTINGS if key in params}, **{key: machine[key] for key in MACHINE}},
                folder / "study.json")
     for name in COPIED:
         _mirror(home / name, folder / name, shutil.copyfile)
@@ -90,8 +90,10 @@ def result_block(folder: Path) -> str:
     study = read_json(folder / "study.json")
     classes = ", ".join(f"{count} {as_written(name)}" for name, count in study["classes"].items())
     seeds = f"{len(study['seeds'])} seed" + "s" * (len(study["seeds"]) > 1)
+    repeats = f" × {study['repeats']} repeats" if study.get("repeats", 1) > 1 else ""
     return (f"{_markdown(pretty(table.iloc[(table[COLLAPSED] > 0).argsort(kind='stable')]), 'method')}\n\n"
-            f"{study['slides']} slides of {study['patients']} patients ({classes}); {study['folds']} folds × {seeds}, "
+            f"{study['slides']} slides of {study['patients']} patients ({classes}); "
+            f"{study['folds']} folds{repeats} × {seeds}, "
             f"K = {study['k']} tiles a scale, features by {study['encoder']}, {study['epochs']} epochs where a name "
             "says no other. Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
             "The highest AUC stands first.")

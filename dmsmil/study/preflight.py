@@ -60,7 +60,12 @@ def findings(params: dict) -> Iterator[Finding]:
         if len(away):
             yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
                          + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
-    yield attempt("folds", lambda: _folds(cohort, params))
+    count = 0
+    try:
+        count, line = _folds(cohort, params)
+        yield True, f"{'folds':<9}{line}"
+    except InputError as error:
+        yield False, f"{'folds':<9}{one_line(error)}"
     for split in params["audit_splits"]:
         yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
     classes = sorted(cohort.label.unique())
@@ -75,7 +80,7 @@ def findings(params: dict) -> Iterator[Finding]:
     yield from trials
     if all(good for good, _ in trials):
         yield attempt("step", lambda: step_in_words(params, channels, classes))
-        yield attempt("time", lambda: in_words(forecast(params, len(cohort), channels, classes), params))
+        yield attempt("time", lambda: in_words(forecast(params, len(cohort), channels, classes, count), params))
     yield from _room(params, len(cohort), channels, to_fetch, home)
 
 
@@ -166,8 +171,9 @@ def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
     yield True, f"slides   {len(rows) - bad} of {len(rows)} open, and have {scales} tiles"
 
 
-def _folds(cohort: pd.DataFrame, params: dict) -> str:
-    """What to know of the folds; InputError when one cannot be trained, selected or tested on as the params ask."""
+def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:
+    """(how many folds, what to know of them); InputError when one cannot be trained, selected or tested on as the
+    params ask."""
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
     table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"],
                                params["repeats"])
@@ -180,7 +186,8 @@ def _folds(cohort: pd.DataFrame, params: dict) -> str:
         near = difflib.get_close_matches(params["slide"], table.slide_id, 1, cutoff=0)[0]
         raise InputError(f"slide is '{params['slide']}', which no fold tests: name one that is, such as {near}")
     few = [label for label, patients in cohort.groupby("label").patient_id.nunique().items() if patients < FEW]
-    return note + (f" Fewer than {FEW} patients in {', '.join(few)}: no number will mean much." if few else "")
+    note += f" Fewer than {FEW} patients in {', '.join(few)}: no number will mean much." if few else ""
+    return len(folds), note
 
 
 # ------------------------------------------------------------------------------------------ features and room

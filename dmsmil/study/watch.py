@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.cohorts.folds import fold_count
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.forecast import Work, forecast, minutes, workers_of
@@ -122,7 +123,9 @@ def _works(home: Path, params: dict) -> list[Work]:
     try:
         cohort = pd.read_csv(home / "cohort.csv", dtype=str, keep_default_na=False)
         store = Store(home, params["tile_px"], tuple(params["scales"]), params["encoder"])
-        return forecast(params, len(cohort), _channels(store, list(cohort.slide_id)), sorted(cohort.label.unique()))
+        count = fold_count(pd.read_csv(home / "folds.csv", nrows=1))
+        channels = _channels(store, list(cohort.slide_id))
+        return forecast(params, len(cohort), channels, sorted(cohort.label.unique()), count)
     except (InputError, OSError):
         return []
 

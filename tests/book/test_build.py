@@ -170,6 +170,14 @@ def test_every_output_of_every_notebook_is_on_its_page(study):
     assert "04_compare" not in "".join(pages.values()), "what failed is no page"
 
 
+def test_the_front_page_of_a_study_with_repeats_does_not_say_that_folds_share_no_patient(tmp_path):
+    frame = cohort(12, 4)
+    save_cohort(tmp_path, frame, make_folds(frame, 2, repeats=3), [])
+    assert "tested in 6 folds, none of which tests a patient that it trains on." in book.summary(tmp_path, None)
+    save_cohort(tmp_path, frame, make_folds(frame, 2), [])
+    assert "tested in 2 folds that share no patient." in book.summary(tmp_path, None)
+
+
 def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
     home, pages, said = study
     front = text(re.search(r"<article.*?</article>", pages["index"], re.S)[0])

@@ -101,6 +101,9 @@ def test_the_table_follows_the_numbers_and_the_best_stands_first(home):
     assert "| DMSMIL | 0.600 ± 0.100 [0.40, 0.90] | 0.500 ± 0.100 [0.40, 0.90] | 0.800 ± 0.100 [0.40, 0.90] |" in said
     assert names(said) == ["DMSMIL", "ABMIL 10x", "six colour numbers", "always the majority"]
     assert "3 slides of 2 patients (1 a, 2 b); 3 folds × 2 seeds, K = 9" in said and "7 epochs" in said
+    params = json.loads((home / "params.yaml").read_text())
+    (home / "params.yaml").write_text(json.dumps(params | {"repeats": 4}))
+    assert "3 folds × 4 repeats × 2 seeds, K = 9" in shown(home, "table")
     compared(0.55, 0.9).to_csv(home / "tables/04_compare.csv", index=False)
     assert names(shown(home, "table")) == ["ABMIL 10x", "six colour numbers", "DMSMIL", "always the majority"]
     assert "note" not in said

@@ -48,6 +48,9 @@ def test_seconds_are_runs_times_epochs_times_slides_times_the_step(params, monke
     assert first.runs == 2 and first.seconds == 2 * 5 * 10 * 0.5  # runs, epochs, half of the slides, a step
     twice = forecast(params | {"seeds": [0, 1]}, 20, 32, CLASSES)
     assert twice[0].seconds == 2 * first.seconds
+    repeated = forecast(params | {"repeats": 3}, 20, 32, CLASSES)
+    assert repeated[0].runs == 3 * 2 and repeated[0].seconds == 3 * first.seconds
+    assert forecast(params, 20, 32, CLASSES, 7)[0].runs == 7, "a split table has brought seven folds"
 
 
 def test_a_stack_is_timed_as_a_stack(params, monkeypatch):
