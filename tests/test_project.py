@@ -94,13 +94,13 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
-    "analysis": "paper comparison leftovers report verdicts ablation sweep witness claims",
+    "analysis": "paper comparison leftovers report verdicts ablation sweep witness readings claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "book": "readme reference pages build publish",
     "study": "place times rules params terminal lock execute environment "
-             "unchanged opening trial forecast watch preflight run bench cli",
+             "unchanged opening trial forecast watch preflight run choice bench cli",
 }
 
 

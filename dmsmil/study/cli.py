@@ -3,6 +3,7 @@
     dmsmil check params/mine.yaml     what is wrong, in seconds, before hours are spent
     dmsmil run params/mine.yaml       the whole study, into outputs/<study>/; start it again to continue
     dmsmil book params/mine.yaml      its book once more, from the notebooks as they were executed
+    dmsmil choose params/planted.yaml ...   which reading of the paper is the default, by the rule of docs/readings.md
     dmsmil methods                    the methods there are
     dmsmil bench                      how fast the fast paths are, against the plain ones
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
                                      epilog=" ".join(__doc__.split("\n\n")[-1].split()))
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,book,methods,bench}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,book,choose,methods,bench}")
     for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
                        ("book", "build the book of a study that has run")):
         sub = verbs.add_parser(verb, help=text)
@@ -55,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
                          help="set one parameter, as papermill does; results go to the folder of -p outputs FOLDER")
         if verb == "run":
             sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name")
+    sub = verbs.add_parser("choose", help="which reading of the paper is the default, by the rule of docs/readings.md")
+    sub.add_argument("params", nargs="+", help="the studies whose cohorts choose")
+    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+                     help="set one parameter in all of them")
     sub = verbs.add_parser("methods", help="list the methods")
     sub.add_argument("--check", metavar="NAME", help="does this method keep the promises of the model contract?")
     sub = verbs.add_parser("bench", help="time the fast paths against the plain ones, interleaved")
@@ -71,6 +76,10 @@ def _answer(args: argparse.Namespace) -> int:
         from dmsmil.study import bench
 
         return bench.main(args.parts, args.quick)
+    if args.verb == "choose":
+        from dmsmil.study.choice import choose
+
+        return choose([read_params(path, dict(args.p)) for path in args.params])
     params = read_params(args.params, dict(args.p))
     if args.verb == "check":
         return check(params)
