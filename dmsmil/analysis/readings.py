@@ -46,9 +46,9 @@ def choice_rows(cohort: str, runs: dict[str, Runs], positive: str = "") -> pd.Da
 def choose(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The default by the rule, and what the rule saw.
 
-    rows: `choice_rows` of all cohorts. Returns (name, table): one row a candidate, nearest to the cited text first, with
-    name, AUC in each cohort, score (their mean), effective (mean over cohorts), healthy, ties (with the best healthy
-    score) and chosen; the control last, which is neither. Raises InputError when a candidate lacks a cohort.
+    rows: `choice_rows` of all cohorts. Returns (name, table): one row a candidate, nearest to the cited text first,
+    with name, AUC in each cohort, score (their mean), effective (mean over cohorts), healthy, ties (with the best
+    healthy score) and chosen; the control last, which is neither. InputError when a candidate lacks a cohort.
     """
     scores = rows.pivot(index="name", columns="cohort", values="AUC")
     names = [*CANDIDATES, CONTROL]
