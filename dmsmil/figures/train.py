@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -9,9 +10,23 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from sklearn.metrics import auc
 
-from dmsmil.figures.base import BLUE, FAINT, GREY, ORANGE, dot_and_bar, finish, only_rows, short
+from dmsmil.figures.base import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREY,
+    ORANGE,
+    SCALE_COLOURS,
+    dot_and_bar,
+    finish,
+    only_rows,
+    plain_numbers,
+    short,
+)
+from dmsmil.training.health import GATHERED
 from dmsmil.training.metrics import (
     METRICS,
     calibration,
@@ -23,6 +38,8 @@ from dmsmil.training.metrics import (
 )
 
 MANY = 10  # folds that a legend names one by one
+TERMS = {"L_ce": "L_ce (cross-entropy)", "L_ot": "L_ot (optimal transport)", "spread": "feature spread"}
+GRADIENTS = {"gradient_ot": (ORANGE, "-", "of L_ot"), "gradient_ce": (BLUE, "-", "of λ L_ce")}  # colour, line, label
 
 
 def result_intervals(table: pd.DataFrame, out) -> Figure:
@@ -37,22 +54,97 @@ def result_intervals(table: pd.DataFrame, out) -> Figure:
 
 
 def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = None) -> Figure:
-    """L_ce, L_ot and the feature spread by epoch: one thin line a run, the mean thick."""
-    terms = [name for name in ("L_ce", "L_ot", "spread") if name in history] or ["loss"]
-    labels = {"L_ce": "L_ce (cross-entropy)", "L_ot": "L_ot (optimal transport)", "spread": "feature spread"}
-    figure, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 2.7), squeeze=False)
-    for ax, term in zip(axes[0], terms):
-        for _, part in history.groupby(["fold", "seed"]):
-            ax.plot(part.epoch, part[term], color=FAINT, alpha=0.6, linewidth=0.8)
-        mean = history.groupby("epoch")[term].mean()
-        ax.plot(mean.index, mean, color=BLUE, linewidth=2)
-        ax.set(title=labels.get(term, term), xlabel="epoch")
-        ax.set_ylim(bottom=0)
-        if term == "L_ce" and prior_entropy is not None:
-            ax.axhline(prior_entropy, color=ORANGE, linestyle=":", linewidth=1.2)
-            ax.text(mean.index[-1], prior_entropy, "knowing only the class shares ", ha="right", va="bottom",
-                    fontsize=7, color=ORANGE)
+    """How training went, by epoch: one thin line a run, the mean thick.
+
+    history: `results.whole_history`. The terms of the loss and the feature spread; then, with a marker wherever a run
+    was looked at and the first epochs drawn wide: over what share of a slide's tiles the scores are spread (dotted: a
+    run below is marked), which share of sampling points is near the end of its reach or off the map, and how strongly
+    both terms pull at the projection. A method has the panels of what it has.
+    """
+    terms = [name for name in TERMS if name in history] or ["loss"]
+    parts = [partial(_term, term=term, prior_entropy=prior_entropy if term == "L_ce" else None) for term in terms]
+    for panel, names in ((_effective, _columns(history, "effective")),
+                         (_sampling, _columns(history, "beyond_reach", "at_border")),
+                         (_gradients, [name for name in GRADIENTS if name in history and history[name].max() > 0])):
+        if len(names) > (panel is _gradients):  # L_ot alone or L_ce alone pulls against nothing
+            parts.append(partial(panel, names=names))
+    rows = -(-len(parts) // 3)
+    wide = -(-len(parts) // rows)
+    figure, axes = plt.subplots(rows, wide, figsize=(3.2 * wide, 2.7 * rows), squeeze=False)
+    for ax, part in zip(axes.flat, parts):
+        part(ax, history)
+    for ax in axes.flat[len(parts):]:
+        ax.set_visible(False)
     return finish(figure, out, history)
+
+
+def _columns(history: pd.DataFrame, *kinds: str) -> list[str]:
+    """Columns such as effective_10x."""
+    return [name for name in history if name.rpartition("_")[0] in kinds]
+
+
+def _term(ax, history: pd.DataFrame, term: str, prior_entropy: float | None) -> None:
+    """A term of the loss after each epoch; dotted what L_ce is for who knows only the class shares."""
+    trained = history[history.epoch > 0]
+    for _, part in trained.groupby(["fold", "seed"]):
+        ax.plot(part.epoch, part[term], color=FAINT, alpha=0.6, linewidth=0.8)
+    mean = trained.groupby("epoch")[term].mean()
+    ax.plot(mean.index, mean, color=BLUE, linewidth=2)
+    ax.set(title=TERMS.get(term, term), xlabel="epoch")
+    ax.set_ylim(bottom=0)
+    if prior_entropy is not None:
+        ax.axhline(prior_entropy, color=ORANGE, linestyle=":", linewidth=1.2)
+        ax.text(mean.index[-1], prior_entropy, "knowing only the class shares ", ha="right", va="bottom",
+                fontsize=7, color=ORANGE)
+
+
+def _effective(ax, history: pd.DataFrame, names: list[str]) -> None:
+    _watched(ax, history, {name: (_scale_colour(name), "-", name.rpartition("_")[2]) for name in names})
+    ax.axhline(GATHERED, color=DARK, linestyle=":", linewidth=1.2)
+    ax.set(title="effective tiles", ylabel="share of a slide's tiles", ylim=(0, 1.04))
+
+
+def _sampling(ax, history: pd.DataFrame, names: list[str]) -> None:
+    words = {"beyond_reach": ("-", "near the end of reach"), "at_border": ("--", "off the map")}
+    looks = {}
+    for name in names:
+        kind, _, scale = name.rpartition("_")
+        line, said = words[kind]
+        looks[name] = (_scale_colour(name), line, f"{scale}, {said}")
+    _watched(ax, history, looks)
+    ax.set(title="sampling points", ylabel="share of the points", ylim=(-0.02, 1.04))
+
+
+def _gradients(ax, history: pd.DataFrame, names: list[str]) -> None:
+    _watched(ax, history, {name: look for name, look in GRADIENTS.items() if name in names})
+    ax.set(title="pull at the projection", yscale="log", ylabel="norm of the gradient")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    plain_numbers(ax.yaxis)
+    first = history[history.epoch == 0][names].mean()
+    ax.legend(title=f"L_ot / λ L_ce before the first step: {first.gradient_ot / first.gradient_ce:.3g}", fontsize=7,
+              title_fontsize=7)
+
+
+def _watched(ax, history: pd.DataFrame, looks: dict[str, tuple[str, str, str]]) -> None:
+    """Columns that only the epochs hold after which a run was looked at; looks: colour, line and label of each."""
+    for name, (colour, line, label) in looks.items():
+        seen = history[history[name].notna()]
+        for _, part in seen.groupby(["fold", "seed"]):
+            ax.plot(part.epoch, part[name], color=colour, linestyle=line, alpha=0.35, linewidth=0.8)
+        mean = seen.groupby("epoch")[name].mean()
+        ax.plot(mean.index, mean, color=colour, linestyle=line, linewidth=2, marker="o", markersize=4, label=label)
+    last = history.epoch.max()
+    ax.set_xscale("symlog", linthresh=1)
+    ticks = [0, *(10 ** power for power in range(len(str(last))))]
+    ax.set_xticks(ticks, map(str, ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("epoch, 0: before the first step")
+    ax.legend(fontsize=7)
+
+
+def _scale_colour(name: str) -> str:
+    """Of a column such as effective_10x."""
+    return SCALE_COLOURS.get(int(name.rpartition("_")[2][:-1]), DARK)
 
 
 def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:

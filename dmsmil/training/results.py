@@ -18,6 +18,7 @@ from dmsmil.training.runs import Runs
 
 COLLAPSED, NOTHING, GATHERED, EFFECTIVE = "collapsed", "learned_nothing", "gathered", "effective"
 NO_MARKS = {COLLAPSED: 0, NOTHING: 0, GATHERED: 0, EFFECTIVE: math.nan}  # of a rule that is not trained
+HOLLOW = "hollow: collapsed or learned nothing"  # in legends
 
 SECONDS = "epoch_seconds"
 
@@ -48,6 +49,18 @@ def marks(runs: Runs) -> dict[str, float]:
     attention; and effective, the share of a slide's tiles over which it is spread."""
     return {"runs": len(runs.records), COLLAPSED: runs.collapsed, NOTHING: runs.learned_nothing,
             GATHERED: runs.gathered, EFFECTIVE: runs.effective}
+
+
+def unlearned(table: pd.DataFrame) -> pd.Series:
+    """Rows of a result table of which a run collapsed or learned nothing: figures draw them hollow, as `HOLLOW`."""
+    return (table[COLLAPSED] > 0) | (table.get(NOTHING, 0) > 0)
+
+
+def whole_history(runs: Runs) -> pd.DataFrame:
+    """history.csv of all runs, and as epoch 0 what was seen before the first step."""
+    start = pd.DataFrame(list(runs.records.start)).assign(epoch=0, fold=list(runs.records.fold),
+                                                          seed=list(runs.records.seed))
+    return pd.concat([start[[name for name in runs.history if name in start]], runs.history], ignore_index=True)
 
 
 def scales_name(scales: Sequence[int]) -> str:
@@ -153,6 +166,12 @@ def verdict(table: pd.DataFrame) -> str:
     if first[COLLAPSED]:
         lines.append(f"**{title} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
                      "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
+    elif first.get(NOTHING, 0):
+        lines.append(f"**{title} learned nothing in {first[NOTHING]} of {first.runs} runs**: L_ce stayed at the "
+                     "entropy of the class shares. Its numbers say what these runs are, not what the method can.")
+    if first.get(GATHERED, 0):
+        lines.append(f"**Its attention has gathered in {first[GATHERED]} of {first.runs} runs**: at the scale where it "
+                     f"is least it is spread over {first[EFFECTIVE]:.0%} of a slide's tiles, mean over the runs.")
     for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
         metric = "AUC" if name in (COLOUR, SITE) else "ACC"
@@ -169,6 +188,34 @@ def verdict(table: pd.DataFrame) -> str:
         lines.append(f"The 95 % interval of its {number(first, 'AUC')[0]}, [{low:.2f}, {high:.2f}], {sure} 0.5, "
                      "which is guessing.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def health_sentences(runs: Runs, bags) -> str:
+    """Markdown: how strong L_ot is beside λ L_ce, where a method has both, at the first step and at the end; over how
+    many tiles of a tested slide the scores are spread; and which runs are marked. Means over the runs."""
+    seen, lam, lines = whole_history(runs).groupby("epoch").mean(), runs.config.options.get("lam", 1.0), []
+    if seen.get("gradient_ot", pd.Series([0.0])).max() > 0:
+        (size, pull), (later_size, later_pull) = [
+            (_times(row.L_ot, lam * row.L_ce), _times(row.gradient_ot, row.gradient_ce))
+            for row in (seen.iloc[0], seen.iloc[-1])]
+        lines.append(f"Before the first step L_ot is {size} λ L_ce and pulls {pull} as hard at the projection; at the "
+                     f"end it is {later_size} λ L_ce and pulls {later_pull} as hard.")
+    tiles = bags.view(runs.config.scales).mask.sum(-1).float().mean(0).tolist()
+    shares = [pd.DataFrame(list(runs.records.attention))[f"effective_{s:g}x"].mean() for s in runs.config.scales]
+    spread = [f"{share:.0%} at {scale}x (about {share * count:.0f} of {count:.0f})"
+              for share, count, scale in zip(shares, tiles, runs.config.scales) if not math.isnan(share)]
+    if spread:
+        lines.append(f"On the tested slides the scores are spread over so many of the tiles: {', '.join(spread)}.")
+    marked = note(pd.Series(marks(runs), dtype=object))
+    lines.append(f"Marked: {marked}." if marked else
+                 "No run is marked: none collapsed, learned nothing, or gathered its attention on few tiles.")
+    return " ".join(lines)
+
+
+def _times(one: float, other: float) -> str:
+    """How many times `other` is in `one`, in words."""
+    ratio = one / other if other else math.inf
+    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.2g} times"
 
 
 def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame:

@@ -8,7 +8,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dmsmil import figures
-from dmsmil.analysis.comparison import compare, friedman_nemenyi
+from dmsmil.analysis.comparison import compare
+from dmsmil.analysis.ranks import friedman_nemenyi
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.interpret.faithfulness import MEASURES
 from dmsmil.interpret.morphology import associations
@@ -78,6 +79,56 @@ def test_result_figures_hold_the_numbers(tmp_path):
     assert len(drawn(figures.learning_curves(history, tmp_path / "h", 0.69), tmp_path / "h")) == 10
     only = history[["fold", "seed", "epoch", "loss"]]
     assert drawn(figures.learning_curves(only, tmp_path / "o"), tmp_path / "o").shape == (10, 4)
+
+
+def watched_history():
+    """Two runs of 20 epochs that were looked at before the first step and after epochs 1, 10 and 20."""
+    rows = []
+    for fold in range(2):
+        for epoch in range(21):
+            row = {"fold": fold, "seed": 0, "epoch": epoch, "L_ce": 0.7 / (epoch + 1), "L_ot": 3.0, "spread": 1.0}
+            if epoch in (0, 1, 10, 20):
+                row |= {f"effective_{s}x": 0.9 - 0.1 * fold - epoch / 100 for s in (10, 20)}
+                row |= {f"{name}_{s}x": 0.1 + fold / 10 for name in ("beyond_reach", "at_border") for s in (10, 20)}
+                row |= {"gradient_ot": 8.0 / (epoch + 1), "gradient_ce": 2.0 + 4.0 * fold}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def titles(figure):
+    return [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
+
+
+def test_attention_and_gradients_stand_beside_the_losses_where_they_were_looked_at(tmp_path):
+    figure = figures.learning_curves(watched_history(), tmp_path / "w", 0.69)
+    assert len(drawn(figure, tmp_path / "w")) == 42
+    assert titles(figure)[3:] == ["effective tiles", "sampling points", "pull at the projection"]
+    losses, effective, sampling, gradients = (figure.axes[i] for i in (0, 3, 4, 5))
+    assert losses.lines[-2].get_xdata().tolist() == list(range(1, 21)), "a loss after each epoch, none before the first"
+    mean = {line.get_label(): line for line in effective.lines if line.get_marker() == "o"}
+    assert list(mean) == ["10x", "20x"]
+    np.testing.assert_allclose(mean["10x"].get_data(), [[0, 1, 10, 20], [0.85, 0.84, 0.75, 0.65]])
+    assert effective.lines[-1].get_ydata()[0] == 0.1, "below, a run is marked"
+    assert [text.get_text() for text in sampling.get_legend().get_texts()] == [
+        "10x, near the end of reach", "20x, near the end of reach", "10x, off the map", "20x, off the map"]
+    both = {line.get_label(): line.get_ydata() for line in gradients.lines if line.get_marker() == "o"}
+    np.testing.assert_allclose(both["of L_ot"], [8, 4, 8 / 11, 8 / 21])
+    np.testing.assert_allclose(both["of λ L_ce"], 4.0)
+    assert gradients.get_yscale() == "log"
+    assert gradients.get_legend().get_title().get_text() == "L_ot / λ L_ce before the first step: 2"
+
+
+@pytest.mark.parametrize("lacking, panels", [
+    (["beyond_reach", "at_border"], ["effective tiles", "pull at the projection"]),
+    (["gradient", "L_ot", "spread"], ["effective tiles", "sampling points"]),
+    (["gradient", "L_ot", "spread", "beyond_reach", "at_border"], ["effective tiles"])])
+def test_a_method_has_the_panels_of_what_it_has(lacking, panels, tmp_path):
+    history = watched_history()
+    history = history.drop(columns=[name for name in history if name.startswith(tuple(lacking))])
+    assert [title for title in titles(figures.learning_curves(history, tmp_path / "p")) if "L_" not in title
+            and title != "feature spread"] == panels
+    silent = watched_history().assign(gradient_ot=0.0)
+    assert "pull at the projection" not in titles(figures.learning_curves(silent, tmp_path / "q")), "no L_ot that pulls"
 
 
 def legend(figure):
