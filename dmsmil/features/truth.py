@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from dmsmil.cohorts.made.painted import read_truth
+from dmsmil.cohorts.made.painted import has_truth, read_truth
 from dmsmil.cohorts.made.pyramid import MAGNIFICATION
 from dmsmil.features.bags import Bags
 from dmsmil.slides.magnification import tile_size_level0
@@ -43,3 +43,9 @@ def slide_shares(bags: Bags, folder: str | Path) -> np.ndarray:
             there, side = bags.mask[row, s].numpy(), tile_size_level0(MAGNIFICATION, scale, bags.store.tile_px)
             shares[row, s, there] = witness_share(truth, bags.coords[row, s].numpy()[there], side)
     return shares
+
+
+def known_shares(bags: Bags, folder: str | Path) -> np.ndarray | None:
+    """`slide_shares`, or None where no slide is a painted one; InputError where some are and others are not."""
+    known = any(has_truth(folder, slide_id) for slide_id in bags.slide_ids)
+    return slide_shares(bags, folder) if known else None

@@ -17,7 +17,7 @@ from dmsmil.cohorts.manifest import keep_source, source_of, tcga_table
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.rehearsal import DRAWN
-from dmsmil.features.truth import slide_shares
+from dmsmil.features.truth import known_shares
 from dmsmil.features.views import slide_views
 from dmsmil.slides.store import Store
 from dmsmil.study.place import resolve, study_folder
@@ -53,9 +53,9 @@ class Study:
         """One slide to draw, with the tiles of its bag: as `slide_views`."""
         return slide_views(self.cohort, slide_ids=[slide_id], bags=bags, mpp=self.mpp, source=self.source)[0]
 
-    def truth(self, bags: Bags) -> np.ndarray:
-        """(N, S, K) share of each tile of a painted cohort that was painted as signal: as `slide_shares`."""
-        return slide_shares(bags, self.home / "cohort")
+    def truth(self, bags: Bags) -> np.ndarray | None:
+        """(N, S, K) share of each tile of a painted cohort that was painted as signal; None of any other cohort."""
+        return known_shares(bags, self.home / "cohort")
 
 
 def open_study(study: str, outputs: str, scales: list[int], tile_px: int, encoder: str, mpp: float = 0.0) -> Study:

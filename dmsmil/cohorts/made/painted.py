@@ -45,13 +45,17 @@ def make_slides(folder, plan: pd.DataFrame, seed: int, side: int, recipe: histol
     return plan[COLUMNS]
 
 
+def has_truth(folder, slide_id: str) -> bool:
+    """Whether a slide was painted in this folder, so that `read_truth` knows what is in it."""
+    return _truth_path(folder, slide_id).is_file()
+
+
 def read_truth(folder, slide_id: str) -> dict[str, np.ndarray]:
     """The truth of one painted slide, as `histology.paint_slide` describes it."""
-    path = _truth_path(folder, slide_id)
-    if not path.exists():
+    if not has_truth(folder, slide_id):
         raise InputError(f"no truth for slide {slide_id} in {folder}: only slides that are painted here have one "
                          "(make_demo, make_planted)")
-    with np.load(path) as truth:
+    with np.load(_truth_path(folder, slide_id)) as truth:
         return {name: truth[name] for name in truth.files}
 
 
