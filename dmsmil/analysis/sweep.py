@@ -1,7 +1,7 @@
 """λ of eq. (14), and what L_ot does to the features: Fig. 3 of the paper, and when and where a run collapses.
 
 L_train = L_ot + λ L_ce. Nothing in L_ot keeps tiles apart: it is least when all of them coincide, and λ says how
-strongly L_ce objects. What counts as a collapse: `training.collapsed`.
+strongly L_ce objects. What counts as a collapse, and what as having learned nothing: `training.health`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.health import SHRUNK, STUCK
 from dmsmil.training.metrics import METRICS, summarise
-from dmsmil.training.results import marks, pretty
+from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marks, pretty
 from dmsmil.training.runs import Runs
 
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
 LINEAR = "linear projection"
 PLACEMENTS = {LINEAR: {}, "ReLU": {"activation": "relu"}, "LayerNorm, ReLU": {"activation": "layernorm_relu"},
               "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"activation": "relu", "ot_on": "unit"},
-              "frozen features": {"ot_on": "raw"}}
+              "relative distances": {"ot_on": "relative"}, "frozen features": {"ot_on": "raw"}}
 
 
 def check_lams(lams: list) -> list[float]:
@@ -139,41 +139,58 @@ def collapse_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) ->
 
 
 def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
-    """One row a placement and λ: placement, lam, spread_relative and ce_relative (means over the runs, last epoch) and
-    collapsed (True if any run did)."""
+    """One row a placement and λ, means over the runs: placement, lam; spread_relative and ce_relative of the last
+    epoch; effective, as in `results.marks`; gradient_ot and gradient_ce, of λ L_ce, before the first step; collapsed,
+    learned_nothing and gathered (True if any run did)."""
     rows = []
     for (placement, lam), r in runs.items():
-        terms = final_terms(r)
-        rows.append({"placement": placement, "lam": lam, "spread_relative": terms.spread_relative.mean(),
-                     "ce_relative": terms.ce_relative.mean(), "collapsed": bool(terms.collapsed.any())})
-    return pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "collapsed"])
+        means = final_terms(r)[["spread_relative", "ce_relative"]].mean()
+        start = pd.DataFrame(list(r.records.start))[["gradient_ot", "gradient_ce"]].mean()
+        rows.append({"placement": placement, "lam": lam, **means, **start, EFFECTIVE: r.effective,
+                     **{mark: marks(r)[mark] > 0 for mark in (COLLAPSED, NOTHING, GATHERED)}})
+    return pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "gradient_ot",
+                                       "gradient_ce", EFFECTIVE, COLLAPSED, NOTHING, GATHERED])
 
 
 def collapse_sentences(table: pd.DataFrame) -> str:
-    """Markdown: for each placement at which λ it collapsed, how far the spread fell without a collapse, and where
-    nothing was learned though the spread is not small enough to be called a collapse."""
+    """Markdown: for each placement at which λ it collapsed, how far the spread fell without a collapse, where nothing
+    was learned though the spread is not small enough to be called a collapse, and over how many tiles attention is
+    spread; and at which λ both terms pull equally at the projection before the first step."""
     if table.empty:
         return "Not asked for here: `collapse_lams` is empty."
-    lines = []
+    lines, equal = [], []
     for name, part in table.groupby("placement", sort=False):
-        fallen, stood = part[part.collapsed], part[~part.collapsed]
-        least = part.loc[part.spread_relative.idxmin()]
-        if len(fallen):
-            lines.append(f"**{name}**: collapsed at λ = {_list(fallen.lam)}"
-                         + (f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried."))
-        elif least.spread_relative < SHRUNK:
-            lines.append(f"**{name}**: at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its "
-                         f"start, yet the classifier still reads the features: L_ce is {least.ce_relative:.2f} of the "
-                         "entropy of the class shares.")
-        else:
-            lines.append(f"**{name}**: no collapse. The spread is least at λ = {least.lam:g}: "
-                         f"{least.spread_relative:.2g} times its start.")
-        stuck = stood[stood.ce_relative > STUCK]
+        said = [_how_it_ended(part)]
+        stuck = part[part.learned_nothing & ~part.collapsed]
         if len(stuck):
-            lines[-1] += (f" At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
-                          f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
-                          f"{stuck.spread_relative.min():.2g} times its start.")
+            said.append(f"At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
+                        f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
+                        f"{stuck.spread_relative.min():.2g} times its start.")
+        few, many = (part.loc[place] for place in (part.effective.idxmin(), part.effective.idxmax()))
+        said.append(f"Attention is spread over {few.effective:.0%} of the tiles at λ = {few.lam:g}"
+                    + (f", {many.effective:.0%} at {many.lam:g}." if len(part) > 1 else "."))
+        if part.gathered.any():
+            said.append(f"It has gathered at λ = {_list(part.lam[part.gathered])}.")
+        lines.append(f"**{name}**: " + " ".join(said))
+        lam = (part.lam * part.gradient_ot / part.gradient_ce).mean()  # gradient_ce grows with λ: the same in all rows
+        equal.append(f"{name} λ = {lam:.2g}" if lam > 0 else f"{name} never, for L_ot has no gradient there")
+    lines.append("Before the first step L_ot and λ L_ce pull equally hard at the projection: " + "; ".join(equal)
+                 + ". Below that λ, L_ot has the stronger arm.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _how_it_ended(part: pd.DataFrame) -> str:
+    """Whether and where a placement collapsed, in a sentence."""
+    fallen, stood = part[part.collapsed], part[~part.collapsed]
+    least = part.loc[part.spread_relative.idxmin()]
+    if len(fallen):
+        return f"collapsed at λ = {_list(fallen.lam)}" + (
+            f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried.")
+    if least.spread_relative < SHRUNK and not least.learned_nothing:
+        return (f"at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its start, yet the "
+                f"classifier still reads the features: L_ce is {least.ce_relative:.2f} of the entropy of the class "
+                "shares.")
+    return f"no collapse. The spread is least at λ = {least.lam:g}: {least.spread_relative:.2g} times its start."
 
 
 def _list(values) -> str:

@@ -8,11 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from dmsmil.analysis.ablation import OPEN
 from dmsmil.analysis.comparison import ALPHA
-from dmsmil.analysis.sweep import SHRUNK, STUCK
 from dmsmil.analysis.witness import blind_bound
 from dmsmil.figures.base import (
     BLUE,
@@ -31,9 +31,11 @@ from dmsmil.figures.base import (
     plain_numbers,
     verdict_colour,
 )
+from dmsmil.training.health import GATHERED, SHRUNK, STUCK
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
-LOOKS = [(BLUE, "o"), (ORANGE, "s"), (PINK, "D"), (GREEN, "^"), (YELLOW, "v"), (DARK, "P")]  # colour, marker
+LOOKS = [(ORANGE, "o"), (YELLOW, "s"), (PINK, "D"), (BLUE, "^"), (SKY, "v"), (GREEN, "P"), (DARK, "X")]
+# colour and marker of `sweep.PLACEMENTS`: warm where L_ot is as printed, cold where it is free of the features' scale
 RATES = [(BLUE, "o", "-"), (SKY, "s", "--"), (ORANGE, "^", "-"), (YELLOW, "v", "--"), (DARK, "D", ":"),
          (GREEN, "P", ":"), (PINK, "X", "-")]  # colour, marker, line
 
@@ -79,32 +81,45 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
 
 
 def collapse_curves(table: pd.DataFrame, out) -> Figure:
-    """Feature spread and L_ce at the end against λ, a line a placement of L_ot; hollow where the run collapsed.
+    """Against λ, a line a placement of L_ot: which term pulls harder at the projection before the first step, and
+    feature spread, L_ce and effective tiles at the end; hollow where the run collapsed or learned nothing.
 
-    table: `sweep.collapse_table`. Dotted: a run has collapsed when its spread is below 1 % of its start while its L_ce
-    is above 90 % of the entropy of the class shares. What is below FLOOR is drawn there.
+    table: `sweep.collapse_table`. Dotted: where both terms pull alike; 1 % of the spread's start and 90 % of the
+    entropy of the class shares, beyond which a run has collapsed (both) or learned nothing (L_ce); the share of tiles
+    below which attention has gathered. What is below FLOOR is drawn there; an L_ot without a gradient has no line in
+    the first panel.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.3))
-    for (name, part), (colour, marker) in zip(table.groupby("placement", sort=False), LOOKS):
-        part = part.sort_values("lam")
-        for ax, column in zip(axes, ("spread_relative", "ce_relative")):
-            value = part[column].clip(lower=FLOOR)
-            ax.plot(part.lam, value, color=colour, linewidth=1.4, label=name, marker=marker, markersize=5)
-            gone = part.collapsed.to_numpy(bool)
-            ax.plot(part.lam[gone], value[gone], marker, color=colour, markersize=8, markerfacecolor="white",
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.8), sharex=True)
+    pull = (table.gradient_ot / table.gradient_ce).where(table.gradient_ot > 0)
+    shown = table.assign(pull=pull, spread=table.spread_relative.clip(lower=FLOOR), ce=table.ce_relative.clip(FLOOR))
+    panels = {"pull": ("Pull at the projection before the first step", "gradient of L_ot / of λ L_ce", 1),
+              "spread": ("Feature spread at the end", "spread / spread at the start", SHRUNK),
+              "ce": ("L_ce at the end", "L_ce / entropy of the class shares", STUCK),
+              "effective": ("Effective tiles at the end", "share of a slide's tiles", GATHERED)}
+    for ax, (column, (title, ylabel, level)) in zip(axes.flat, panels.items()):
+        for (name, part), (colour, marker) in zip(shown.groupby("placement", sort=False), LOOKS):
+            part = part.sort_values("lam")
+            ax.plot(part.lam, part[column], color=colour, linewidth=1.4, label=name, marker=marker, markersize=5)
+            gone = part[part.collapsed | part.learned_nothing]
+            ax.plot(gone.lam, gone[column], marker, color=colour, markersize=8, markerfacecolor="white",
                     markeredgewidth=1.6, zorder=3)
-    axes[0].set(title="Feature spread at the end", ylabel="spread / spread at the start", yscale="log")
-    axes[1].set(title="L_ce at the end", ylabel="L_ce / entropy of the class shares", yscale="log")
-    axes[0].set_ylim(bottom=min(SHRUNK / 2, table.spread_relative.clip(lower=FLOOR).min() / 2))
-    for ax, level in zip(axes, (SHRUNK, STUCK)):
         ax.axhline(level, color=DARK, linestyle=":", linewidth=1)
-        plain_numbers(ax.yaxis)
-        ax.set(xscale="log", xlabel="λ, the weight of L_ce")
+        ax.set(title=title, ylabel=ylabel, xscale="log")
+        if column == "effective":
+            ax.set_ylim(0, 1.04)
+        else:
+            ax.set_yscale("log")
+            plain_numbers(ax.yaxis)
         ax.xaxis.set_major_locator(FixedLocator(sorted(table.lam.unique())))
         plain_numbers(ax.xaxis)
-    axes[0].plot([], [], "o", color=DARK, markerfacecolor="white", markersize=8, markeredgewidth=1.6,
-                 label="collapsed")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="L_ot acts on")
+    axes[0, 1].set_ylim(bottom=min(SHRUNK / 2, shown.spread.min() / 2))
+    for ax in axes[1]:
+        ax.set_xlabel("λ, the weight of L_ce")
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    hollow = Line2D([], [], marker="o", linestyle="", color=DARK, markerfacecolor="white", markersize=8,
+                    markeredgewidth=1.6)
+    figure.legend([*handles, hollow], [*labels, "collapsed or\nlearned nothing"], loc="outside right center",
+                  title="L_ot acts on")
     return finish(figure, out, table)
 
 

@@ -116,24 +116,68 @@ def test_a_collapse_is_seen_where_it_is(tmp_path):
     assert "**unit norm**: no collapse." in said
 
 
+def placed(*rows):
+    """A collapse table; rows: placement, λ, spread_relative, ce_relative, effective. L_ot's gradient is 3 wherever it
+    acts, that of L_ce 0.5; marks by the rules."""
+    table = pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "effective"])
+    nothing = table.ce_relative > 0.9
+    return table.assign(gradient_ot=3.0 * (table.placement != "frozen features"), gradient_ce=0.5 * table.lam,
+                        learned_nothing=nothing, collapsed=nothing & (table.spread_relative < 0.01),
+                        gathered=table.effective < 0.1)
+
+
 def test_small_features_that_still_classify_are_told_from_a_collapse():
-    table = pd.DataFrame([("a", 0.1, 0.001, 1.0, True), ("a", 1, 0.002, 0.1, False), ("b", 0.1, 0.004, 0.2, False),
-                          ("b", 1, 1.1, 0.1, False), ("c", 0.1, 0.011, 1.0, False), ("c", 1, 0.5, 0.1, False)],
-                         columns=["placement", "lam", "spread_relative", "ce_relative", "collapsed"])
-    first, second, third = collapse_sentences(table).splitlines()
-    assert first == "- **a**: collapsed at λ = 0.1, not at 1."
+    table = placed(("a", 0.1, 0.001, 1.0, 0.5), ("a", 1, 0.002, 0.1, 0.75), ("b", 0.1, 0.004, 0.2, 0.05),
+                   ("b", 1, 1.1, 0.1, 0.5), ("c", 0.1, 0.011, 1.0, 1), ("c", 1, 0.5, 0.1, 1),
+                   ("frozen features", 1, 1, 0.1, 1))
+    first, second, third, fourth, last = collapse_sentences(table).splitlines()
+    assert first == ("- **a**: collapsed at λ = 0.1, not at 1. Attention is spread over 50% of the tiles at λ = 0.1, "
+                     "75% at 1.")
     assert third.startswith("- **c**: no collapse.") and "At λ = 0.1 nothing was learned all the same" in third
-    assert "nothing was learned" not in first + second
+    assert "spread down to 0.011 times its start" in third and "nothing was learned" not in first + second + fourth
     assert "at λ = 0.1 the spread falls to 0.004 times its start, yet the classifier still reads" in second
+    assert second.endswith("It has gathered at λ = 0.1.") and "gathered" not in first + third + fourth
+    assert "pull equally hard at the projection: a λ = 6; b λ = 6; c λ = 6; frozen features never" in last
+    spared = table.assign(learned_nothing=False, collapsed=False)
+    assert "nothing was learned" not in collapse_sentences(spared), "the record decides, not the mean of L_ce"
+
+
+def test_the_collapse_table_has_the_first_step_and_the_marks(study, tmp_path):
+    """The gradient of λ L_ce before the first step grows with λ, that of L_ot does not; on the frozen features L_ot has
+    none."""
+    bags, folds = study
+    configs = {key: config for key, config in collapse_configs(bags, folds, [0.1, 10], epochs=1, lr=1e-3).items()
+               if key[0] in ("linear projection", "frozen features")}
+    runs = dict(zip(configs, get_runs(tmp_path, bags, folds, list(configs.values()), workers=1,
+                                      report=lambda line: None, only_folds=(0,))))
+    table = collapse_table(runs).set_index(["placement", "lam"])
+    start = runs["linear projection", 10].records.start.iloc[0]
+    ten = table.loc[("linear projection", 10)]
+    assert (ten.gradient_ot, ten.gradient_ce) == (start["gradient_ot"], start["gradient_ce"])
+    assert ten.gradient_ce == pytest.approx(100 * table.gradient_ce["linear projection", 0.1], rel=1e-5)
+    assert table.gradient_ot["frozen features", 10] == 0
+    assert ten.gradient_ot == table.gradient_ot["linear projection", 0.1] > 0
+    attention = runs["linear projection", 10].records.attention.iloc[0]
+    assert ten.effective == min(attention[f"effective_{scale}x"] for scale in (10, 20))
+    for (placement, lam), r in runs.items():
+        assert table.learned_nothing[placement, lam] == r.records.learned_nothing.iloc[0]
 
 
 def test_figures_hold_the_numbers_and_outlive_a_dead_representation(tmp_path):
-    table = pd.DataFrame([(name, lam, spread, 0.9, spread == 0) for name in PLACEMENTS
-                          for lam, spread in ((0.01, 0.0), (1.0, 0.5))],
-                         columns=["placement", "lam", "spread_relative", "ce_relative", "collapsed"])
+    table = placed(*[(name, lam, spread, ce, 0.5) for name in PLACEMENTS
+                     for lam, spread, ce in ((0.01, 0.0, 1.0), (1.0, 0.5, 1.0), (10.0, 0.9, 0.1))])
     figure = figures.collapse_curves(table, tmp_path / "c")
     assert (drawn(figure, tmp_path / "c").spread_relative == table.spread_relative).all()
-    assert min(min(line.get_ydata(), default=1) for line in figure.axes[0].lines) > 0, "a log axis"
+    assert min(min(line.get_ydata(), default=1) for line in figure.axes[1].lines) > 0, "a log axis"
+    pull, spread, ce, effective = figure.axes
+    np.testing.assert_allclose(pull.lines[0].get_ydata(), [600, 6, 0.6])
+    assert np.isnan(pull.lines[-3].get_ydata()).all(), "frozen features do not pull"
+    assert [line.get_ydata()[0] for line in (ax.lines[-1] for ax in figure.axes)] == [1, 0.01, 0.9, 0.1]
+    hollow = effective.lines[1]
+    assert hollow.get_markerfacecolor() == "white"
+    assert hollow.get_xdata().tolist() == [0.01, 1.0], "at λ = 1 the run learned nothing, with half its spread"
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == [*PLACEMENTS, "collapsed or\nlearned nothing"]
     runs = {0.1: made(1, spread=1e-4), 1.0: made(), ALONE: made(noise=4)}
     lams = lam_table(runs)
     figure = figures.lam_curves(lams, tmp_path / "l")
