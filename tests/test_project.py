@@ -89,12 +89,12 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks finding table gdc manifest splits sites folds leakage made",
-    "cohorts.made": "brushes tissue islands histology pyramid painted demo planted mosaics",
+    "cohorts.made": "brushes tissue islands histology pyramid painted demo planted originals stains mosaics",
     "slides": "tiff magnification reader density tiles hdf5 store stages linking",
     "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
-    "analysis": "paper comparison leftovers report verdicts ablation sweep witness readings claims",
+    "analysis": "paper comparison ranks power leftovers report verdicts ablation sweep witness readings claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, compare, equivalents, sentence
 from dmsmil.analysis.paper import COHORTS, printed_ablation
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
@@ -190,8 +190,8 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     """One row a reading, against runs["default"]; slides: how many the study has.
 
     Columns: name, ambiguity, reading; for AUC and ACC <metric>_difference (default minus reading, mean over folds),
-    _low, _high (its 95 % interval), _p_holm and _note, of `comparison.compare`; runs, collapsed; ACC_mean, ACC_std and
-    so for F1 and AUC, over runs.
+    _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`; runs, collapsed;
+    ACC_mean, ACC_std and so for F1 and AUC, over runs.
     A collapsed reading is no result: it is not compared and its differences are empty, as all are if the default
     collapsed.
     """
@@ -199,7 +199,8 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     others = {name: r for name, r in runs.items() if name != "default"}
     whole = {name: r.predictions for name, r in others.items() if not r.collapsed and not default.collapsed}
     tests = compare(default.predictions, whole, positive, slides).set_index("name") if whole else None
-    compared = [f"{m}_{part}" for m in ("AUC", "ACC") for part in ("difference", "low", "high", "p_holm", "note")]
+    compared = [f"{m}_{part}" for m in ("AUC", "ACC")
+                for part in ("difference", "low", "high", "p_holm", "p_equivalent_holm", "note")]
     fallen = {c: "collapsed" if c.endswith("note") else math.nan for c in compared}
     rows = []
     for name, r in others.items():
@@ -227,7 +228,8 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
-    """Markdown: which readings differ from the default beyond noise, which collapse, which cannot run here."""
+    """Markdown: which readings differ from the default beyond noise or are equivalent to it, which collapse, which
+    cannot run here."""
     metric = "AUC" if table.AUC_difference.notna().any() else "ACC"  # leave-one-out has no AUC of a fold
     tried, fallen = table[table[f"{metric}_difference"].notna()], table[table.collapsed > 0]
     lines = [f"`{row['name']}` collapsed in {row.collapsed} of {row.runs} runs: no result."
@@ -241,6 +243,8 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
         lines.append(f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
                      f"these folds can say, not that the readings are equal. Furthest in {metric} is `{far['name']}`: "
                      + as_written(sentence(far, "the default", metric)))
+    if same := equivalents(tried):
+        lines.append(f"Equivalent to the default, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")
     lines += found + [f"`{name}` cannot run here: {reason}" for name, reason in left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -1,9 +1,10 @@
 """The paper's claims as a checklist, judged by the tables a study has written.
 
-A verdict is one of four words.
+A verdict is one of five words.
 
 - `held`: the direction is the paper's, and the paired test says so (p < .05 after Holm's correction); for what is
   counted or timed and has no test (parameters, seconds, slopes), the order is the paper's;
+- `equivalent`: no difference is shown, and two one-sided tests say that it is below `EQUIVALENT_WITHIN`, either way;
 - `not shown`: the direction is the paper's, but no test lifts it above noise, or there is none;
 - `not held`: the other direction, a tie, or a collapse of what the claim is about;
 - `not run`: the table that decides was not made, or lacks the rows.
@@ -18,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.analysis.ablation import PARTS, is_exact
-from dmsmil.analysis.comparison import ALPHA, sentence
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, equivalent, sentence
 from dmsmil.analysis.paper import growth_as_claimed
 from dmsmil.analysis.report import saved_tables
 from dmsmil.analysis.sweep import lam_name
@@ -26,7 +27,8 @@ from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS
 from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, verdict
 
-HELD, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "not shown", "not held", "not run"
+HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
+VERDICTS = (HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN)
 COLUMNS = ["claim", "in the paper", "tested in", "verdict", "number"]
 
 Tables = dict[str, pd.DataFrame]
@@ -52,7 +54,7 @@ def claims(home: str | Path) -> pd.DataFrame:
 def tally(checklist: pd.DataFrame, without: str = "") -> dict[str, int]:
     """How many claims have each verdict, every verdict named; without: a notebook whose claims do not count."""
     counts = checklist.verdict[checklist["tested in"] != without].value_counts()
-    return {word: int(counts.get(word, 0)) for word in (HELD, NOT_SHOWN, NOT_HELD, NOT_RUN)}
+    return {word: int(counts.get(word, 0)) for word in VERDICTS}
 
 
 def worth(home: str | Path, results: pd.DataFrame) -> str:
@@ -66,8 +68,13 @@ def worth(home: str | Path, results: pd.DataFrame) -> str:
     return cheap_sentences(tests["04_tests_cheap"])
 
 
-def decide(difference: float, p: float = math.nan) -> str:
-    """The verdict on a difference that the paper says is above 0, and its p value (NaN: not tested)."""
+def decide(difference: float, p: float = math.nan, p_equivalent: float = math.nan) -> str:
+    """The verdict on a difference that the paper says is above 0; its p value and that of equivalence, NaN: not tested.
+
+    A difference that is shown decides before equivalence does: it may be shown and yet small.
+    """
+    if p_equivalent < ALPHA and not p < ALPHA:
+        return EQUIVALENT
     return NOT_HELD if not difference > 0 else HELD if p < ALPHA else NOT_SHOWN
 
 
@@ -106,14 +113,21 @@ def _row(rows: pd.DataFrame, what: str) -> pd.Series:
     return rows.iloc[0]
 
 
-def _p(tables: Tables, tests: str, mine: pd.Series, other: pd.Series) -> tuple[float, str]:
-    """The p value, and the sentence, of `mine` against `other` by ACC in the table `tests`; NaN where it has none."""
+def _test(tables: Tables, tests: str, mine: str, other: str) -> pd.Series | None:
+    """The row of `mine` against `other` in the table `tests`; None where there is none."""
     rows = tables.get(tests, pd.DataFrame(columns=["name"]))
-    rows = rows[rows["name"] == other["name"]]
+    rows = rows[rows["name"] == other]
     if "reference" in rows:
-        rows = rows[rows.reference == mine["name"]]
-    return (rows.iloc[0].ACC_p_holm, sentence(rows.iloc[0], mine["name"], "ACC")) if len(rows) else \
-        (math.nan, "Not tested.")
+        rows = rows[rows.reference == mine]
+    return rows.iloc[0] if len(rows) else None
+
+
+def _p(tables: Tables, tests: str, mine: str, other: str) -> tuple[float, float, str]:
+    """The p value, that of equivalence, and the sentence, of `mine` against `other` by ACC; NaN where not tested."""
+    row = _test(tables, tests, mine, other)
+    if row is None:
+        return math.nan, math.nan, "Not tested."
+    return row.ACC_p_holm, row.get("ACC_p_equivalent_holm", math.nan), sentence(row, mine, "ACC")
 
 
 def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Judged:
@@ -121,9 +135,9 @@ def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Ju
     if mine[COLLAPSED]:
         return NOT_HELD, f"{mine['name']} collapsed in {mine[COLLAPSED]} of {mine.runs} runs"
     gap = mine.ACC_mean - other.ACC_mean
-    p, said = _p(tables, tests, mine, other)
+    p, p_equivalent, said = _p(tables, tests, mine["name"], other["name"])
     number = f"ACC {mine.ACC_mean:.3f} against {other.ACC_mean:.3f} of {other['name']}, the best other"
-    return decide(gap, p), f"{number}. {said}"
+    return decide(gap, p, p_equivalent), f"{number}. {said}"
 
 
 # ------------------------------------------------------------------------------------------------ 04
@@ -148,21 +162,25 @@ def _rows(tables: Tables) -> dict[tuple[bool, ...], pd.DataFrame]:
 
 
 def _adds(tables: Tables, place: int) -> Judged:
-    """Does adding part `place` of PARTS raise ACC in every pair of rows that differ in it alone?"""
-    gains, p, said = [], math.nan, "Not tested."
+    """Does adding part `place` of PARTS raise ACC in every pair of rows that differ in it alone?
+
+    The pair with the full model is tested; equivalent is said only where no other pair is further apart than that.
+    """
+    gains, p, p_equivalent, said = [], math.nan, math.nan, "Not tested."
     for old, new in _pairs(_rows(tables), place):
         if new[COLLAPSED]:
             return NOT_HELD, f"{new['name']} collapsed in {new[COLLAPSED]} of {new.runs} runs"
         gains.append(new.ACC_mean - old.ACC_mean)
         if all(new[name] for name in PARTS) and new.scales == old.scales:
-            p, said = _p(tables, "05_tests", new, old)
+            p, p_equivalent, said = _p(tables, "05_tests", new["name"], old["name"])
     if not gains:
         raise _Absent("no row with it and without it, or those without it collapsed")
     number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
     if PARTS[place] == "ot" and "05_null" in tables:
         said += " Control: OT on frozen features " + (
             "changes nothing, as it must." if is_exact(tables["05_null"]) else "changes predictions, as it must not.")
-    return decide(min(gains), p), f"{number}. {said}"
+    alike = max(map(abs, gains)) < EQUIVALENT_WITHIN
+    return decide(min(gains), p, p_equivalent if alike else math.nan), f"{number}. {said}"
 
 
 def _pairs(rows: dict[tuple[bool, ...], pd.DataFrame], place: int) -> Iterator[tuple[pd.Series, pd.Series]]:
@@ -194,7 +212,8 @@ def _full(tables: Tables) -> Judged:
 
 
 def _lam(tables: Tables) -> Judged:
-    """Is each metric highest at λ = 1? Tested against the λ with the highest ACC among the others."""
+    """Is each metric highest at λ = 1? Tested by ACC against the λ with the highest ACC among the others; equivalent to
+    the best of them only where that is shown by AUC, too."""
     table = _table(tables, "06_lambda")
     one = _row(table[table.lam == 1], "λ = 1")
     if one[COLLAPSED]:
@@ -208,8 +227,10 @@ def _lam(tables: Tables) -> Judged:
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
     number = "; ".join(f"{m} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
                        for m, top in tops.items())
-    p, said = _p(tables, "06_tests", pd.Series({"name": lam_name(1)}), pd.Series({"name": lam_name(tops["ACC"].lam)}))
-    return decide(min(gaps), p), f"{number}, the best others. {said}"
+    p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam))
+    by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))
+    alike = by_auc is not None and equivalent(by_auc, "AUC")
+    return decide(min(gaps), p, p_equivalent if alike else math.nan), f"{number}, the best others. {said}"
 
 
 # ------------------------------------------------------------------------------------------------ 08

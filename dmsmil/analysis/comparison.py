@@ -16,6 +16,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.training.metrics import METRICS, class_names, positive_class, score_by_fold
 
 ALPHA = 0.05
+EQUIVALENT_WITHIN = 0.02  # of AUC or ACC: a smaller difference is none that a reader of slides would notice
 TESTED = ("ACC", "AUC")  # F1 is shown, not tested: each further test costs every other one power
 
 
@@ -23,7 +24,8 @@ TESTED = ("ACC", "AUC")  # F1 is shown, not tested: each further test costs ever
 class PairedTest:
     """A difference, its 95 % interval, statistic (t or z), two-sided p, and how many units it saw.
 
-    Where nothing can be said, p and interval are NaN and `reason` is the cause in words.
+    p_equivalent: of the two one-sided tests of `corrected_resampled_ttest`, NaN for other tests. Where nothing can be
+    said, p and interval are NaN and `reason` is the cause in words.
     """
 
     difference: float
@@ -33,10 +35,12 @@ class PairedTest:
     p: float = float("nan")
     units: int = 0
     reason: str = ""
+    p_equivalent: float = float("nan")
 
 
-def _decide(difference: float, error: float, units: int, law) -> PairedTest:
-    """The test of a difference with standard error `error` whose ratio follows `law` (a frozen distribution).
+def _decide(difference: float, error: float, units: int, law, margin: float = float("nan")) -> PairedTest:
+    """The test of a difference with standard error `error` whose ratio follows `law` (a frozen distribution), and with
+    a margin also that of equivalence.
 
     Without any variation there is no interval. If the difference is 0 as well, nothing speaks against equality and
     p = 1; else p would be 0, which no finite sample can show, so it is NaN.
@@ -46,32 +50,45 @@ def _decide(difference: float, error: float, units: int, law) -> PairedTest:
             return PairedTest(0.0, statistic=0.0, p=1.0, units=units, reason="the two do not differ anywhere")
         return PairedTest(difference, units=units, reason="the difference does not vary: its error cannot be estimated")
     ratio, reach = difference / error, law.ppf(1 - ALPHA / 2) * error
-    return PairedTest(difference, difference - reach, difference + reach, ratio, float(2 * law.sf(abs(ratio))), units)
+    equivalent = float(law.sf((margin - abs(difference)) / error))  # the larger of the two one-sided p values
+    return PairedTest(difference, difference - reach, difference + reach, ratio, float(2 * law.sf(abs(ratio))), units,
+                      p_equivalent=equivalent)
+
+
+def widening(n: int, test_share: float) -> float:
+    """The corrected standard error of a mean over n resamples, by their standard deviation: the root of
+    1 / n + n_test / n_train. InputError for a share that is none."""
+    if not 0 <= test_share < 1:
+        raise InputError(f"test_share is {test_share:g}: it is the share of slides tested by one fold, 0 <= share < 1")
+    return float(np.sqrt(1 / n + test_share / (1 - test_share)))
 
 
 def corrected_resampled_ttest(differences, test_share: float) -> PairedTest:
     """The corrected resampled t-test of Nadeau and Bengio (Machine Learning 52, 2003, section 3).
 
-    differences: one metric difference for each of n resamples (folds); NaN ones are left out. test_share: the share
-    of all slides that one resample tests, so that n_test / n_train = test_share / (1 - test_share).
+    differences: one metric difference for each of n resamples (the folds of all repeats: Bouckaert and Frank, PAKDD
+    2004); NaN ones are left out. test_share: the share of all slides that one resample tests, so that
+    n_test / n_train = test_share / (1 - test_share), which no number of repeats changes.
 
         t = mean / sqrt((1 / n + n_test / n_train) s^2),  s^2 the sample variance (ddof = 1),  n - 1 degrees of freedom
 
     The plain t-test has 1 / n alone, as if resamples were independent; but their training sets overlap, so their
     differences move together and it finds differences that are none. A resample is a new split: seeds on the same
     split are no resamples and must be averaged first (see `metric_table`). Zero variance: see `PairedTest.reason`.
+
+    Equivalence is two such tests, one-sided (Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987):
+    that the difference is above -EQUIVALENT_WITHIN, and that it is below EQUIVALENT_WITHIN; p_equivalent is the larger.
     """
     values = np.asarray(differences, float)
     values = values[~np.isnan(values)]
-    if not 0 <= test_share < 1:
-        raise InputError(f"test_share is {test_share:g}: it is the share of slides tested by one fold, 0 <= share < 1")
     n = len(values)
+    wider = widening(max(n, 1), test_share)
     if n == 0:
         return PairedTest(float("nan"), reason="it is not defined in any fold, at least 2 are needed")
     if n == 1:
         return PairedTest(float(values[0]), units=1, reason="folds that can be compared: 1, at least 2 are needed")
-    variance = (1 / n + test_share / (1 - test_share)) * values.var(ddof=1)
-    return _decide(float(values.mean()), float(np.sqrt(variance)), n, stats.t(n - 1))
+    error = wider * float(values.std(ddof=1))
+    return _decide(float(values.mean()), error, n, stats.t(n - 1), EQUIVALENT_WITHIN)
 
 
 @dataclass(frozen=True)
@@ -88,10 +105,10 @@ def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: s
     """DeLong's paired test of two correlated AUCs (Biometrics 44, 1988), `positive` against the rest.
 
     On the pooled out-of-fold predictions of the slides that both tested: a slide's probability is averaged over its
-    seeds first (that is an ensemble: give both the same number of seeds). Placements come from midranks, in n log n
-    (Sun and Xu, IEEE Signal Processing Letters 21, 2014). A patient's slides are not independent, so placements are
-    summed by patient before their variance is taken (Obuchowski, Biometrics 53, 1997); with one slide a patient that
-    is DeLong's test exactly.
+    seeds and repeats first (that is an ensemble: give both the same number of them). Placements come from midranks, in
+    n log n (Sun and Xu, IEEE Signal Processing Letters 21, 2014). A patient's slides are not independent, so placements
+    are summed by patient before their variance is taken (Obuchowski, Biometrics 53, 1997); with one slide a patient
+    that is DeLong's test exactly.
 
     The pooled AUC compares slides across folds, whose models need not share a scale, so it is not the mean of the
     folds' AUCs; and the test takes the models as they are: it says nothing of another training set.
@@ -128,7 +145,7 @@ def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: s
 
 
 def _pooled(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One row a slide: patient_id, label, and the probability of class `name` averaged over seeds."""
+    """One row a slide: patient_id, label, and the probability of class `name` averaged over seeds and repeats."""
     return predictions.groupby("slide_id").agg(patient_id=("patient_id", "first"), label=("label", "first"),
                                                value=(f"prob_{name}", "mean"))
 
@@ -167,46 +184,17 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str = "AUC", positive:
                          for name, table in tables.items()}).T
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Average ranks (1 = best, ascending), Friedman's p, Nemenyi's critical difference, and the blocks counted."""
-
-    ranks: pd.Series
-    p: float
-    cd: float
-    blocks: int
-
-
-def friedman_nemenyi(table: pd.DataFrame) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference (Demsar, JMLR 7, 2006) of a table methods x blocks.
-
-    Higher is better; ties share their mean rank; blocks with a NaN are left out. Two methods whose average ranks
-    differ by less than cd = q sqrt(k (k + 1) / (6 N)) are not told apart at alpha .05; q is the studentized range's
-    quantile over sqrt 2. Blocks are folds (`metric_table`), which share training data and are therefore not the
-    independent blocks that the test assumes: it describes, and the tests of `compare` decide.
-    p is NaN when all methods tie in all blocks. Raises InputError below three methods or two blocks.
-    """
-    whole = table.dropna(axis=1)
-    k, n = whole.shape
-    if k < 3 or n < 2:
-        raise InputError(f"{k} methods and {n} complete folds: ranks need at least 3 methods and 2 folds")
-    ranks = whole.rank(axis=0, ascending=False).mean(axis=1).sort_values(kind="stable").rename("rank")
-    tied = (whole.nunique() == 1).all()
-    p = float("nan") if tied else float(stats.friedmanchisquare(*whole.to_numpy()).pvalue)
-    q = stats.studentized_range.ppf(1 - ALPHA, k, np.inf) / np.sqrt(2)
-    return Ranks(ranks, p, float(q * np.sqrt(k * (k + 1) / (6 * n))), n)
-
-
 def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "",
             slides: int = 0) -> pd.DataFrame:
     """The reference against each other method: one row a method, differences are reference minus method.
 
     reference, others: predictions tables on the same folds; slides: how many the study has (0: as many as were tested
     by any of the methods), from which the share tested by one fold follows.
-    Columns: name, folds (compared), slides (compared); for ACC and AUC <metric>_difference (mean over folds), _low,
-    _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both metrics) and
-    _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all methods), _note, and
-    DeLong_class: of more than two classes the one that it sets against the rest, else empty.
+    Columns: name, folds (compared, of all repeats), slides (compared); for ACC and AUC <metric>_difference (mean over
+    folds), _low, _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both
+    metrics), _p_equivalent and _p_equivalent_holm (that it is within EQUIVALENT_WITHIN; adjusted likewise, a family of
+    its own) and _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all
+    methods), _note, and DeLong_class: of more than two classes the one that it sets against the rest, else empty.
     Intervals are 95 % each, not adjusted. A method trained on less than all other slides (an inner validation part)
     has a larger n_test / n_train than is assumed here, and its p is a little too small.
     Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
@@ -229,14 +217,17 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
         pooled = delong(reference, table, positive)
         row = {"name": name, "folds": len(gap), "slides": pooled.slides}
         for metric in TESTED:
-            row |= _columns(metric, corrected_resampled_ttest(gap[metric], share))
+            test = corrected_resampled_ttest(gap[metric], share)
+            row |= _columns(metric, test) | {f"{metric}_p_equivalent": test.p_equivalent}
         rows.append(row | {"F1_difference": float(gap.F1.mean())} | _columns("DeLong", pooled.test))
     result = pd.DataFrame(rows)
-    family = [f"{metric}_p" for metric in TESTED]
-    result[[f"{column}_holm" for column in family]] = holm(result[family].to_numpy().ravel()).reshape(-1, len(family))
+    for question in ("p", "p_equivalent"):
+        family = [f"{metric}_{question}" for metric in TESTED]
+        adjusted = holm(result[family].to_numpy().ravel()).reshape(-1, len(family))
+        result[[f"{column}_holm" for column in family]] = adjusted
     result["DeLong_p_holm"] = holm(result.DeLong_p)
-    parts = ("difference", "low", "high", "p", "p_holm", "note")
-    order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts]
+    parts = ("difference", "low", "high", "p", "p_holm", "p_equivalent", "p_equivalent_holm", "note")
+    order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts if f"{test}_{part}" in result]
     result["DeLong_class"] = against_rest
     return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]]
 
@@ -246,11 +237,32 @@ def _columns(prefix: str, test: PairedTest) -> dict:
             f"{prefix}_p": test.p, f"{prefix}_note": test.reason}
 
 
+def equivalent(row: pd.Series, metric: str) -> bool:
+    """Whether a row of `compare` shows a difference of less than EQUIVALENT_WITHIN, either way."""
+    return bool(row.get(f"{metric}_p_equivalent_holm", np.nan) < ALPHA)
+
+
+def equivalents(table: pd.DataFrame) -> str:
+    """The rows of `compare` that are equivalent and not shown to differ, as 'a, b by AUC; c by ACC'; empty for none."""
+    said = []
+    for metric in ("AUC", "ACC"):
+        names = [row["name"] for _, row in table.iterrows()
+                 if equivalent(row, metric) and not row[f"{metric}_p_holm"] < ALPHA]
+        said += [f"{', '.join(names)} by {metric}"] if names else []
+    return "; ".join(said)
+
+
+def p_value(p: float) -> str:
+    """A p value in words."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+
+
 def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
     """What a row of `compare` says about `name` (the reference), in words that follow from its numbers.
 
     metric: 'AUC' or 'ACC' (corrected resampled t-test) or 'DeLong' (pooled AUC), which also speaks where no fold has an
-    AUC. Better or worse is said only when the p value after Holm's correction is below .05.
+    AUC. Better, worse or equivalent is said only when the p value after Holm's correction is below .05: a difference
+    that is shown is said first, and what shows neither is not shown.
     """
     other, difference, p = row["name"], row[f"{metric}_difference"], row[f"{metric}_p_holm"]
     unit = "pooled AUC" if metric == "DeLong" else metric
@@ -261,11 +273,13 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
         said = f"{name} against {other} by {unit}{seen} is not tested: {row[f'{metric}_note']}."
         pooled = metric == "AUC" and np.isnan(difference) and not np.isnan(row.get("DeLong_p_holm", np.nan))
         return f"{said} {sentence(row, name, 'DeLong')}" if pooled else said
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
     worse = p < ALPHA and difference < 0
     low, high = sorted((-1 if worse else 1) * row[[f"{metric}_low", f"{metric}_high"]])
     interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
     if p < ALPHA:
         direction = "worse" if worse else "better"
-        return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {said}."
-    return f"{name} is not shown to be better than {other}: {difference:+.3f} {unit}{interval}, corrected {said}."
+        return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {p_value(p)}."
+    if equivalent(row, metric):
+        return (f"{name} and {other} are equivalent: they differ by less than {EQUIVALENT_WITHIN:g} {unit}, "
+                f"{difference:+.3f}{interval}, corrected {p_value(row[f'{metric}_p_equivalent_holm'])}.")
+    return f"{name} is not shown to be better than {other}: {difference:+.3f} {unit}{interval}, corrected {p_value(p)}."

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from dmsmil.analysis.comparison import Ranks, compare, friedman_nemenyi, metric_table, sentence
+from dmsmil.analysis.comparison import compare, metric_table, sentence
 from dmsmil.analysis.leftovers import other_tables, parameters, records
+from dmsmil.analysis.ranks import Ranks, friedman_nemenyi
 from dmsmil.cohorts.table import describe, read_cohort
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
@@ -122,7 +123,8 @@ def average_ranks(runs: list[Runs], positive: str = "") -> Ranks | None:
     two folds in which the AUC of all is defined."""
     table = metric_table(dict(zip(run_names(runs), (r.predictions for r in runs))), "AUC", positive)
     few = len(table) < 3 or table.dropna(axis=1).shape[1] < 2
-    return None if few else friedman_nemenyi(table)
+    times = runs[0].predictions.groupby("slide_id").fold.nunique().mean()
+    return None if few else friedman_nemenyi(table, times)
 
 
 def ranking(table: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import math
 
 import pandas as pd
 
-from dmsmil.analysis.comparison import ALPHA, TESTED, compare, sentence
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, compare, equivalents, sentence
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
@@ -92,8 +92,8 @@ def pretty_lams(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
-    """Markdown: which λ is best here, whether it is the paper's λ = 1, whether beyond noise, what collapsed, and
-    whether a small λ aligns the scales or only shrinks the features."""
+    """Markdown: which λ is best here, whether it is the paper's λ = 1, whether beyond noise or equivalent, what
+    collapsed, and whether a small λ aligns the scales or only shrinks the features."""
     fallen, whole = table[table.collapsed > 0], table[table.collapsed == 0]
     lines = [f"{row.name} collapsed in {row.collapsed} of {row.runs} runs: no result." for row in fallen.itertuples()]
     metrics = [m for m in METRICS if whole[f"{m}_mean"].notna().any()]  # leave-one-out has no AUC of a fold
@@ -113,6 +113,8 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         lines.append(f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
                      "which λ is best. "
                      + " ".join(as_written(sentence(row, lam_name(1))) for _, row in highest.iterrows()))
+    if same := equivalents(tests):
+        lines.append(f"Equivalent to λ = 1, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")
     if tests.empty:
         lines.append("Nothing can be compared with λ = 1.")
     swept = whole[whole.lam != ALONE]

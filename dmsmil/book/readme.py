@@ -22,7 +22,7 @@ from PIL import Image
 
 from dmsmil.analysis.ablation import PARTS, pretty_ablation
 from dmsmil.analysis.claims import tally, worth
-from dmsmil.analysis.comparison import ALPHA
+from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.report import ranking, saved_results, saved_tables, saved_times
 from dmsmil.analysis.sweep import pretty_lams
 from dmsmil.cost.tables import cost_sentences, pretty_costs
@@ -108,12 +108,14 @@ def words_block(folder: Path) -> str:
 
 
 def _tested(tests: pd.DataFrame) -> str:
-    """How many methods the reference of `report.paired_tests` is better than, and worse."""
+    """How many methods the reference of `report.paired_tests` is better than, equivalent to, and worse."""
     name, sure = tests.reference.iloc[0], tests.AUC_p_holm < ALPHA
     better, worse = tests.name[sure & (tests.AUC_difference > 0)], tests.name[sure & (tests.AUC_difference < 0)]
+    same = tests.name[tests.apply(equivalent, axis=1, metric="AUC") & ~sure]
     return "- " + as_written(
         f"{name} against the {len(tests)} other runs, by AUC (corrected resampled t-test, Holm's correction): it is "
-        f"shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}.")
+        f"shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}"
+        + (f"; equivalent to {', '.join(same)}." if len(same) else "."))
 
 
 def picture_block(folder: Path) -> str:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from dmsmil.analysis.ablation import OPEN
-from dmsmil.analysis.comparison import ALPHA
+from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.witness import blind_bound
 from dmsmil.figures.base import (
     BLUE,
@@ -44,8 +44,8 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
     """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals.
 
     table: as `ablation.variant_table`, grouped by the open point; a difference is default minus reading. Coloured:
-    beyond noise after Holm's correction (blue for the default, orange against it). A collapsed reading has no point,
-    and says so.
+    beyond noise after Holm's correction (blue for the default, orange against it), or equivalent (green). A collapsed
+    reading has no point, and says so.
     """
     rows, y, heads = [], 0.0, []
     for number, part in table.groupby("ambiguity", sort=True):
@@ -65,8 +65,8 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
                         ha="center", va="center", style="italic", color=GREY,
                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
                 continue
-            sure = row[f"{metric}_p_holm"] < ALPHA
-            dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure), hollow=not sure)
+            sure, same = row[f"{metric}_p_holm"] < ALPHA, equivalent(row, metric)
+            dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure, same), hollow=not (sure or same))
         ax.set(title=metric, xlabel="default minus reading (right: default better)", ylim=(y + 0.6, 0.7))
         only_rows(ax)
         ax.spines["left"].set_visible(False)

@@ -104,9 +104,12 @@ def dot_and_bar(ax, y, value, low, high, colour: str, hollow: bool = False, labe
             label=label or None, zorder=3)
 
 
-def verdict_colour(difference: float, sure: bool) -> str:
-    """Of a difference: grey as long as it may be noise, blue for the reference, orange against it."""
-    return GREY if not sure else BLUE if difference > 0 else ORANGE
+def verdict_colour(difference: float, sure: bool, equivalent: bool = False) -> str:
+    """Of a difference: grey as long as it may be noise, blue for the reference, orange against it; green where it is
+    shown to be too small to matter."""
+    if not sure:
+        return GREEN if equivalent else GREY
+    return BLUE if difference > 0 else ORANGE
 
 
 def only_rows(ax) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.analysis.comparison import ALPHA
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, equivalent
 from dmsmil.figures.base import (
     BLUE,
     DARK,
@@ -93,20 +93,25 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
     """How far each method is from the reference: difference, 95 % interval, and p after Holm's correction.
 
     table: as `dmsmil.analysis.comparison.compare`; a difference is reference minus method. Filled and coloured: told
-    apart at .05 after correction (blue for the reference, orange against it).
+    apart at .05 after correction (blue for the reference, orange against it), or shown to be equivalent (green). The
+    band is what counts as equivalent.
     """
     panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,
                                 sharey=True)
     y = np.arange(len(table))[::-1]
     for ax, (metric, title) in zip(axes, panels.items()):
-        part = [table[f"{metric}_{c}"].to_numpy(float) for c in ("difference", "low", "high", "p_holm")]
         ax.axvline(0, color=DARK, linewidth=1)
-        for row, difference, low, high, p in zip(y, *part):
-            sure = p < ALPHA
-            colour = verdict_colour(difference, sure)
-            dot_and_bar(ax, row, difference, low, high, colour, hollow=not sure, size=5.5)
-            ax.text(1.02, row, _p_value(p), transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color=colour)
+        if metric in TESTED:
+            ax.axvspan(-EQUIVALENT_WITHIN, EQUIVALENT_WITHIN, color=FAINT, alpha=0.15, linewidth=0)
+        for place, (_, row) in zip(y, table.iterrows()):
+            difference, low, high, p = (float(row[f"{metric}_{c}"]) for c in ("difference", "low", "high", "p_holm"))
+            sure, same = p < ALPHA, equivalent(row, metric)
+            colour, said = verdict_colour(difference, sure, same), _p_value(p)
+            if same and not sure:
+                said = "equivalent"
+            dot_and_bar(ax, place, difference, low, high, colour, hollow=not (sure or same), size=5.5)
+            ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color=colour)
         ax.text(1.02, len(table) - 0.35, "p (Holm)", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
                 color=DARK)
         ax.set(title=title, yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.1),
@@ -132,7 +137,7 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
     """Critical-difference diagram: methods on the axis of average ranks (1 = best, left), bars join what is not told
     apart.
 
-    ranks: method -> average rank; cd: Nemenyi's critical difference (dmsmil.analysis.comparison.friedman_nemenyi).
+    ranks: method -> average rank; cd: Nemenyi's critical difference (dmsmil.analysis.ranks.friedman_nemenyi).
     Data: name, rank, cd, and the numbers of the bars that a method lies under.
     """
     ranks = ranks.sort_values(kind="stable")

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dmsmil.analysis.claims import HELD, NOT_HELD, NOT_RUN, NOT_SHOWN
-from dmsmil.figures.base import BLUE, DARK, FAINT, GREY, ORANGE, bare, finish
+from dmsmil.analysis.claims import EQUIVALENT, HELD, NOT_HELD, NOT_RUN, NOT_SHOWN
+from dmsmil.figures.base import BLUE, DARK, FAINT, GREEN, GREY, ORANGE, bare, finish
 
 
 def claims_board(claims: pd.DataFrame, out) -> Figure:
@@ -17,7 +17,8 @@ def claims_board(claims: pd.DataFrame, out) -> Figure:
 
     claims: as `dmsmil.analysis.claims.claims`.
     """
-    marks = {HELD: ("✓", BLUE), NOT_SHOWN: ("~", GREY), NOT_HELD: ("✗", ORANGE), NOT_RUN: ("–", FAINT)}
+    marks = {HELD: ("✓", BLUE), EQUIVALENT: ("≈", GREEN), NOT_SHOWN: ("~", GREY), NOT_HELD: ("✗", ORANGE),
+             NOT_RUN: ("–", FAINT)}
     cells = [(row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
              for _, row in claims.iterrows()]
     depths = [max(len(claim), len(number), 2) + 0.7 for _, claim, number in cells]

@@ -203,6 +203,10 @@ def test_the_sentence_about_readings_turns_with_p():
     said = variant_sentences(sure, {})
     assert "The default is better than shared by 0.200 AUC" in said and "None of the" not in said
     assert "The default is worse than map_tile by 0.200 AUC" in said
+    same = table.assign(AUC_p_holm=0.5, ACC_p_holm=0.5, AUC_p_equivalent_holm=[0.01, 0.2], ACC_p_equivalent_holm=0.01)
+    said = variant_sentences(same, {})
+    assert "Equivalent to the default, less than 0.02 from it: shared by AUC; shared, map_tile by ACC." in said
+    assert "Equivalent" not in variant_sentences(same.assign(AUC_p_equivalent_holm=0.2, ACC_p_equivalent_holm=0.2), {})
 
 
 def test_the_figure_of_readings_holds_the_numbers_and_marks_what_is_no_result(tmp_path):

@@ -7,7 +7,18 @@ import pandas as pd
 import pytest
 
 from dmsmil import figures
-from dmsmil.analysis.claims import HELD, NOT_HELD, NOT_RUN, NOT_SHOWN, claims, decide, tally, worth
+from dmsmil.analysis.claims import (
+    EQUIVALENT,
+    HELD,
+    NOT_HELD,
+    NOT_RUN,
+    NOT_SHOWN,
+    VERDICTS,
+    claims,
+    decide,
+    tally,
+    worth,
+)
 from dmsmil.analysis.report import saved_results
 from dmsmil.training.metrics import METRICS
 from dmsmil.training.results import part, save_table
@@ -48,6 +59,9 @@ def compared(home, dmsmil=0.9, damil=0.85, p=0.01, collapsed=0):
 def test_the_definition():
     assert (decide(0.1, 0.01), decide(0.1, 0.2), decide(0.1)) == (HELD, NOT_SHOWN, NOT_SHOWN)
     assert {decide(d, p) for d in (0.0, -0.1, math.nan) for p in (0.01, 0.5, math.nan)} == {NOT_HELD}
+    assert {decide(d, p, 0.04) for d in (0.01, 0.0, -0.01) for p in (0.2, math.nan)} == {EQUIVALENT}
+    assert (decide(0.01, 0.04, 0.04), decide(-0.01, 0.04, 0.04)) == (HELD, NOT_HELD), "what is shown decides first"
+    assert (decide(0.01, 0.2, 0.06), decide(-0.01, 0.2, 0.06)) == (NOT_SHOWN, NOT_HELD)
 
 
 def test_a_study_without_tables_has_shown_nothing(tmp_path):
@@ -55,7 +69,7 @@ def test_a_study_without_tables_has_shown_nothing(tmp_path):
     assert set(rows.verdict) == {NOT_RUN} and len(rows) == 14
     assert set(rows["tested in"]) == {"04_compare", "05_ablation", "06_lambda", "07_interpret", "08_cost"}
     assert all(row.number.startswith(row["tested in"]) for _, row in rows.iterrows())
-    assert tally(rows) == {HELD: 0, NOT_SHOWN: 0, NOT_HELD: 0, NOT_RUN: 14}
+    assert tally(rows) == {HELD: 0, EQUIVALENT: 0, NOT_SHOWN: 0, NOT_HELD: 0, NOT_RUN: 14}
     assert tally(rows, without="08_cost")[NOT_RUN] == 10
 
 
@@ -70,6 +84,38 @@ def test_highest_is_asked_of_the_best_other_and_pooling_counts_among_all(tmp_pat
     assert found(tmp_path, "of the multi-scale methods .by")[0] == several
     verdict, number = found(tmp_path, "of all methods")
     assert verdict == everywhere and "Mean pooling" in number and f"{acc:.3f} against 0.880" in number
+
+
+def test_equivalent_to_the_best_other_is_neither_held_nor_not_held(tmp_path):
+    for acc in (0.885, 0.875):
+        compared(tmp_path, acc, p=0.4)
+        gaps = {"Mean pooling": acc - 0.88, "DSMIL": acc - 0.8}
+        save_table(paired(gaps, "DMSMIL", 0.4, ACC_p_equivalent_holm=0.03), tmp_path, "04_tests")
+        verdict, number = found(tmp_path, "of all methods")
+        assert verdict == EQUIVALENT
+        assert "DMSMIL and Mean pooling are equivalent: they differ by less than 0.02 ACC" in number
+        save_table(paired(gaps, "DMSMIL", 0.4, ACC_p_equivalent_holm=0.06), tmp_path, "04_tests")
+        assert found(tmp_path, "of all methods")[0] == (NOT_SHOWN if acc > 0.88 else NOT_HELD)
+
+
+def test_a_part_is_equivalent_to_its_lack_only_where_every_pair_is_near(tmp_path):
+    near = {**PAPERS, (True, False, False): 0.814, (True, True, True): 0.85}
+    ablated(tmp_path, near)
+    tests = paired({f"{(True, False, True)} 10x+20x": 0.005}, "DMSMIL", 0.4, ACC_p_equivalent_holm=0.03)
+    save_table(tests, tmp_path, "05_tests")
+    assert found(tmp_path, "Inter-scale OT")[0] == EQUIVALENT
+    ablated(tmp_path, near | {(True, False, False): 0.70})
+    save_table(tests, tmp_path, "05_tests")
+    assert found(tmp_path, "Inter-scale OT")[0] == NOT_SHOWN, "the untested pair is far apart"
+
+
+def test_lam_one_is_equivalent_where_acc_and_auc_both_are(tmp_path):
+    swept(tmp_path, 0.805)
+    for by_auc, verdict in ((0.03, EQUIVALENT), (0.2, NOT_SHOWN)):
+        tests = paired({"λ = 0.1": 0.005}, "λ = 1", 0.4, ACC_p_equivalent_holm=0.03, AUC_p_holm=0.4, AUC_low=-0.01,
+                       AUC_high=0.01, AUC_difference=0.0, AUC_note="", AUC_p_equivalent_holm=by_auc)
+        save_table(tests.drop(columns="reference"), tmp_path, "06_tests")
+        assert found(tmp_path, "λ = 1 is best")[0] == verdict
 
 
 def test_damil_is_judged_at_each_scale(tmp_path):
@@ -223,9 +269,21 @@ def test_the_board_shows_every_claim(tmp_path):
     rows = claims(tmp_path)
     figure = figures.claims_board(rows, tmp_path / "f")
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert [text for text in texts if text in (HELD, NOT_SHOWN, NOT_HELD, NOT_RUN)] == list(rows.verdict)
+    assert [text for text in texts if text in VERDICTS] == list(rows.verdict)
     assert [texts.count(mark) for mark in "✓✗"] == [(rows.verdict == word).sum() for word in (HELD, NOT_HELD)]
     assert list(drawn(figure, tmp_path / "f").number) == list(rows.number)
+
+
+def test_a_board_of_all_verdicts_has_a_mark_a_colour_and_a_count_for_each(tmp_path):
+    rows = pd.DataFrame({"claim": list(VERDICTS), "in the paper": "Table 1", "tested in": "04_compare",
+                         "verdict": VERDICTS, "number": "so"})
+    figure = figures.claims_board(rows, tmp_path / "f")
+    texts = figure.axes[0].texts
+    marks = [text for text in texts if text.get_text() in "✓≈~✗–"]
+    assert "".join(text.get_text() for text in marks) == "✓≈~✗–"
+    assert len({text.get_color() for text in marks}) == len(VERDICTS)
+    assert tally(rows) == dict.fromkeys(VERDICTS, 1)
+    drawn(figure, tmp_path / "f")
 
 
 def test_the_comparison_figure_ranks_methods_and_draws_what_they_must_beat(tmp_path):

@@ -7,14 +7,16 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from dmsmil.analysis.comparison import (
+    EQUIVALENT_WITHIN,
     compare,
     corrected_resampled_ttest,
     delong,
-    friedman_nemenyi,
+    equivalents,
     holm,
     metric_table,
     sentence,
 )
+from dmsmil.analysis.ranks import friedman_nemenyi
 from dmsmil.jobs.files import InputError
 from dmsmil.training.metrics import predictions_table, score
 
@@ -117,6 +119,85 @@ def test_equally_correlated_differences_are_rejected_at_the_level():
     p = [corrected_resampled_ttest(row, share).p for row in d]
     assert stats.kstest(p, "uniform").pvalue > 0.01
     assert np.mean(stats.ttest_1samp(d, 0, axis=1).pvalue < 0.05) > 0.2
+
+
+# ------------------------------------------------------------------------------------------------ equivalence
+
+
+def test_equivalence_is_two_one_sided_tests_by_scipy():
+    """Without overlap they are scipy's; the share widens their error as it does the t-test's."""
+    rng = np.random.default_rng(8)
+    for centre in (0.0, 0.005, -0.015, 0.03):
+        d = rng.normal(centre, 0.01, 12)
+        above = stats.ttest_1samp(d, -EQUIVALENT_WITHIN, alternative="greater").pvalue
+        below = stats.ttest_1samp(d, EQUIVALENT_WITHIN, alternative="less").pvalue
+        assert corrected_resampled_ttest(d, 0.0).p_equivalent == pytest.approx(max(above, below))
+        mine, error = corrected_resampled_ttest(d, 0.25), np.sqrt((1 / 12 + 1 / 3) * d.var(ddof=1))
+        sides = [(EQUIVALENT_WITHIN - d.mean()) / error, (d.mean() + EQUIVALENT_WITHIN) / error]
+        assert mine.p_equivalent == pytest.approx(max(stats.t.sf(sides, 11)))
+        assert mine.p_equivalent == corrected_resampled_ttest(-d, 0.25).p_equivalent
+
+
+def test_equivalence_is_the_90_per_cent_interval_inside_the_margin():
+    rng, inside = np.random.default_rng(9), 0
+    for _ in range(100):
+        d = rng.normal(rng.uniform(-0.03, 0.03), 0.012, 10)
+        test = corrected_resampled_ttest(d, 0.1)
+        reach = (test.high - test.low) / 2 / stats.t.ppf(0.975, 9) * stats.t.ppf(0.95, 9)
+        within = abs(test.difference) + reach < EQUIVALENT_WITHIN
+        assert within == (test.p_equivalent < 0.05)
+        inside += within
+    assert 10 < inside < 90
+
+
+def test_at_the_margin_equivalence_is_said_as_often_as_the_level_allows():
+    rng, share, n = np.random.default_rng(10), 0.2, 10
+    d = EQUIVALENT_WITHIN + 0.005 * (np.sqrt(share) * rng.normal(size=(2000, 1))
+                                     + np.sqrt(1 - share) * rng.normal(size=(2000, n)))
+    assert np.mean([corrected_resampled_ttest(row, share).p_equivalent < 0.05 for row in d]) == pytest.approx(0.05,
+                                                                                                           abs=0.015)
+
+
+def test_what_does_not_vary_is_not_called_equivalent():
+    assert np.isnan(corrected_resampled_ttest([0, 0, 0], 0.2).p_equivalent)
+    assert np.isnan(corrected_resampled_ttest([0.3], 0.2).p_equivalent)
+
+
+def near(shift=0.0, n=400, folds=10):
+    """Two predictions tables whose values differ by noise so small that their AUC hardly does."""
+    rng = np.random.default_rng(11)
+    truth = np.arange(n) % 2 == 1
+    value = 1.5 * truth + rng.normal(size=n)
+    return (predictions(truth, value + shift * truth, folds=folds),
+            predictions(truth, value + 0.05 * rng.normal(size=n), folds=folds))
+
+
+def test_the_sentence_sets_equivalent_apart_from_not_shown():
+    reference, other = near()
+    row = compare(reference, {"twin": other}, "ILC").iloc[0]
+    assert row.AUC_p_equivalent_holm < 0.05 < row.AUC_p_holm and equivalents(row.to_frame().T) == "twin by AUC"
+    said = sentence(row, "DMSMIL")
+    assert said.startswith("DMSMIL and twin are equivalent: they differ by less than 0.02 AUC, ") and \
+        f"{row.AUC_difference:+.3f} [" in said and said.endswith(f"corrected p {_told(row.AUC_p_equivalent_holm)}.")
+    open_question = row.copy()
+    open_question["AUC_p_equivalent_holm"] = 0.051
+    assert sentence(open_question, "DMSMIL").startswith("DMSMIL is not shown to be better than twin")
+    shown = row.copy()
+    shown["AUC_p_holm"] = 0.01  # small, and yet there: the difference is said
+    assert " is better than " in sentence(shown, "DMSMIL") or " is worse than " in sentence(shown, "DMSMIL")
+    assert equivalents(shown.to_frame().T) == ""
+
+
+def _told(p):
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.0995 else f"= {p:.2f}"
+
+
+def test_equivalence_is_a_family_of_its_own_over_methods_and_metrics():
+    tables = study()
+    table = compare(tables.pop("DMSMIL"), tables, "ILC")
+    both = holm([*table.ACC_p_equivalent, *table.AUC_p_equivalent])
+    np.testing.assert_allclose([*table.ACC_p_equivalent_holm, *table.AUC_p_equivalent_holm], both)
+    assert not any("DeLong" in name and "equivalent" in name for name in table)
 
 
 # ------------------------------------------------------------------------------------------------ DeLong
@@ -258,6 +339,9 @@ def test_ranks_by_hand_ties_and_gaps():
     assert got.p == pytest.approx(stats.friedmanchisquare(*table.iloc[:, :3].to_numpy()).pvalue)
     assert friedman_nemenyi(np.exp(table)).ranks.equals(got.ranks)  # ranks alone count
     assert np.isnan(friedman_nemenyi(pd.DataFrame(np.ones((3, 4)))).p)
+    twice = friedman_nemenyi(pd.concat([table, table], axis=1), 2)  # the folds of two repeats: no further patients
+    assert (twice.ranks.to_dict(), twice.cd, twice.p) == (got.ranks.to_dict(), pytest.approx(got.cd),
+                                                          pytest.approx(got.p)) and twice.blocks == 3
     for few in (table.iloc[:2], table.iloc[:, 2:]):
         with pytest.raises(InputError, match="at least 3 methods and 2 folds"):
             friedman_nemenyi(few)
@@ -330,6 +414,23 @@ def test_a_missing_fold_is_left_out_and_the_share_stays_the_studys():
     assert row.AUC_p == pytest.approx(corrected_resampled_ttest(gap.dropna(), 1 / 5).p)
     half = compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC", slides=200).iloc[0]
     assert half.AUC_p < compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC").iloc[0].AUC_p
+
+
+def test_repeats_are_further_resamples_of_the_same_share_and_no_further_slides():
+    """Two partitions of the same patients: n is 10, a fold still tests a fifth, DeLong pools a slide over both."""
+    one, two = study(seeds=1), study(seeds=2)
+    tables = {}
+    for name in ("DMSMIL", "mean"):
+        second = two[name][two[name].seed == 1].assign(seed=0)
+        second = second.assign(fold=5 + (second.fold + np.arange(len(second)) // 20) % 5)
+        tables[name] = pd.concat([one[name], second], ignore_index=True)
+    row = compare(tables["DMSMIL"], {"x": tables["mean"]}, "ILC").iloc[0]
+    folds = metric_table(tables, "AUC", "ILC")
+    expected = corrected_resampled_ttest(folds.loc["DMSMIL"] - folds.loc["mean"], 1 / 5)
+    assert (row.folds, row.slides) == (10, 200) and row.AUC_p == pytest.approx(expected.p)
+    pooled = {name: t.assign(prob_ILC=t.groupby("slide_id").prob_ILC.transform("mean")).drop_duplicates("slide_id")
+              for name, t in tables.items()}
+    assert row.DeLong_p == pytest.approx(delong(pooled["DMSMIL"], pooled["mean"], "ILC").test.p)
 
 
 def test_compare_says_what_it_cannot_do():

@@ -50,8 +50,9 @@ def home(tmp_path):
     return home
 
 
-def paired(difference, p):
-    return pd.DataFrame([{"reference": "DMSMIL", "name": "ABMIL 10x", "AUC_difference": difference, "AUC_p_holm": p}])
+def paired(difference, p, **more):
+    return pd.DataFrame([{"reference": "DMSMIL", "name": "ABMIL 10x", "AUC_difference": difference, "AUC_p_holm": p,
+                          **more}])
 
 
 def shown(home, what):
@@ -125,6 +126,8 @@ def test_the_words_turn_with_the_numbers(home):
     bad = shown(home, "words")
     assert "Highest AUC: **ABMIL 10x**, 0.900" in bad and "DMSMIL is not above *six colour numbers*" in bad
     assert "better than none, and worse than ABMIL 10x." in bad
+    paired(-0.005, 0.2, AUC_p_equivalent_holm=0.01).to_csv(home / "tables/04_tests.csv", index=False)
+    assert "better than none, and worse than none; equivalent to ABMIL 10x." in shown(home, "words")
     paired(-0.35, 0.2).to_csv(home / "tables/04_tests.csv", index=False)
     assert "better than none, and worse than none." in shown(home, "words")
 
@@ -132,7 +135,7 @@ def test_the_words_turn_with_the_numbers(home):
 def test_claims_and_times_are_said_as_they_are(home):
     said = shown(home, "claims")
     assert r"| It leads | Table 1 | 04_compare | not shown | ACC 0.600 against 0.600 of A\|B |" in said
-    assert "Of 1 claims: 0 held, 1 not shown, 0 not held, 0 not run." in said
+    assert "Of 1 claims: 0 held, 0 equivalent, 1 not shown, 0 not held, 0 not run." in said
     assert "On 2 cores and no GPU" in (took := shown(home, "time")) and "took 21 minutes" in took
     assert "20 of them for 04_compare" in took
 
