@@ -311,7 +311,9 @@ def made(monkeypatch):
         rng, truth, runs = np.random.default_rng(0), np.arange(100) % 2 == 1, []
         for signal, (name, scales) in zip(signals, (("dmsmil", (10, 20)), ("abmil", (10,)), ("abmil", (20,)))):
             table = predictions(truth, signal * truth + rng.normal(size=100))
-            runs.append(Runs(RunConfig(name, scales), table, table, pd.DataFrame({"collapsed": [False] * 5}), {}))
+            records = pd.DataFrame({"collapsed": False, "learned_nothing": False, "gathered": False,
+                                    "attention": [{"effective_10x": 0.5}] * 5})
+            runs.append(Runs(RunConfig(name, scales), table, table, records, {}))
         one = diluted(toy_bags(100), np.tile([0.9, 0.1], (100, 2, 16)), [0.1], 10)[0]
         found = witness.Witness([runs], [one])
         return found, witness_table(found)
