@@ -20,7 +20,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.metrics import METRICS, class_names, score_by_fold
-from dmsmil.training.results import NO_MARKS, marks, note, pretty, result_table
+from dmsmil.training.results import NO_MARKS, marked_sentences, marks, note, pretty, result_table
 from dmsmil.training.runs import Runs
 
 PARTS = ("fusion", "ot", "deformable")
@@ -99,6 +99,7 @@ def ablation_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
                   if part != "fusion" and ((mine["with"] == row.reference) & (mine.without == row["name"])).any()]
     lines += [f"{as_written(row['name'])} collapsed in {row.collapsed} of {row.runs} runs: no result."
               for _, row in table[table.collapsed > 0].iterrows()]
+    lines += marked_sentences(table)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -245,6 +246,7 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
                      + as_written(sentence(far, "the default", metric)))
     if same := equivalents(tried):
         lines.append(f"Equivalent to the default, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")
+    lines += marked_sentences(table)
     lines += found + [f"`{name}` cannot run here: {reason}" for name, reason in left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 

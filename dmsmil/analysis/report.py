@@ -18,7 +18,7 @@ from dmsmil.models import METHODS
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import scored
-from dmsmil.training.results import COLLAPSED, FITTED, run_names, scales_name
+from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, run_names, scales_name
 from dmsmil.training.runs import Runs
 
 
@@ -81,17 +81,18 @@ def saved_meaning(home: str | Path) -> str:
 
 
 RUN = ["method", "scales", "options", "epochs", "parameters", "device", "key"]  # what runs of one row share
+MARKS = (COLLAPSED, NOTHING, GATHERED)
 
 
 def run_ledger(home: str | Path) -> pd.DataFrame:
     """The finished runs of a study, of its present folds, seeds and code, by configuration (options that are not
-    default): runs, collapsed, median seconds."""
+    default): runs, how many of them have which mark, median seconds."""
     rows = pd.DataFrame([{"method": r["config"]["method"], "scales": scales_name(r["config"]["scales"]),
                           "options": _own(r["config"]), "epochs": r["config"]["epochs"], "parameters": r["parameters"],
-                          "seconds": r["seconds"], "device": r["device"], COLLAPSED: r[COLLAPSED],
+                          "seconds": r["seconds"], "device": r["device"], **{mark: r[mark] for mark in MARKS},
                           "key": fingerprint(r["config"])} for r in records(home)[0]],
-                        columns=[*RUN, "seconds", COLLAPSED])
-    table = rows.groupby(RUN).agg(runs=("seconds", "size"), collapsed=(COLLAPSED, "sum"),
+                        columns=[*RUN, "seconds", *MARKS])
+    table = rows.groupby(RUN).agg(runs=("seconds", "size"), **{mark: (mark, "sum") for mark in MARKS},
                                    seconds=("seconds", "median")).reset_index()
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
 
@@ -149,6 +150,7 @@ def ranking(table: pd.DataFrame) -> str:
     fallen = table[table[COLLAPSED] > 0]
     if len(fallen):
         lines.append("Collapsed, and so no result: " + ", ".join(map(as_written, fallen.name)) + ".")
+    lines += marked_sentences(table)
     lines.append("Intervals that overlap widely are no ranking.")
     return "\n".join(f"- {line}" for line in lines)
 

@@ -17,7 +17,7 @@ from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.health import SHRUNK, STUCK
 from dmsmil.training.metrics import METRICS, summarise
-from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marks, pretty
+from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, pretty
 from dmsmil.training.runs import Runs
 
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
@@ -96,6 +96,7 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     collapsed, and whether a small λ aligns the scales or only shrinks the features."""
     fallen, whole = table[table.collapsed > 0], table[table.collapsed == 0]
     lines = [f"{row.name} collapsed in {row.collapsed} of {row.runs} runs: no result." for row in fallen.itertuples()]
+    lines += marked_sentences(table)
     metrics = [m for m in METRICS if whole[f"{m}_mean"].notna().any()]  # leave-one-out has no AUC of a fold
     best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in metrics}
     if len(whole):

@@ -27,7 +27,7 @@ from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
 from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import summarise
-from dmsmil.training.results import COLLAPSED, marks, run_name, scales_name
+from dmsmil.training.results import COLLAPSED, marked_sentences, marks, run_name, scales_name
 from dmsmil.training.runs import Runs, get_runs
 
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out
@@ -225,6 +225,8 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
         lines += map(as_written, _weights(table[table.rate > 0]))
     if fallen := [f"{row['name']} at {row.rate:.0%}" for _, row in table[table[COLLAPSED] > 0].iterrows()]:
         lines.append(f"Collapsed, and so no result: {as_written(', '.join(fallen))}.")
+    named = [f"{name} at {rate:.0%}" for name, rate in zip(table.name, table.rate)]
+    lines += marked_sentences(table.assign(name=named))
     return "\n".join(f"- {line}" for line in lines)
 
 

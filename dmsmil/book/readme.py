@@ -28,7 +28,7 @@ from dmsmil.analysis.sweep import pretty_lams
 from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.files import ROOT, InputError, atomic, read_json, write_json, write_text
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import COLLAPSED, pretty
+from dmsmil.training.results import pretty, unlearned
 
 RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and one picture
 PAGES = ("README.md", "README.zh-CN.md", "docs/model_card.md")
@@ -85,13 +85,13 @@ def _shrink(source: Path, target: Path) -> None:
 
 
 def result_block(folder: Path) -> str:
-    """Methods and baselines by AUC: who is best stands first, what collapsed last."""
+    """Methods and baselines by AUC: who is best stands first, what collapsed or learned nothing last."""
     table = _table(folder, "04_compare").sort_values("AUC_mean", ascending=False, kind="stable")
     study = read_json(folder / "study.json")
     classes = ", ".join(f"{count} {as_written(name)}" for name, count in study["classes"].items())
     seeds = f"{len(study['seeds'])} seed" + "s" * (len(study["seeds"]) > 1)
     repeats = f" × {study['repeats']} repeats" if study.get("repeats", 1) > 1 else ""
-    return (f"{_markdown(pretty(table.iloc[(table[COLLAPSED] > 0).argsort(kind='stable')]), 'method')}\n\n"
+    return (f"{_markdown(pretty(table.iloc[unlearned(table).argsort(kind='stable')]), 'method')}\n\n"
             f"{study['slides']} slides of {study['patients']} patients ({classes}); "
             f"{study['folds']} folds{repeats} × {seeds}, "
             f"K = {study['k']} tiles a scale, features by {study['encoder']}, {study['epochs']} epochs where a name "

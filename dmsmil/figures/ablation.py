@@ -32,6 +32,7 @@ from dmsmil.figures.base import (
     verdict_colour,
 )
 from dmsmil.training.health import GATHERED, SHRUNK, STUCK
+from dmsmil.training.results import COLLAPSED, marked
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [(ORANGE, "o"), (YELLOW, "s"), (PINK, "D"), (BLUE, "^"), (SKY, "v"), (GREEN, "P"), (DARK, "X")]
@@ -45,7 +46,7 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
 
     table: as `ablation.variant_table`, grouped by the open point; a difference is default minus reading. Coloured:
     beyond noise after Holm's correction (blue for the default, orange against it), or equivalent (green). A collapsed
-    reading has no point, and says so.
+    reading has no point, and says so, as does one that learned nothing or gathered its attention.
     """
     rows, y, heads = [], 0.0, []
     for number, part in table.groupby("ambiguity", sort=True):
@@ -71,13 +72,18 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
         only_rows(ax)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes[0].set_yticks([place for place, _ in rows], [row.reading for _, row in rows])
+    axes[0].set_yticks([place for place, _ in rows], [_reading(row) for _, row in rows])
     for place, head in heads:
         axes[0].annotate(head, (0, place), xycoords=axes[0].get_yaxis_transform(), xytext=(-3, 0), ha="right",
                          va="center", textcoords="offset points", fontsize=8, fontweight="bold", color=DARK)
     reach = np.abs(table[[f"{m}_{c}" for m in ("AUC", "ACC") for c in ("difference", "low", "high")]].to_numpy(float))
     axes[0].set_xlim(*np.array([-1.06, 1.06]) * min(1, np.nanmax(np.append(reach, 0.02))))
     return finish(figure, out, table)
+
+
+def _reading(row: pd.Series) -> str:
+    """A reading and its marks; a collapse stands where its point would be."""
+    return ", ".join([row.reading, *(mark for mark in marked(row) if mark != COLLAPSED)])
 
 
 def collapse_curves(table: pd.DataFrame, out) -> Figure:

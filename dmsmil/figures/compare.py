@@ -27,7 +27,7 @@ from dmsmil.figures.base import (
 )
 from dmsmil.training.baselines import CHEAP, COLOUR, MAJORITY, SITE
 from dmsmil.training.metrics import METRICS
-from dmsmil.training.results import is_pooling
+from dmsmil.training.results import GATHERED, HOLLOW, is_pooling, unlearned
 
 LINES = {"mean pooling": (GREEN, "-"), COLOUR: (PINK, "--"), SITE: (YELLOW, "-."), MAJORITY: (DARK, ":")}
 # what a method must beat: colour, line
@@ -37,8 +37,8 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
     """ACC, F1 and AUC of every method with 95 % intervals, the highest ACC on top, beside lines for the cheap rules.
 
     parts: title -> rows of a result table, as `report.part` gives them, a row of panels each; {"10x": ..., "20x": ...}
-    draws Fig. 4 and 5. A point is the mean over folds and seeds; `highlight` (registry keys) is orange, pooling grey, a
-    collapse hollow. The lines are mean pooling and the rules that know nothing of tissue.
+    draws Fig. 4 and 5. A point is the mean over folds and seeds; `highlight` (registry keys) is orange, pooling grey,
+    what collapsed or learned nothing hollow. The lines are mean pooling and the rules that know nothing of tissue.
     Data: the rows drawn, with columns part and label.
     """
     drawn = pd.concat([_labelled(rows).assign(part=title) for title, rows in parts.items()], ignore_index=True)
@@ -48,7 +48,7 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
                                 sharey="row", squeeze=False, height_ratios=heights)
     for panels, title in zip(axes, parts):
         rows = drawn[(drawn.part == title) & ~line].sort_values("ACC_mean", kind="stable").reset_index(drop=True)
-        worth = drawn[(drawn.part == title) & line]
+        hollow, worth = unlearned(rows), drawn[(drawn.part == title) & line]
         for ax, metric in zip(panels, METRICS):
             for row in worth.itertuples():
                 colour, style = LINES[row.label]
@@ -57,7 +57,7 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
             for y, row in rows.iterrows():
                 colour = ORANGE if row.method in highlight else GREY if is_pooling(row.method) else BLUE
                 dot_and_bar(ax, y, row[f"{metric}_mean"], row[f"{metric}_low"], row[f"{metric}_high"], colour,
-                            hollow=row.collapsed > 0, size=5.5, width=2, alpha=0.45 if row.collapsed else 0.9)
+                            hollow=hollow[y], size=5.5, width=2, alpha=0.45 if hollow[y] else 0.9)
             only_rows(ax)
         panels[0].set(yticks=range(len(rows)), yticklabels=rows.label, ylim=(-0.6, len(rows) - 0.4))
         for tick, name in zip(panels[0].get_yticklabels(), rows.method):
@@ -74,18 +74,22 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a column label: the name without scale and options, * where there are options."""
+    """Rows with a column label: the name without scale and options, * where there are options, † where attention has
+    gathered."""
     short = [name.partition(",")[0].removesuffix(f" {scales}") + "*" * ("," in name)
              for name, scales in zip(rows.name, rows.scales)]
     again = pd.Series(short).duplicated(keep=False)
     label = [name if twice else text for name, text, twice in zip(rows.name, short, again)]
-    return rows.assign(label=["mean pooling" if m == "meanpool" else text for m, text in zip(rows.method, label)])
+    label = ["mean pooling" if m == "meanpool" else text for m, text in zip(rows.method, label)]
+    few = rows.get(GATHERED, pd.Series(0, rows.index)) > 0
+    return rows.assign(label=[text + "†" * gathered for text, gathered in zip(label, few)])
 
 
 def _footnote(rows: pd.DataFrame) -> str:
     said = {"points: mean over folds and seeds; bars: 95 % interval, patients drawn again": True,
-            "* options or settings of its own, see the table": rows.label.str.endswith("*").any(),
-            "hollow: collapsed, no result": (rows.collapsed > 0).any()}
+            "* options or settings of its own, see the table": rows.label.str.contains("*", regex=False).any(),
+            "† attention gathered on few tiles": rows.label.str.endswith("†").any(),
+            HOLLOW: unlearned(rows).any()}
     return "\n".join(text for text, true in said.items() if true)
 
 

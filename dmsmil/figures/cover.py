@@ -13,6 +13,7 @@ from matplotlib.transforms import Affine2D
 
 from dmsmil.figures.base import bare, finish, short, some_ties
 from dmsmil.training.baselines import CHEAP
+from dmsmil.training.results import unlearned
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
 MINE, OTHERS = "#f2a93b", "#6cbcec"
@@ -96,7 +97,7 @@ def _without_glass(thumbnail: np.ndarray) -> np.ndarray:
 
 def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     """AUC with its interval, highest first; the study's own method bright, the cheap rules hollow."""
-    own, rows = results.name[0], _ranked(results)
+    own, rows, hollow = results.name[0], _ranked(results), unlearned(results)
     y, size = np.arange(len(rows))[::-1], min(10.0, 150 / len(rows))
     room = max(0.0, (FEW - len(rows)) / 2)
     ax.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
@@ -107,8 +108,9 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
         colour = MINE if mine else FAINT if cheap else OTHERS
         ax.text(-0.03, place, short(row.name, 26), transform=ax.get_yaxis_transform(), fontsize=size,
                 color=MINE if mine else INK, fontweight="bold" if mine else "normal", ha="right", va="center")
-        if row.collapsed:
-            ax.text(0.02, place, "collapsed: no result", transform=ax.get_yaxis_transform(), color=FAINT,
+        if hollow[row.Index]:
+            said = "collapsed: no result" if row.collapsed else "learned nothing"
+            ax.text(0.02, place, said, transform=ax.get_yaxis_transform(), color=FAINT,
                     fontsize=0.85 * size, va="center", fontstyle="italic")
             continue
         ax.hlines(place, row.AUC_low, row.AUC_high, color=colour, linewidth=3.2 if mine else 2)
@@ -126,8 +128,10 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _ranked(results: pd.DataFrame) -> pd.DataFrame:
-    """By AUC, what collapsed last; of many rows the best, and always the first of the table and the cheap rules."""
+    """By AUC, what collapsed or learned nothing last; of many rows the best, and always the first of the table and the
+    cheap rules."""
     kept = results.name.isin([results.name[0], *CHEAP])
-    order = results.sort_values(["collapsed", "AUC_mean"], ascending=[True, False], kind="stable").index
+    ranked = results.assign(last=unlearned(results))
+    order = ranked.sort_values(["last", "AUC_mean"], ascending=[True, False], kind="stable").index
     others = [row for row in order if not kept[row]][:max(0, MANY - kept.sum())]
     return results.loc[[row for row in order if kept[row] or row in others]]

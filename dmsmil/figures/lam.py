@@ -10,19 +10,20 @@ from matplotlib.figure import Figure
 from dmsmil.analysis.sweep import ALONE
 from dmsmil.figures.base import BLUE, GREY, ORANGE, finish, plain_numbers
 from dmsmil.training.metrics import METRICS
+from dmsmil.training.results import HOLLOW, unlearned
 
 
 def lam_curves(table: pd.DataFrame, out) -> Figure:
     """ACC, F1 and AUC against λ (Fig. 3); under them L_ot, L_ce and the feature spread of the last epoch.
 
     table: `sweep.lam_table`. Cross-entropy alone stands to the right of a gap. Thin bars: 95 % interval (patients drawn
-    again); thick: ± one standard deviation over runs. Hollow: a run collapsed, so it is no result.
+    again); thick: ± one standard deviation over runs. Hollow: a run collapsed or learned nothing.
     """
     figure, axes = plt.subplots(2, 3, figsize=(8.8, 4.8), sharex=True)
     swept = table.lam != ALONE
     last = np.log10(table.lam[swept]).max()
     x = np.log10(table.lam).where(swept, last + 1).to_numpy()
-    hollow = table.collapsed > 0
+    hollow = unlearned(table)
     lowest = 1.0
     for ax, metric in zip(axes[0], METRICS):
         mean, std = table[f"{metric}_mean"], table[f"{metric}_std"]
@@ -50,10 +51,12 @@ def lam_curves(table: pd.DataFrame, out) -> Figure:
     for ax, place, said, where in ((axes[0, 0], (0.06, 0.03), "the paper's λ", "left"),
                                    (axes[1, 0], (x[-1], 0.5), "not\ncomputed", "center")):
         ax.text(*place, said, transform=ax.get_xaxis_transform(), ha=where, fontsize=7, color=GREY)
+    if hollow.any():
+        figure.supxlabel(HOLLOW, fontsize=8)
     return finish(figure, out, table)
 
 
 def _points(ax, x: np.ndarray, values: pd.Series, joined: pd.Series, hollow: pd.Series, colour: str) -> None:
-    """A line through the points that are `joined`, and all points, hollow where a run collapsed."""
+    """A line through the points that are `joined`, and all points, some of them hollow."""
     ax.plot(x[joined], values[joined], color=colour, linewidth=1.4)
     ax.scatter(x, values, s=30, color=np.where(hollow, "white", colour), edgecolor=colour, linewidth=1.3, zorder=3)

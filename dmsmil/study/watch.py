@@ -16,6 +16,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.forecast import Work, forecast, minutes, workers_of
 from dmsmil.training.progress import read_progress
+from dmsmil.training.results import marked
 
 SILENCE = 60.0  # seconds without a line after which one is said
 LOOK = 10.0     # seconds between two looks at what trains
@@ -151,7 +152,7 @@ def result_lines(home: Path, notebook: str) -> list[str]:
     table = pd.read_csv(found[-1])
     wide = max(map(len, table.name))
     lines = [f"    {'':<{wide}}  {'ACC':>6} {'F1':>6} {'AUC':>6}  95 % of AUC"]
-    for row in table.itertuples():
-        lines.append(f"    {row.name:<{wide}}  {row.ACC_mean:6.3f} {row.F1_mean:6.3f} {row.AUC_mean:6.3f}  "
-                     f"[{row.AUC_low:.2f}, {row.AUC_high:.2f}]" + ("  collapsed" if row.collapsed else ""))
+    for _, row in table.iterrows():
+        lines.append((f"    {row['name']:<{wide}}  {row.ACC_mean:6.3f} {row.F1_mean:6.3f} {row.AUC_mean:6.3f}  "
+                      f"[{row.AUC_low:.2f}, {row.AUC_high:.2f}]  {', '.join(marked(row))}").rstrip())
     return lines

@@ -56,6 +56,27 @@ def unlearned(table: pd.DataFrame) -> pd.Series:
     return (table[COLLAPSED] > 0) | (table.get(NOTHING, 0) > 0)
 
 
+def marked(row: pd.Series) -> list[str]:
+    """The marks of a row of a result table, in words; who collapsed has learned nothing, which is not said again."""
+    marks = [mark for mark in (COLLAPSED, NOTHING, GATHERED) if row.get(mark, 0)]
+    return [mark.replace("_", " ") for mark in marks if mark != NOTHING or COLLAPSED not in marks]
+
+
+def marked_sentences(table: pd.DataFrame) -> list[str]:
+    """Which rows of a result table learned nothing without a collapse, and which have gathered their attention."""
+    nothing = table[(table[COLLAPSED] == 0) & (table.get(NOTHING, 0) > 0)]
+    gathered = table[(table[COLLAPSED] == 0) & (table.get(GATHERED, 0) > 0)]
+    lines = []
+    if len(nothing):
+        names = [f"{row['name']} ({row[NOTHING]} of {row.runs} runs)" for _, row in nothing.iterrows()]
+        lines.append(f"Learned nothing: {as_written('; '.join(names))}.")
+    if len(gathered):
+        names = [f"{row['name']} ({row[GATHERED]} of {row.runs} runs, {row[EFFECTIVE]:.0%} of the tiles)"
+                 for _, row in gathered.iterrows()]
+        lines.append(f"Attention gathered on few tiles: {as_written('; '.join(names))}.")
+    return lines
+
+
 def whole_history(runs: Runs) -> pd.DataFrame:
     """history.csv of all runs, and as epoch 0 what was seen before the first step."""
     start = pd.DataFrame(list(runs.records.start)).assign(epoch=0, fold=list(runs.records.fold),

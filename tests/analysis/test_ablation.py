@@ -108,7 +108,8 @@ def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
     """ACC made up as .5 + .1 for fusion + .2 for OT - .05 for deformable attention: each pair must say just that."""
     _, _, _, runs, table = rows
     worth = {"fusion": 0.1, "ot": 0.2, "deformable": -0.05}
-    made_up = table.assign(ACC_mean=0.5 + sum(table[part].eq(True) * value for part, value in worth.items()))
+    made_up = table.assign(ACC_mean=0.5 + sum(table[part].eq(True) * value for part, value in worth.items()),
+                           learned_nothing=0)
     gains = part_gains(made_up)
     assert gains.groupby("part").size().to_dict() == {"fusion": 4, "ot": 2, "deformable": 4}
     np.testing.assert_allclose(gains.ACC_gain, gains.part.map(worth))
