@@ -17,6 +17,7 @@ from dmsmil.cohorts.splits import PARTS, read_splits
 from dmsmil.jobs.files import file_md5
 
 TCGA = r"^(?P<patient>TCGA-(?P<site>\w\w)-\w{4})"  # how a barcode begins
+MANY = 10  # folds that are listed one by one
 UNITS = {"patient_id": "patients", "site": "sites", "copy": "copies"}
 
 
@@ -120,8 +121,8 @@ def audit_sentences(audit: pd.DataFrame) -> str:
 def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.DataFrame:
     """One row a split, this study's first and the public ones at the paths `others` below, to stand beside each other.
 
-    Columns: folds; patients tested a fold; of them in train, fold by fold, and as a share; sites tested a fold; of them
-    in train. A dash where sites are not known.
+    Columns: folds (of all repeats); patients tested a fold; of them in train, fold by fold or, of many folds, from the
+    least to the most, and as a share; sites tested a fold; of them in train. A dash where sites are not known.
     """
     named = {"this study": audit} | {Path(path).name: audit_splits(path) for path in others}
     rows = {}
@@ -129,7 +130,8 @@ def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.
         shared, tested = table["patients", "train & test"], table["patients", "test"]
         sites = table["sites"] if "sites" in table.columns.unique(0) else None
         rows[name] = {"folds": len(table), "patients tested": span(tested),
-                      "of them in train": ", ".join(map(str, shared)), "share": f"{shared.sum() / tested.sum():.1%}",
+                      "of them in train": span(shared) if len(shared) > MANY else ", ".join(map(str, shared)),
+                      "share": f"{shared.sum() / tested.sum():.1%}",
                       "sites tested": "—" if sites is None else span(sites["test"]),
                       "sites in train too": "—" if sites is None else span(sites["train & test"])}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
@@ -137,4 +139,7 @@ def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.
 
 def _folds(values: pd.Series) -> str:
     """Where a count is not 0."""
-    return "in every fold" if values.all() else f"in fold {', '.join(str(fold) for fold in values.index[values > 0])}"
+    if values.all():
+        return "in every fold"
+    where = values.index[values > 0]
+    return f"in {len(where)} of {len(values)} folds" if len(where) > MANY else f"in fold {', '.join(map(str, where))}"

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from dmsmil.cohorts.folds import fold_count, repeat_of, slides_tested
 from dmsmil.figures.base import DARK, bare, finish, in_legend, show_slide
 
 SITES, LETTERS = 45, 28  # columns and characters of a name that stay readable at a notebook's width
+LABELS = 20  # folds whose numbers stand side by side
 NONE = "not given"
 
 
@@ -30,6 +32,8 @@ def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     axes[0].legend(title="", loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     by_fold.plot.bar(ax=axes[1], rot=0, width=0.7, legend=False)
     axes[1].set(title="Patients tested in each fold", xlabel="fold", ylabel="patients")
+    shown = range(0, len(by_fold), -(-len(by_fold) // LABELS))
+    axes[1].set_xticks(shown, [str(by_fold.index[place]) for place in shown])
     for ax in axes:
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     data = pd.concat([counts.stack().rename("slides").reset_index().assign(panel="sites"),
@@ -54,10 +58,11 @@ def site_balance(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     """Patients tested in each fold: of each class, and of each site. A site in two rows is on two sides of a fold.
 
     A box's area is the number of patients (one is drawn larger, to be seen), its colours are their classes; above each
-    column is the site's total.
+    column is the site's total. Of several repeats the first is drawn, which the title says; the data have all.
     """
-    data = tested_by_site(cohort, folds)
-    classes, number = sorted(folds.label.unique()), sum(c.startswith("fold_") for c in folds)
+    whole = tested_by_site(cohort, folds)
+    classes, (number, repeats) = sorted(folds.label.unique()), _first_repeat(folds)
+    data = whole[whole.fold < number]
     colours = dict(zip(classes, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
     sites = _columns(data)
     shown = data.assign(site=data.site.where(data.site.isin(sites), sites[-1]))
@@ -69,10 +74,21 @@ def site_balance(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     _bars(left, folds, classes, colours, number)
     _matrix(right, shown, sites, classes, colours, turned=letters > 3 or len(sites) > 15)
     left.set(ylim=(number - 0.5, -0.5), yticks=range(number), ylabel="fold")
-    for ax, title in ((left, "Patients tested"), (right, "by site")):
+    tested = "Patients tested" + (f", repeat 1 of {repeats}" if repeats > 1 else "")
+    for ax, title in ((left, tested), (right, "by site")):
         ax.set_title(title, pad=18)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(classes))
-    return finish(figure, out, data)
+    return finish(figure, out, whole)
+
+
+def _first_repeat(folds: pd.DataFrame) -> tuple[int, int]:
+    """(how many folds the first repeat has, how many repeats there are). Folds that are no repeats of each other, for
+    the first does not test every slide that is tested, as in Monte-Carlo splits, are all of one."""
+    tested = slides_tested(folds)
+    repeat = tested.fold.map(repeat_of(tested))
+    if tested.slide_id[repeat == 0].nunique() < tested.slide_id.nunique():
+        return fold_count(folds), 1
+    return int(tested.fold[repeat == 0].nunique()), int(repeat.max()) + 1
 
 
 def tested_by_site(cohort: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:

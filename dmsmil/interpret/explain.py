@@ -41,7 +41,7 @@ class Inside:
 
 @dataclass(frozen=True)
 class Case:
-    """A tested slide and the model of the fold that did not train on it (of the first seed).
+    """A tested slide and the model of the fold that did not train on it (of the first seed and repeat).
 
     x (1, S, K, C), mask (1, S, K), coords (1, S, K, 2) of the method's scales, with their padding; label: its index.
     """

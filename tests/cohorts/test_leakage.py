@@ -68,6 +68,16 @@ def test_sentences_follow_from_the_numbers():
     assert "- No site that a fold tests is in" in audit_sentences(leakage(sound, apart))
 
 
+def test_many_folds_are_summed_up(tmp_path):
+    table = make_folds(cohort(20, 20), 4, repeats=3)
+    row = audit_summary(leakage(table)).loc["this study"]
+    assert (row["folds"], row["of them in train"], row["patients tested"]) == (12, "0", "5")
+    for fold in range(11):
+        table.loc[table.index[table[f"fold_{fold}"] == "test"][0], f"fold_{fold}"] = "train"
+    assert "**Patients leak**: 0 to 1 of the" in audit_sentences(leakage(table))
+    assert "in 11 of 12 folds." in audit_sentences(leakage(table))
+
+
 # ------------------------------------------------------------------------------------------------ copies
 
 

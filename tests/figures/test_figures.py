@@ -47,6 +47,19 @@ def test_site_balance_counts_the_tested_patients(tmp_path):
     drawn(figures.site_balance(many, make_folds(many, 2), tmp_path / "g"), tmp_path / "g")
 
 
+def test_of_repeats_the_first_is_drawn_by_site_and_all_are_counted(tmp_path):
+    frame = cohort(40, 5).assign(site=[f"S{i % 3}" for i in range(45)])
+    table = make_folds(frame, 4, repeats=6)
+    figure = figures.site_balance(frame, table, tmp_path / "f")
+    data = drawn(figure, tmp_path / "f")
+    assert set(data.fold) == set(range(24)) and len(figure.axes[0].get_yticks()) == 4
+    assert figure.axes[0].get_title(loc="left") == "Patients tested, repeat 1 of 6"
+    whole = figures.cohort_overview(frame, table, tmp_path / "g")
+    assert drawn(whole, tmp_path / "g").patients.sum() == 6 * 40 and len(whole.axes[1].get_xticks()) == 12
+    table["fold_1"] = table.fold_0  # tested twice in the first four: no partition
+    assert len(figures.site_balance(frame, table, tmp_path / "h").axes[0].get_yticks()) == 24
+
+
 def test_slide_figures(slide, tmp_path):
     assert len(drawn(figures.slide_thumbnails([slide] * 5, tmp_path / "a"), tmp_path / "a")) == 5
     data = drawn(figures.chosen_tiles([slide], tmp_path / "b"), tmp_path / "b")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dmsmil.cohorts.folds import bag_folds
 from dmsmil.interpret.explain import Case, attention_flow, cases, extremes, look_inside, normalise, own_scores
 from dmsmil.models import create
 from dmsmil.slides.reader import open_slide
@@ -62,6 +63,19 @@ def test_the_model_is_the_one_that_tested_the_slide(trained):
     for row in (0, 5):
         tested = runs.predictions[runs.predictions.slide_id == bags.slide_ids[row]].iloc[0]
         assert folds.set_index("slide_id").loc[bags.slide_ids[row], f"fold_{tested.fold}"] == "test"
+
+
+def test_with_repeats_a_slide_is_explained_once_by_the_first_that_tested_it(tmp_path):
+    bags = make_bags(20)
+    folds = bag_folds(bags, 2)
+    again = bag_folds(bags, 2, 10_000)  # another seed, another partition
+    both = folds.assign(fold_2=again.fold_0, fold_3=again.fold_1)
+    runs = get_runs(tmp_path, bags, both, quick(bags, both, epochs=1), (0, 1), workers=1, report=lambda line: None)[0]
+    assert (runs.predictions.slide_id.value_counts() == 4).all()
+    found = list(cases(runs, bags))
+    assert sorted(case.slide_id for case in found) == sorted(bags.slide_ids) and {c.fold for c in found} == {0, 1}
+    known = both.set_index("slide_id")
+    assert all(known.loc[case.slide_id, f"fold_{case.fold}"] == "test" for case in found)
 
 
 # ------------------------------------------------------------------------------------------------ where attention flows
