@@ -341,10 +341,10 @@ def test_a_field_without_stain_is_named(way):
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def test_two_processes_make_the_same_bytes_as_one(images, made, tmp_path):
-    again = make_mosaics(images[0], tmp_path, **{**SMALL, "workers": 2})
-    pd.testing.assert_frame_equal(made[1], again)
-    assert contents(tmp_path) == contents(made[0])
+def test_two_processes_make_the_same_bytes_as_one(images, mixed, tmp_path):
+    again = make_mosaics(images[0], tmp_path, **{**MIXED, "workers": 2})
+    pd.testing.assert_frame_equal(mixed[1], again)
+    assert contents(tmp_path) == contents(mixed[0])
 
 
 def test_no_original_is_in_two_slides(images, made):
