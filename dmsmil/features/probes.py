@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 
-COMPONENTS, STRENGTH = 24, 0.1  # of the probe: principal components, and C of the logistic regression
+COMPONENTS, STRENGTH = 24, 0.1  # of the probe: principal components of a scale, and C of the logistic regression
 
 
 def linked_similarity(bags: Bags) -> pd.DataFrame:
@@ -53,10 +53,10 @@ def project(bags: Bags) -> np.ndarray:
 def scale_probes(bags: Bags, folds: pd.DataFrame, weights: np.ndarray | None = None) -> pd.DataFrame:
     """What a plain rule reads off the slides' mean features, from each scale alone and from all of them side by side.
 
-    The rule: each channel standardised, the first `COMPONENTS` principal components, each standardised, and logistic
-    regression. It learns from a fold's training and validation slides and is asked about the tested ones. weights:
-    as for `slide_means`, such as the truth of a painted cohort, for a mean over the signal alone; a slide of which no
-    tile counts is left out.
+    The rule: each channel standardised, the first `COMPONENTS` principal components of each scale, each standardised,
+    and logistic regression. (Components of all scales together would lack those that one scale needs.) It learns from a
+    fold's training and validation slides and is asked about the tested ones. weights: as for `slide_means`, such as the
+    truth of a painted cohort, for a mean over the signal alone; a slide of which no tile counts is left out.
 
     Returns one row a probe: scales ("10x", "20x", "10x + 20x"), AUC (of three classes or more the mean over classes,
     each against the rest) as mean over the folds in which it is defined, as in none of leave-one-out; std over them,
@@ -66,14 +66,14 @@ def scale_probes(bags: Bags, folds: pd.DataFrame, weights: np.ndarray | None = N
     kept = np.isfinite(means).all((1, 2))
     parts = folds.set_index("slide_id").reindex(bags.slide_ids)
     names = [f"{scale:g}x" for scale in bags.scales]
-    sets = {name: means[:, s] for s, name in enumerate(names)} | {" + ".join(names): means.reshape(len(bags), -1)}
+    sets = {name: [s] for s, name in enumerate(names)} | {" + ".join(names): list(range(len(names)))}
     rows = []
-    for name, values in sets.items():
+    for name, scales in sets.items():
         aucs = []
         for fold in range(fold_count(folds)):
             part = parts[f"fold_{fold}"]
             train, test = (part.isin(which).to_numpy() & kept for which in (["train", "val"], ["test"]))
-            aucs.append(_auc(values, bags.labels.numpy(), train, test))
+            aucs.append(_auc([means[:, s] for s in scales], bags.labels.numpy(), train, test))
         defined = pd.Series(aucs).dropna()
         rows.append({"scales": name, "AUC": defined.mean(), "std": defined.std(), "folds": len(defined),
                      "slides": int(kept.sum())})
@@ -89,15 +89,20 @@ def probe_table(bags: Bags, folds: pd.DataFrame, truth: np.ndarray | None = None
     return pd.concat(tables, names=["tiles", None]).reset_index(level=0)
 
 
-def _auc(values: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    """AUC of the probe that learns from the rows `train`, on the rows `test`; NaN where either has but one class."""
+def _auc(parts: list[np.ndarray], labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
+    """AUC of the probe that learns from the rows `train` of each scale's means (N, C), on the rows `test`; NaN where
+    either has but one class."""
     classes = np.unique(labels[train])
     if len(classes) < 2 or len(np.unique(labels[test])) < 2:
         return float("nan")
-    components = min(COMPONENTS, train.sum() - 1, values.shape[1])
-    probe = make_pipeline(StandardScaler(), PCA(components, whiten=True, svd_solver="full"),
-                          LogisticRegression(C=STRENGTH, max_iter=1000))
-    said = probe.fit(values[train], labels[train]).predict_proba(values[test])
+    components = min(COMPONENTS, train.sum() - 1, parts[0].shape[1])
+    seen, asked = [], []
+    for values in parts:
+        shrink = make_pipeline(StandardScaler(), PCA(components, whiten=True, svd_solver="full")).fit(values[train])
+        seen.append(shrink.transform(values[train]))
+        asked.append(shrink.transform(values[test]))
+    rule = LogisticRegression(C=STRENGTH, max_iter=1000).fit(np.hstack(seen), labels[train])
+    said = rule.predict_proba(np.hstack(asked))
     aucs = [roc_auc_score(labels[test] == label, said[:, column]) for column, label in enumerate(classes)
             if 0 < (labels[test] == label).sum() < test.sum()]
     return float(np.mean(aucs))

@@ -42,6 +42,8 @@ def test_nothing_stands_in_the_way_of_the_smoke_study(said):
     ({"method": "abmil"}, "method", "takes one scale a run"),
     ({"scale": 5}, "method", "the study has [10, 20]"),
     ({"scales": [10, 40]}, "slides", "made at 20x and has no 40x tiles"),
+    ({"cohort": "planted", "positive": "conjoined", "scales": [10, 40]}, "slides", "the cohort planted is made at 20x"),
+    ({"cohort": "planted", "positive": "conjoined", "features": "mine"}, "features", "makes its own features"),
     ({"demo_side": 512, "tile_px": 512}, "slides", "smaller than one 10x tile of 1024 px"),
     ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
     ({"slide": "demo-X"}, "folds", "which no fold tests"),
@@ -56,6 +58,13 @@ def test_what_a_later_notebook_would_stop_at_is_said_now(said, changes, what, me
     found = said(**changes)
     assert [name for name, (good, _) in found.items() if not good] == [what]
     assert message in found[what][1]
+
+
+def test_a_planted_cohort_is_told_before_it_is_made(said):
+    found = said(cohort="planted", positive="conjoined", witness_rate=0.4, demo_patients=12)
+    assert all(good for good, _ in found.values())
+    said_of_it = "planted, 12 patients, signal in 40% of the tissue (made when the study runs)"
+    assert found["cohort"][1].split(maxsplit=1)[1] == said_of_it
 
 
 @pytest.mark.parametrize("paper, words", [("brca", "TCGA-BRCA"), ("nsclc", "TCGA-NSCLC"), ("", "none")])

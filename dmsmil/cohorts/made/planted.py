@@ -24,7 +24,7 @@ from dmsmil.cohorts.made.painted import SITES, check_size, make_slides
 from dmsmil.jobs.files import InputError
 
 LABELS = ("conjoined", "disjoined")
-RECIPE = Recipe(islands=True, radius_step=0.0, open_step=0.5, radius_spread=0.08, dense_spread=0.15, ink_spread=0.08)
+RECIPE = Recipe(islands=True, radius_step=0.0, open_step=0.26, radius_spread=0.08, dense_spread=0.15, ink_spread=0.08)
 
 
 def plan_planted(patients: int = 160, rate: float = 0.15, seed: int = 0) -> pd.DataFrame:
