@@ -9,8 +9,8 @@ alone, the share of normal tissue is the same in all slides, and which field is 
 
 The classes were photographed in different colours. So every field is normalised to one reference first (`stains.py`),
 a montage of equally many fields of both classes. What six colour numbers (mean and deviation of R, G, B of a 10x tile)
-still tell, as AUC of a linear rule, on 2,598 fields at 224 px with the slides as made by default; the last column is
-what colour alone could give a method that finds the tumour:
+still tell, as AUC of a linear rule, on 2,598 fields of 224 px and the slides made of them by default, before JPEG
+(which moves the .584 to .613); the last column is what colour alone could give a method that finds the tumour:
 
                               a field    a slide    its tumour
     none                       .952       .652        .976
@@ -20,7 +20,7 @@ what colour alone could give a method that finds the tumour:
     reinhard+macenko           .758       .584        .830
     the six numbers matched    .928       .657        .974
 
-No colour matching takes all of it. The last row gives every field, at 20x, the reference's six numbers exactly, but for
+None of these takes all of it. The last row gives every field, at 20x, the reference's six numbers exactly, but for
 what a byte cuts off where the glass is too light; how much that is tells how skewed the field is (means .86), and at
 10x the deviations tell its grain (.92): what is left is contrast and texture. On slides the rule fails because they are
 many, of few originals, and mostly normal lung: 24 slides a class with a normal share of .4 it tells with .94 and more,
