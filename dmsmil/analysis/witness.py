@@ -155,7 +155,7 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
     """Train `METHODS` at each witness rate, on bags as large as the slides allow (`most_tiles`).
 
     settings: those of `configure`, as lam and epochs. Needs the truth of every slide: nothing is run, and `reason` says
-    so, on any cohort but the demo and where `rates` is empty. Raises InputError for a rate that is none, slides that
+    so, on any cohort but a painted one and where `rates` is empty. Raises InputError for a rate that is none, slides that
     are too small, or folds that lose a class.
     """
     if wrong := [rate for rate in rates if not (isinstance(rate, int | float) and 0 <= rate <= 1)]:
@@ -167,7 +167,7 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
     try:
         shares = slide_shares(bags, Path(home) / "cohort")
     except InputError:
-        return Witness([], [], "Not run here: which tiles carry the signal is known of the demo cohort alone.")
+        return Witness([], [], "Not run here: which tiles carry the signal is known of painted cohorts alone.")
     several = diluted(bags, shares, rates, most_tiles(shares, rates))
     check_folds(several[0].bags, folds)
     runs = [get_runs(home, one.bags, folds, configure_all(one.bags, folds, METHODS, **settings), seeds, workers, device,

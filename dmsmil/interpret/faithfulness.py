@@ -3,7 +3,7 @@
     does it decide?     take the highest places out first, or the lowest: the first should undo the prediction sooner
     do others agree?    occlusion and gradient x input are other answers to the same question
     was it learned?     a map that random weights draw as well says nothing of training (Adebayo et al., NeurIPS 2018)
-    does it find it?    where the truth is known (the demo cohort): does the signal score higher than the rest?
+    does it find it?    where the truth is known (painted cohorts): does the signal score higher than the rest?
 """
 
 from __future__ import annotations
