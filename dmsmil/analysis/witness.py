@@ -155,7 +155,7 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
     """Train `METHODS` at each witness rate, on bags as large as the slides allow (`most_tiles`).
 
     settings: those of `configure`, as lam and epochs. Needs the truth of every slide: nothing is run, and `reason` says
-    so, on any cohort but a painted one and where `rates` is empty. Raises InputError for a rate that is none, slides that
+    so, on a cohort not painted here and where `rates` is empty. Raises InputError for a rate that is none, slides that
     are too small, or folds that lose a class.
     """
     if wrong := [rate for rate in rates if not (isinstance(rate, int | float) and 0 <= rate <= 1)]:
