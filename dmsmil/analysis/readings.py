@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from dmsmil.analysis.comparison import EQUIVALENT_WITHIN
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.training.config import RunConfig, configure
@@ -27,7 +28,6 @@ CANDIDATES = {  # nearest to the cited text first
 }
 CONTROL = "without"  # cannot be chosen: it has no L_ot
 FOLDS, SEEDS, EPOCHS = (0, 1, 2), (0,), 40  # of the rule
-TIE = 0.02  # of AUC: readings nearer than this to the best one are as good
 
 
 def candidate_configs(bags: Bags, folds: pd.DataFrame, **settings) -> dict[str, RunConfig]:
@@ -63,7 +63,7 @@ def choose(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
                          healthy=~held_against.any(axis=1))
     candidates = table.loc[list(CANDIDATES)]
     pool = candidates[candidates.healthy] if candidates.healthy.any() else candidates
-    ties = pool.score > pool.score.max() - TIE
+    ties = pool.score > pool.score.max() - EQUIVALENT_WITHIN
     chosen = pool.index[ties][0]
     table["ties"] = table.index.isin(pool.index[ties])
     table["chosen"] = table.index == chosen

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from dmsmil.analysis import readings
+from dmsmil.analysis.comparison import EQUIVALENT_WITHIN
 from dmsmil.analysis.readings import CANDIDATES, CONTROL, choose
 from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import ROOT, InputError
@@ -53,7 +54,7 @@ def test_candidates_are_as_the_page_says():
     page = (ROOT / "docs/readings.md").read_text(encoding="utf-8")
     names = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert names == list(CANDIDATES), "in this order, for the order decides ties"
-    assert f"less than {readings.TIE:.2f}".replace("0.", ".") in page
+    assert f"less than {EQUIVALENT_WITHIN:.2f}".replace("0.", ".") in page
     assert f"{readings.EPOCHS} epochs" in page
 
 
