@@ -50,6 +50,17 @@ def test_gradient_shares_cross_one_half_where_both_pull_alike():
     assert [text.get_text() for text in ax.texts] == ["λ = 6.0", "λ = 1.0"]
 
 
+def test_few_tiles_draws_both_pulls_and_the_mean_of_each_epoch():
+    losses = pd.DataFrame({"run": ["a"] * 4 + ["b"] * 4, "epoch": [1, 1, 2, 2] * 2,
+                           "L_ce": [0.7, 0.5, 0.2, 0.0, 0.7, 0.7, 0.6, 0.8]})
+    pulls = pd.DataFrame({"L_ot": [0.9, 0.0], "L_ce": [0.04, 0.05]}, index=["a", "b"])
+    left, right = lesson.few_tiles(losses, pulls).axes
+    ot, ce = (dots.get_offsets().tolist() for dots in left.collections)
+    assert ot == [[0.9, 1.0]] and ce == [[0.04, 1.0], [0.05, 0.0]], "no dot where L_ot has no gradient"
+    np.testing.assert_allclose([line.get_ydata() for line in right.lines[:2]], [[0.6, 0.1], [0.7, 0.7]])
+    assert right.lines[2].get_ydata()[0] == np.log(2)
+
+
 def test_collapse_is_relative_to_each_runs_start():
     history = pd.DataFrame({"run": ["a", "a", "b", "b"], "step": [0, 1, 0, 1], "spread": [2.0, 1.0, 4.0, 0.0],
                             "L_ce": [0.7, 0.6, 0.7, 0.7]})

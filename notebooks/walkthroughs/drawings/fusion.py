@@ -13,6 +13,7 @@ from dmsmil.figures import base
 
 BLUE, ORANGE, GREEN, PINK, GREY = base.SCALE_COLOURS[10], base.SCALE_COLOURS[20], "#009E73", "#CC79A7", "#777777"
 LIMIT = 2.6  # of the plane that `gate` draws
+FORMS = ((ORANGE, "-"), (ORANGE, "--"), (BLUE, "-"), (GREY, ":"))  # colour and line of `few_tiles`
 
 
 def fused(x10: np.ndarray, x20: np.ndarray, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,6 +118,32 @@ def gradient_shares(norms: pd.DataFrame) -> Figure:
     ax.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
     ax.set(xscale="log", xlabel="λ", ylabel="share of λ L_ce", ylim=(-0.02, 1.02))
     ax.legend()
+    plt.close(figure)
+    return figure
+
+
+def few_tiles(losses: pd.DataFrame, pulls: pd.DataFrame) -> Figure:
+    """How hard both terms pull at the projection before the first step, and what L_ce then comes to, epoch by epoch.
+
+    losses: columns run, epoch, L_ce, a row a step, runs in order; an epoch is drawn as the mean of its steps. pulls: a
+    row a run, indexed by its name; columns L_ot, L_ce: lengths of the gradients, 0 where there is none. Dotted right:
+    L_ce of a coin, ln 2.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), width_ratios=(1, 1.2))
+    place = np.arange(len(pulls))[::-1]
+    for term, colour in (("L_ot", ORANGE), ("L_ce", GREEN)):
+        there = (pulls[term] > 0).to_numpy()
+        axes[0].scatter(pulls[term][there], place[there], s=45, color=colour, label=term, zorder=3)
+    axes[0].set(xscale="log", yticks=place, yticklabels=pulls.index, ylim=(-0.6, len(pulls) - 0.4))
+    axes[0].set_title("Gradient at the first step", fontsize=9)
+    axes[0].legend(fontsize=7, loc="lower right")
+    for (name, rows), (colour, line) in zip(losses.groupby("run", sort=False), FORMS):
+        mean = rows.groupby("epoch").L_ce.mean()
+        axes[1].plot(mean.index, mean, color=colour, linestyle=line, label=name)
+    axes[1].axhline(np.log(2), color=GREY, linestyle=":", linewidth=1)
+    axes[1].set(xlabel="epoch", ylim=(0, None))
+    axes[1].set_title("L_ce", fontsize=9)
+    axes[1].legend(fontsize=7)
     plt.close(figure)
     return figure
 
