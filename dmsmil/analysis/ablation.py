@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, compare, equivalents, sentence
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, compare, equivalent, equivalents, sentence
 from dmsmil.analysis.paper import COHORTS, printed_ablation
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
@@ -224,8 +224,14 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
         parts = table[[f"{metric}_{part}" for part in ("difference", "low", "high")]].itertuples(index=False)
         shown[f"default minus reading, {metric}"] = ["" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else
                                                      f"{d:+.3f} [{low:.2f}, {high:.2f}]" for d, low, high in parts]
-    shown["note"] = [note(row) for _, row in table.iterrows()]
+    shown["note"] = ["; ".join(filter(None, (note(row), _alike(row)))) for _, row in table.iterrows()]
     return shown.set_index("")
+
+
+def _alike(row: pd.Series) -> str:
+    """In which metrics a reading is equivalent to the default, in words."""
+    metrics = [metric for metric in ("AUC", "ACC") if equivalent(row, metric)]
+    return f"equivalent in {' and '.join(metrics)}" if metrics else ""
 
 
 def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from dmsmil.training.results import run_names
 from dmsmil.training.runs import Runs
 
 POWER = 0.8  # of studies like this one that would show the difference
+SHARE = f"{100 * POWER:.0f} %"
 
 
 def power_of(difference: float, spread: float, resamples: int, test_share: float, alpha: float = ALPHA) -> float:
@@ -102,10 +103,10 @@ def _found(row) -> str:
     whence = "an earlier study" if row.source == "pilot" else "these runs"
     spread = f"the spread of a difference over folds is {row.spread:.3f} in {whence}, with {row.resamples} folds"
     if row.alone > 1:
-        return (f"**No difference in {row.metric} would be found** in {POWER:.0%} of such studies: it would have to be "
+        return (f"**No difference in {row.metric} would be found** in {SHARE} of such studies: it would have to be "
                 f"{row.alone:.2g}, and none is above 1 ({spread}).")
     corrected = _size(row.corrected) if row.corrected <= 1 else "none at all"
-    return (f"**A difference of {_size(row.alone)} in {row.metric} would be found in {POWER:.0%} of such studies** by "
+    return (f"**A difference of {_size(row.alone)} in {row.metric} would be found in {SHARE} of such studies** by "
             f"one test alone; after the correction for {row.tests} tests, {corrected} ({spread}).")
 
 

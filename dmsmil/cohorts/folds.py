@@ -87,7 +87,7 @@ def _repeats_note(table: pd.DataFrame, folds: int, repeats: int, units: str) -> 
     """How many partitions there are, where there is more than one or fewer than asked for."""
     there, said = fold_count(table) // folds, ""
     if there > 1:
-        said = (f" That is done {there} times, each time otherwise: {there * folds} folds, of which 0 to {folds - 1} "
+        said = (f" That is done {there} times, each time otherwise: {there * folds} folds, of which the first {folds} "
                 f"test each patient once, and so do the next {folds}" + (", and so on." if there > 2 else "."))
     if there < repeats:
         said += (f" repeats is {repeats}, but {TRIES} deals in succession brought no other partition of these {units}: "

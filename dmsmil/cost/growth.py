@@ -68,7 +68,8 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
     def carry(kind):
         torch.autograd.grad(transport.distance(bags, mask, kind), bags)
 
-    return {"deformable": (attend_deformably, [tiles, share, *vars(maps).values(), *deformable.parameters()]),
+    laid = [value for value in vars(maps).values() if value is not None]  # places are of grid="position" alone
+    return {"deformable": (attend_deformably, [tiles, share, *laid, *deformable.parameters()]),
             "full": (attend_fully, [tiles, *full.parameters()]),
             "ot": (partial(carry, "exact"), [bags, mask]), "blocks": (partial(carry, "blocks"), [bags, mask])}
 

@@ -205,6 +205,7 @@ def test_the_sentence_about_readings_turns_with_p():
     assert "The default is better than shared by 0.200 AUC" in said and "None of the" not in said
     assert "The default is worse than map_tile by 0.200 AUC" in said
     same = table.assign(AUC_p_holm=0.5, ACC_p_holm=0.5, AUC_p_equivalent_holm=[0.01, 0.2], ACC_p_equivalent_holm=0.01)
+    assert pretty_variants(same).note.tolist() == ["equivalent in AUC and ACC", "equivalent in ACC"]
     said = variant_sentences(same, {})
     assert "Equivalent to the default, less than 0.02 from it: shared by AUC; shared, map_tile by ACC." in said
     assert "Equivalent" not in variant_sentences(same.assign(AUC_p_equivalent_holm=0.2, ACC_p_equivalent_holm=0.2), {})

@@ -98,10 +98,10 @@ def test_the_words_follow_from_the_numbers():
                  corrected=500.0, floor=2.5)]
     said = power_sentences(pd.DataFrame(rows)).splitlines()
     assert said[0] == (
-        "- **A difference of 0.031 in AUC would be found in 80% of such studies** by one test alone; after the "
+        "- **A difference of 0.031 in AUC would be found in 80 % of such studies** by one test alone; after the "
         "correction for 32 tests, 0.052 (the spread of a difference over folds is 0.020 in an earlier study, with 25 "
         "folds).")
-    assert said[1].startswith("- **No difference in ACC would be found** in 80% of such studies: it would have to be 1")
+    assert said[1].startswith("- **No difference in ACC would be found** in 80 % of such studies: it would have to be")
     assert "to 0.028 AUC at best" in said[2] and "to 0.016, as far as" in said[2] and len(said) == 3
     assert "none at all (the spread" in power_sentences(pd.DataFrame(rows[:1]).assign(corrected=1.2))
     unknown = power_sentences(pd.DataFrame(rows).assign(alone=math.nan))

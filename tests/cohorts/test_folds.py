@@ -225,7 +225,7 @@ def test_repeats_are_different_partitions_that_test_everybody_once_each(split):
     frame = drawn_sites(4, 30)
     table, note = choose_folds(frame, split, 3, 1, 0.2, 4)
     once, _ = choose_folds(frame, split, 3, 1, 0.2)
-    assert fold_count(table) == 12 and "4 times, each time otherwise: 12 folds, of which 0 to 2" in note
+    assert fold_count(table) == 12 and "done 4 times, each time otherwise: 12 folds, of which the first 3" in note
     pd.testing.assert_frame_equal(table[list(once)], once)  # the first partition is the one without repeats
     assert len(set(partitions(table, 3))) == 4
     for at in range(0, 12, 3):
