@@ -282,7 +282,7 @@ def test_the_signal_tiles_are_those_whose_weight_is_counted(demo, monkeypatch):
     assert on_signal > 1.5 * found.bags[0].rate and largest > 1.5 / found.bags[0].bags.x.shape[2]
 
 
-@pytest.mark.parametrize("rates, truth, reason", [([], True, "witness_rates"), ([0.1], False, "demo cohort")])
+@pytest.mark.parametrize("rates, truth, reason", [([], True, "witness_rates"), ([0.1], False, "painted cohorts")])
 def test_without_truth_or_rates_one_sentence_says_so(demo, rates, truth, reason):
     home, bags, _ = demo
     if not truth:
