@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dmsmil.models import create
+from dmsmil.models import create, method
 
 
 class NaiveBranch(nn.Module):
@@ -65,9 +65,9 @@ class NaiveBranch(nn.Module):
         number, d, height, width = maps.shape
         x = maps.flatten(2).transpose(1, 2)[:, :int(tissue[0].sum())]  # (N, Q, d)
         z = self.query(x)
-        planned = self.plan(z)
+        planned = self.plan(F.layer_norm(z, (d,)) if self.options["query"] == "norm" else z)
         offset = planned[..., :2 * m * u].reshape(number, -1, m, u, 2)
-        offset = torch.tanh(offset) * (u + 1 if self.options["offset"] == "cells" else 1)
+        offset = torch.tanh(self.options["offset_lr"] * offset) * (u + 1 if self.options["offset"] == "cells" else 1)
         row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         reference = torch.stack([column, row], -1).reshape(-1, 2)[:x.shape[1], None, None]
         where = (reference + offset).flatten(2, 3)  # (N, Q, M U, 2)
@@ -108,9 +108,7 @@ def read(maps, tissue, where):
 class NaiveDMSMIL(nn.Module):
     """The whole model, eq. (1)-(14). Make one with the parameters of a DMSMIL: `NaiveDMSMIL.like(model, **options)`."""
 
-    DEFAULTS = dict(projection_dim=128, heads=4, points=4, deformable=True, fusion="attention", ot="exact",
-                    ot_on="projection", map="slide", grid="fill", attention="linear", softmax="points", offset="cells",
-                    gate="pooled", head="ce", shared=False, activation="none", lam=1.0)
+    DEFAULTS = method("dmsmil").options()
 
     def __init__(self, in_dim=2048, n_classes=2, scales=(10, 20), **options):
         super().__init__()
@@ -182,6 +180,9 @@ class NaiveDMSMIL(nn.Module):
         """Eq. (1) of one slide: x (n1, D), y (n2, D)."""
         if self.options["ot_on"] == "unit":
             x, y = x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True)
+        if self.options["ot_on"] == "relative":
+            apart = torch.stack([(a - b).square().sum() for a in x for b in y]).mean().sqrt()
+            x, y = x / apart, y / apart
         if self.options["ot"] == "paired":
             return (x - y).norm(dim=1).mean()
         cost = torch.cdist(x, y)
