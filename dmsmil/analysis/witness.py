@@ -2,7 +2,7 @@
 
 The witness rate is the share of a bag's tiles that lie in the signal region of their slide. The same slides are cut
 down to bags of equally many tiles at each rate, and every method is trained on each. Two bounds say what to expect of
-DMSMIL. By eq. (3) a query moves its share of the mean (9) no further than U + 1 cells (`reach_bound`); by eq. (3)-(4)
+DMSMIL. By eq. (3) a query moves its share of the mean (9) no further than c cells (`reach_bound`); by eq. (3)-(4)
 offset and attention come from the query alone, so that a tile without signal cannot look for one that has it
 (`blind_bound`). ABMIL's softmax can give any one tile all the weight.
 """
@@ -23,6 +23,7 @@ from dmsmil.features.truth import slide_shares
 from dmsmil.jobs.failures import read_failures, write_failures
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.jobs.text import as_written
+from dmsmil.models.deformable import reach
 from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
 from dmsmil.training.fit import load_model
@@ -36,15 +37,16 @@ KEPT = 0.9  # of the slides must have enough tiles of both kinds
 METHODS = ["dmsmil", {"dmsmil": {"deformable": False}}, "abmil", {"meanpool": {"scale": 0}}, {"maxpool": {"scale": 0}}]
 
 
-def reach_bound(tiles: int, points: int = 4) -> float:
+def reach_bound(tiles: int, cells: float) -> float:
     """The largest weight one of `tiles` tiles can have in DMSMIL's pooled vector: the share of queries it is near to.
 
-    Near is within c = U + 1 cells in row and column: |dr| < c by eq. (3), and a point gives weight to cells less than
-    one cell away. (2c + 1)^2 / K in the middle of a large map; 1 where the whole map is within reach.
+    Near is within `cells` = c cells in row and column (`deformable.reach`): |dr| < c by eq. (3), and a point gives
+    weight to cells less than one cell away. (2c + 1)^2 / K in the middle of a large map; 1 where the whole map is
+    within reach.
     """
     height, width = grid_shape(torch.tensor(tiles)).tolist()
     row, column = np.divmod(np.arange(tiles), width)
-    near = (abs(row[:, None] - row) <= points + 1) & (abs(column[:, None] - column) <= points + 1)
+    near = (abs(row[:, None] - row) <= cells) & (abs(column[:, None] - column) <= cells)
     return float(near.mean(1).max())
 
 
@@ -222,7 +224,9 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
              as_written(_above_chance(table))]
     if table.rate.any():
         lines += _against_others(witness, table[table.rate > 0], positive)
-        lines += map(as_written, _weights(table[table.rate > 0]))
+        options = witness.runs[0][0].config.record()["options"]
+        cells = reach(options["offset"], options["points"])
+        lines += map(as_written, _weights(table[table.rate > 0], cells))
     if fallen := [f"{row['name']} at {row.rate:.0%}" for _, row in table[table[COLLAPSED] > 0].iterrows()]:
         lines.append(f"Collapsed, and so no result: {as_written(', '.join(fallen))}.")
     named = [f"{name} at {rate:.0%}" for name, rate in zip(table.name, table.rate)]
@@ -264,14 +268,14 @@ def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> lis
     return [*map(as_written, lines), f"**Where {rate:.0%} of the tiles carry the signal, {as_written(verdict)}.**"]
 
 
-def _weights(table: pd.DataFrame) -> list[str]:
-    """The weight that tiles receive at the lowest rate, beside the bounds."""
+def _weights(table: pd.DataFrame, cells: float) -> list[str]:
+    """The weight that tiles receive at the lowest rate, beside the bounds; cells: c of DMSMIL."""
     rows = table[table.rate == table.rate.min()]
     rate, tiles, signal = rows[["rate", "tiles", "witnesses"]].iloc[0]
     gains = ", ".join(f"{name} {weight / rate:.2f}" for name, weight in zip(rows.name, rows.witness_weight))
     peaks = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(rows.name, rows.largest_weight))
     return [f"Weight of the signal tiles at the lowest rate, a mean's being 1: {gains}. In random places DMSMIL can "
             f"give them {blind_bound(signal, tiles) / rate:.2f} at most, ABMIL {1 / rate:.0f}.",
-            f"Largest weight of one tile there: {peaks}; a mean's is {1 / tiles:.2f}. Offsets within U + 1 cells, "
-            f"eq. (3), allow DMSMIL {reach_bound(int(tiles)):.2f} on a map of {tiles:.0f} tiles, and "
-            f"{reach_bound(200):.2f} on one of the paper's 200."]
+            f"Largest weight of one tile there: {peaks}; a mean's is {1 / tiles:.2f}. Offsets below {cells:g} "
+            f"cell{'s' * (cells > 1)}, eq. (3), allow DMSMIL {reach_bound(int(tiles), cells):.2f} on a map of "
+            f"{tiles:.0f} tiles, and {reach_bound(200, cells):.2f} on one of the paper's 200."]

@@ -96,6 +96,11 @@ class Samples:
     weight: Tensor
 
 
+def reach(offset: str, points: int) -> float:
+    """c of eq. (3) in cells: how far a point lies from its query at most, in x and in y."""
+    return points + 1.0 if offset == "cells" else 1.0
+
+
 class DeformableAttention(nn.Module):
     """Eq. (3)-(8), pooled (9). Parameters a scale: W_q, the linear layer of 3MU channels, W', W (and W_k).
 
@@ -122,7 +127,7 @@ class DeformableAttention(nn.Module):
         self.heads, self.points, self.softmax = heads, points, softmax
         self.offset_lr, self.normed = offset_lr, query == "norm"
         self.dot = attention == "dot"
-        self.reach = points + 1.0 if offset == "cells" else 1.0
+        self.reach = reach(offset, points)
         self.query = ScaleLinear(groups, dim, dim)
         self.plan = ScaleLinear(groups, dim, (2 if self.dot else 3) * heads * points)
         self.key = ScaleLinear(groups, dim, dim, bias=False) if self.dot else None

@@ -32,7 +32,7 @@ from dmsmil.features.truth import witness_share
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.models import create
-from dmsmil.models.deformable import DeformableAttention
+from dmsmil.models.deformable import DeformableAttention, reach
 from dmsmil.models.maps import lay_out
 from dmsmil.slides.store import Store
 from dmsmil.training.config import RunConfig
@@ -57,10 +57,10 @@ def loud(method, seed, scale=3.0, **options):
 @pytest.mark.parametrize("tiles, points", [(200, 1), (193, 2), (60, 1), (200, 4), (7, 1)])
 @torch.no_grad()
 def test_no_tile_gathers_more_than_the_queries_near_it(tiles, points):
-    bound = reach_bound(tiles, points)
+    bound = reach_bound(tiles, points + 1)
     assert (bound < 1) == (tiles > 7)
     for seed in range(3):
-        scores = loud("dmsmil", seed, points=points)(torch.randn(4, 2, tiles, 8).double()).scores
+        scores = loud("dmsmil", seed, points=points, offset="cells")(torch.randn(4, 2, tiles, 8).double()).scores
         torch.testing.assert_close(scores.sum(-1), torch.ones(4, 2).double())
         assert scores.max() <= bound + 1e-9
 
@@ -86,12 +86,13 @@ def test_the_bound_on_reach_is_reached(tiles, points):
     for target in range(tiles):
         step = ((place[target] - place) / layer.reach).clamp(-1 + 1e-12, 1 - 1e-12).atanh()
         found.append(layer.weights(step[None, None], maps, share)[0, 0, 0, target].item())
-    assert max(found) == pytest.approx(reach_bound(tiles, points), rel=1e-6)
+    assert max(found) == pytest.approx(reach_bound(tiles, points + 1), rel=1e-6)
 
 
 def test_in_the_middle_of_a_large_map_the_bound_is_the_papers():
     for points in (1, 2, 3):
-        assert reach_bound(800, points) == pytest.approx((2 * (points + 1) + 1) ** 2 / 800)
+        assert reach_bound(800, points + 1) == pytest.approx((2 * (points + 1) + 1) ** 2 / 800)
+    assert reach_bound(800, reach("dat", 4)) == 9 / 800 and reach("cells", 4) == 5
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0])
