@@ -22,8 +22,9 @@ from dmsmil.training.runs import Runs
 
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
 LINEAR = "linear projection"
-PLACEMENTS = {LINEAR: {}, "ReLU": {"activation": "relu"}, "LayerNorm, ReLU": {"activation": "layernorm_relu"},
-              "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"activation": "relu", "ot_on": "unit"},
+PLACEMENTS = {LINEAR: {"ot_on": "projection"}, "ReLU": {"ot_on": "projection", "activation": "relu"},
+              "LayerNorm, ReLU": {"ot_on": "projection", "activation": "layernorm_relu"},
+              "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"ot_on": "unit", "activation": "relu"},
               "relative distances": {"ot_on": "relative"}, "frozen features": {"ot_on": "raw"}}
 
 

@@ -235,7 +235,7 @@ def test_transport_alone_collapses_a_relu_and_is_marked(tmp_path):
     """PAPER, ambiguity 12: with a ReLU after the projection L_ot drives every unit to zero."""
     bags = make_bags(16, signal=0.0)
     folds, lines = folds_of(bags), []
-    config = quick(bags, folds, options={"activation": "relu"}, lam=0.001, epochs=60, lr=1e-2)
+    config = quick(bags, folds, options={"activation": "relu", "ot_on": "projection"}, lam=0.001, epochs=60, lr=1e-2)
     runs = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]
     assert runs.collapsed >= 1 and any("COLLAPSED" in line for line in lines)
 

@@ -79,7 +79,7 @@ def test_transport_that_outweighs_is_said_though_nothing_collapsed(tmp_path):
     bags = toy_bags(slides=40, k=48, channels=48, share=0.05, signal=2.5)
     folds, lines = folds_of(bags), []
     mean = {"deformable": False}
-    configs = [quick(bags, folds, options=options, epochs=12) for options in (mean, {**mean, "ot_on": "relative"})]
+    configs = [quick(bags, folds, options={**mean, "ot_on": what}, epochs=12) for what in ("projection", "relative")]
     printed, free = get_runs(tmp_path, bags, folds, configs, workers=1, report=lines.append)
     start = pd.DataFrame(printed.records.start.tolist())
     assert (start.gradient_ot > 5 * start.gradient_ce).all()
