@@ -103,10 +103,10 @@ def test_results_in_a_document_are_those_of_the_files(name):
 
 
 def test_the_model_card_describes_what_the_demo_trains():
-    card, params = " ".join(DOCUMENTS["docs/model_card.md"].split()), read_params(ROOT / "params/demo_all.yaml")
+    card, params = " ".join(DOCUMENTS["docs/model_card.md"].split()), read_params(ROOT / "params/demo.yaml")
     assert f"{count_parameters(create('dmsmil', in_dim=1280)):,} parameters, for features of 1,280 numbers" in card
-    assert (params["folds"], params["seeds"], params["epochs"]) == (5, [0], 120)
-    assert "5 folds, one seed, 120 epochs" in card
+    assert (params["folds"], params["seeds"], params["epochs"]) == (5, [0], 30)
+    assert "5 folds, one seed, 30 epochs" in card
     assert (params["lr"], params["batch_size"], params["select"]) == (1e-4, 1, "last")
     assert "Adam at 1e-4, one slide a step, no selection" in card and params["encoder"] == "efficientnet_lite0"
     assert {f"demo-{what}" for what in ("words", "ablation", "lambda")} <= set(re.findall(r"begin: (\S+)", card))
