@@ -195,7 +195,7 @@ class Branches(nn.Module):
         x = self.project_tiles(bags, mask.transpose(0, 1))
         features, maps, resample = self.lay_maps(x, geometry)
         samples = self.attend.sample(features, maps)
-        reference = torch.stack([maps.cell % maps.width[..., None], maps.cell // maps.width[..., None]], -1)
+        reference = torch.stack(maps.places(), -1)
         found = dict(reference=reference.to(x.dtype), deformed=torch.stack([samples.x, samples.y], -1),
                      attention=samples.attention)
         if coords is not None and self.cells == 1:
@@ -219,7 +219,7 @@ class Branches(nn.Module):
         geometry, mask = self.geometry(mask, coords), mask.transpose(0, 1)
         features, maps, _ = self.lay_maps(self.project_tiles(bags, mask), geometry)
         samples = self.attend.sample(features, maps)
-        column, row = maps.cell % maps.width[..., None], maps.cell // maps.width[..., None]
+        column, row = maps.places()
         dx, dy = samples.x - column[..., None, None], samples.y - row[..., None, None]
         far = torch.maximum(dx.abs(), dy.abs()) > 0.95 * self.attend.reach
         wide, high = (size[..., None, None, None] - 1 for size in (maps.width, maps.height))

@@ -166,7 +166,7 @@ class DeformableAttention(nn.Module):
         if self.offset_lr != 1:
             offsets = self.offset_lr * offsets
         dx, dy = (self.reach * offsets.tanh()).unflatten(-1, (m, u, 2)).unbind(-1)
-        column, row = maps.cell % maps.width[..., None], maps.cell // maps.width[..., None]
+        column, row = maps.places()
         px, py = column[..., None, None] + dx, row[..., None, None] + dy
         index, weight = corners(px, py, maps)
         if self.dot:

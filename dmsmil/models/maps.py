@@ -36,6 +36,11 @@ class Maps:
     held: Tensor | None = None
     pitch: Tensor | None = None
 
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Column and row (S, N, L) of the cell of each tile."""
+        width = self.width[..., None]
+        return self.cell % width, self.cell // width
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, as `MIL.geometry` hands them on."""
         return {name: value for name, value in vars(self).items() if value is not None}

@@ -34,7 +34,7 @@ from dmsmil.slides.tiles import tile_grid
 from dmsmil.study.forecast import forecast, in_words, step_in_words
 from dmsmil.study.opening import PAINTED
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
-from dmsmil.study.trial import CHANNELS, Finding, attempt, settings
+from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
 from dmsmil.training.metrics import positive_class
 
 FEW = 20  # patients of a class: with fewer, an interval of AUC is wider than most differences that are sought
@@ -60,22 +60,15 @@ def findings(params: dict) -> Iterator[Finding]:
         if len(away):
             yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
                          + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
-    count = 0
-    try:
-        count, line = _folds(cohort, params)
-        yield True, f"{'folds':<9}{line}"
-    except InputError as error:
-        yield False, f"{'folds':<9}{one_line(error)}"
+    count, found = counted("folds", lambda: _folds(cohort, params), 0)
+    yield found
     for split in params["audit_splits"]:
         yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
     classes = sorted(cohort.label.unique())
     yield attempt("class", lambda: positive_class(classes, params["positive"]))
-    made, channels = "features" if params["features"] else "encoder", CHANNELS
-    try:
-        channels, line = _features(params, cohort)
-        yield True, f"{made:<9}{line}"
-    except InputError as error:
-        yield False, f"{made:<9}{one_line(error)}"
+    made = "features" if params["features"] else "encoder"
+    channels, found = counted(made, lambda: _features(params, cohort), CHANNELS)
+    yield found
     trials = list(settings(params, channels, tuple(classes)))
     yield from trials
     if all(good for good, _ in trials):

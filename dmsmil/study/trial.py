@@ -24,10 +24,16 @@ TILES, CHANNELS = 8, 64  # of a made-up slide; channels where the encoder's are 
 
 def attempt(what: str, call: Callable[[], str]) -> Finding:
     """The finding of a call that says what is there, or raises InputError."""
+    return counted(what, lambda: (0, call()), 0)[1]
+
+
+def counted(what: str, call: Callable[[], tuple[int, str]], otherwise: int) -> tuple[int, Finding]:
+    """The number that a call finds, `otherwise` where it raises InputError, and the finding as of `attempt`."""
     try:
-        return True, f"{what:<9}{call()}"
+        number, line = call()
     except InputError as error:
-        return False, f"{what:<9}{one_line(error)}"
+        return otherwise, (False, f"{what:<9}{one_line(error)}")
+    return number, (True, f"{what:<9}{line}")
 
 
 def settings(params: dict, channels: int = CHANNELS, classes: tuple[str, ...] = ("a", "b")) -> Iterator[Finding]:
