@@ -11,7 +11,8 @@ lymphocytes) is alike in both classes, and the same patient has the same tissue,
 what the region displaces. Stain varies by site and patient, without regard to the class; so do density, radius and ink
 of the nuclei and the share of epithelium, in which the little that leaks from one magnification to the other drowns.
 
-The strengths were chosen on seeds 101 and 102 so that a linear rule on mean features does as said (`probes.py`).
+The strengths were chosen on seed 101, by a linear rule on mean features (`probes.py`); docs/readings.md says where they
+fall short.
 """
 
 from __future__ import annotations
