@@ -90,7 +90,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks finding table gdc manifest splits sites folds leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted originals stains mosaics",
-    "slides": "tiff magnification reader density tiles hdf5 store stages linking",
+    "slides": "tiff wsi ome magnification reader density tiles hdf5 store stages linking",
     "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
@@ -98,7 +98,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
-    "book": "readme reference pages build publish",
+    "book": "results names grid best blocks several readme reference pages build publish",
     "study": "place times rules params terminal lock execute environment "
              "unchanged opening trial forecast watch preflight run choice bench cli",
 }

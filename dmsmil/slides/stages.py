@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.slides.density import check_black
-from dmsmil.slides.reader import Slide, open_slide
+from dmsmil.slides.reader import Slide, open_slide, reads_more
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, select_tiles
 
@@ -36,9 +36,13 @@ def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: f
     mpp is the cohort table's word for this slide, fallback_mpp the study's for slides that do not say.
     """
     check_black(black)
-    size = Path(row.path).stat().st_size if Path(row.path).is_file() else int(getattr(row, "size", 0) or 0)
-    return {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
-            "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size}
+    path = Path(row.path)
+    size = path.stat().st_size if path.is_file() else int(getattr(row, "size", 0) or 0)
+    config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
+              "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size}
+    if path.is_file() and reads_more(path):  # other pixels than OpenSlide's, which made what has no such key
+        config["reader"] = "tifffile"
+    return config
 
 
 def open_configured(path: str, slide_id: str, config: dict) -> Slide:

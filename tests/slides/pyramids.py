@@ -100,6 +100,32 @@ def write_scn(path, image: np.ndarray, offset: tuple[int, int], mpp: float = 0.5
     return path
 
 
+def write_ome(path, image: np.ndarray, factors: tuple[int, ...] = (1, 2, 4, 8), compression: str = "jpeg",
+              layout: str = "chunky", subifds: bool = True, bigtiff: bool = True, dots: float = 0, **said) -> Path:
+    """Write `image` (H, W, 3) as an OME-TIFF; return the path.
+
+    layout: "chunky" (R, G, B of a pixel beside one another), "planar" (one behind the other in a page) or "pages" (a
+    page each). subifds: levels in SubIFDs, as OME wants it, or else as pages behind the first. dots: pixels a
+    centimetre by the TIFF tags. said: attributes of Pixels, such as PhysicalSizeX, or Channel.
+    """
+    path, count = Path(path), len(factors) - 1
+    options = {"tile": (TILE, TILE), "compression": compression, "photometric": "rgb"}
+    options |= {"planarconfig": "separate"} if layout == "planar" else {}
+    options |= {"photometric": "minisblack"} if layout == "pages" else {}
+
+    def pixels(factor: int) -> np.ndarray:
+        level = image if factor == 1 else shrink(image, factor)
+        return level if layout == "chunky" else np.ascontiguousarray(level.transpose(2, 0, 1))
+
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, ome=True) as tif:
+        tif.write(pixels(1), subifds=count if subifds else 0, resolution=(dots, dots) if dots else None,
+                  resolutionunit="CENTIMETER" if dots else None,
+                  metadata={"axes": "YXS" if layout == "chunky" else "CYX", **said}, **options)
+        for factor in factors[1:]:
+            tif.write(pixels(factor), subfiletype=1, metadata=None, **options)
+    return path
+
+
 def make_slide(path, width: int = 1536, height: int = 1280, seed: int = 0, coverage: float = 0.4, glass: int = 243,
                loose: float = 0.0, objective: float | None = 20, mpp: float | None = 0.5,
                factors: tuple[int, ...] = (1, 4, 16)) -> Path:

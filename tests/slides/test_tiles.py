@@ -188,10 +188,10 @@ def test_a_slide_that_is_black_has_no_tissue(tmp_path):
 def test_openslide_alone_gives_the_same(made, kind, monkeypatch):
     path, base, _ = made(kind)
     with open_slide(path) as slide:
-        assert slide._tiff is not None
+        assert slide._file.fast is not None
     monkeypatch.setattr(tiff.TiffLevels, "region", lambda *_: (_ for _ in ()).throw(RuntimeError("cannot decode")))
     with open_slide(path) as slide:
-        assert slide._tiff is None
+        assert slide._file.fast is None
         assert_same(select_tiles(slide, 9, PX, 3, pixels=True), naive_select(path, 9, PX, 3, 0.05, base))
 
 
@@ -199,7 +199,7 @@ def test_a_reader_that_disagrees_is_not_used(made, monkeypatch):
     honest = tiff.TiffLevels.region
     monkeypatch.setattr(tiff.TiffLevels, "region", lambda *arguments: honest(*arguments) ^ 1)
     with open_slide(made("20x")[0]) as slide:
-        assert slide._tiff is None
+        assert slide._file.fast is None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *PAINTED])
@@ -349,7 +349,7 @@ def test_truncated_slides_give_one_line(tmp_path, share, factors):
 def test_a_damaged_tile_gives_one_line(tmp_path):
     path = make_slide(tmp_path / "damaged.svs", coverage=1, seed=3)
     with open_slide(path) as slide:
-        page = slide._tiff.pages[0]
+        page = slide._file.fast.pages[0][0]
         offset, count = page.dataoffsets[14], page.databytecounts[14]
     data = bytearray(path.read_bytes())
     data[offset : offset + count] = bytes(count)
@@ -376,7 +376,7 @@ def test_real_bad_files_give_one_line(name, mpp, reason):
     ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, 128, 4), ("TCGA-CR-7395-01A-01-TS1.svs", 0.25, 256, 6)])
 def test_real_slides_give_the_naive_selection(name, mpp, px, k):
     with open_slide(WSI / name, mpp) as slide:
-        assert slide._tiff is not None
+        assert slide._file.fast is not None
         tiles = select_tiles(slide, k, px, 5, pixels=True)
         assert not slide.warnings
     assert_same(tiles, naive_select(WSI / name, k, px, 5, 0.05, slide.magnification))
