@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dmsmil.book.readme import BLOCKS, RESULTS, fill
+from dmsmil.book.readme import BLOCKS, RESULTS, fill, pages
 from dmsmil.cohorts.gdc import COHORTS
 from dmsmil.cohorts.made.demo import plan_cohort
 from dmsmil.cohorts.made.mosaics import make_mosaics
@@ -22,7 +22,7 @@ from dmsmil.study.params import known_parameters, read_params
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.metrics import score
 
-NAMES = ("CONTRIBUTING.md", "docs/model_card.md", "docs/data_cards.md")
+NAMES = ("CONTRIBUTING.md", "docs/model_card.md", "docs/data_cards.md", "docs/guide.md", "docs/guide.zh-CN.md")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 MADE = {"cohort.csv", "manifest.csv"}  # files of a study, not of the checkout
 CODE = "\n".join(p.read_text(encoding="utf-8") for folder in ("dmsmil", "tests") for p in (ROOT / folder).rglob("*.py"))
@@ -47,9 +47,9 @@ def test_every_file_named_exists(name):
         assert made or (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES, *pages()}))
 def test_every_link_leads_somewhere(name):
-    for target in re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name]):
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
         page = ((ROOT / name).parent / path).resolve() if path else ROOT / name
         assert page.exists(), target
@@ -99,7 +99,8 @@ def test_what_names_a_run_is_what_contributing_says():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_in_a_document_are_those_of_the_files(name):
-    assert fill(DOCUMENTS[name], ROOT / RESULTS) == DOCUMENTS[name], "python -m dmsmil.book.readme writes them anew"
+    text = DOCUMENTS[name]
+    assert fill(text, ROOT / RESULTS, name) == text, "python -m dmsmil.book.readme writes them anew"
 
 
 def test_the_model_card_describes_what_the_demo_trains():
@@ -109,8 +110,8 @@ def test_the_model_card_describes_what_the_demo_trains():
     assert "5 folds, one seed, 30 epochs" in card
     assert (params["lr"], params["batch_size"], params["select"]) == (1e-4, 1, "last")
     assert "Adam at 1e-4, one slide a step, no selection" in card and params["encoder"] == "efficientnet_lite0"
-    assert {f"demo-{what}" for what in ("words", "ablation", "lambda")} <= set(re.findall(r"begin: (\S+)", card))
-    assert {"words", "ablation", "lambda"} <= set(BLOCKS)
+    assert {f"demo-{what}" for what in ("findings", "ablation", "lambda")} <= set(re.findall(r"begin: (\S+)", card))
+    assert {"findings", "ablation", "lambda"} <= set(BLOCKS)
     for said in ("not for any patient", "not on real slides", "not as pretrained weights", "no medical device"):
         assert said in card.lower().replace("**", "")
 

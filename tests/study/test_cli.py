@@ -66,8 +66,8 @@ def test_methods_lists_every_method(capsys):
 # ------------------------------------------------------------------------------------------------ exit statuses
 
 
-def test_the_exit_statuses_that_readme_lists_are_those_of_the_command():
-    for name in ("README.md", "README.zh-CN.md"):
+def test_the_exit_statuses_that_the_guide_lists_are_those_of_the_command():
+    for name in ("docs/guide.md", "docs/guide.zh-CN.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert re.findall(r"^\| `(\d+)` \|", text, re.M) == ["0", "1", "2", "130"], name
 

@@ -1,4 +1,4 @@
-"""Every command that README shows is executed by a test: here, or in the test that is named for it."""
+"""Every command that README and the guide show is executed by a test: here, or in the test that is named for it."""
 
 import re
 import shutil
@@ -48,9 +48,10 @@ def commands(text):
     return {*found, *(code for code in re.findall(r"`([^`]+)`", prose) if re.match(WORDS, code))}
 
 
-def test_every_command_of_readme_has_its_test():
-    said = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert said == set(EXECUTED)
+def test_every_command_of_readme_and_guide_has_its_test():
+    first, guide = (commands((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "docs/guide.md"))
+    assert first | guide == set(EXECUTED)
+    assert {"make demo", "make test", "dmsmil check params/mine.yaml", "dmsmil run params/mine.yaml"} <= first
     for command, (name, test) in EXECUTED.items():
         assert f"def {test}(" in (ROOT / "tests" / name).read_text(), command
 

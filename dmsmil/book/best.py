@@ -1,0 +1,108 @@
+"""Which ten rows of a main table a first page shows, and the three sentences that it says of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from dmsmil.analysis.comparison import ALPHA, equivalent
+from dmsmil.book.names import named
+from dmsmil.training.baselines import CHEAP, MAJORITY
+from dmsmil.training.results import COLLAPSED, unlearned
+
+MOST = 10  # rows
+MEAN = "meanpool"
+NAMED = 6  # names in a sentence
+
+
+def by_auc(table: pd.DataFrame) -> pd.Series:
+    """The AUC of each row: the mean over runs, or the pooled one where no run has an AUC, as in leave-one-out."""
+    if table.AUC_mean.notna().any():
+        return table.AUC_mean
+    return table.get("AUC_pooled", table.AUC_mean)
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """A result table by AUC, the highest first; what collapsed or learned nothing stands last."""
+    ordered = table.loc[by_auc(table).sort_values(ascending=False, kind="stable").index]
+    return ordered.iloc[unlearned(ordered).argsort(kind="stable")]
+
+
+def mine_of(table: pd.DataFrame) -> pd.Series | None:
+    """The row of DMSMIL, the first if there are several; None where there is none."""
+    rows = table[table.method == "dmsmil"]
+    return rows.iloc[0] if len(rows) else None
+
+
+def trained(table: pd.DataFrame) -> pd.DataFrame:
+    """The other methods than DMSMIL: no cheap rule, nothing that collapsed."""
+    mine = mine_of(table)
+    rows = table[(table.method != "") & (table[COLLAPSED] == 0)]
+    return rows if mine is None else rows.drop(index=mine.name, errors="ignore")
+
+
+def best_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """At most `MOST` rows, best first: DMSMIL, DAMIL, mean pooling and the cheap rules always; then the best others.
+
+    A method is there once: DMSMIL as its first row, mean pooling with all scales if it was run so, every other one at
+    the scale where its AUC is highest.
+    """
+    order, mine = ranked(table), mine_of(table)
+    means = order[order.method == MEAN]
+    several = means[means.scales.str.contains("+", regex=False)]
+    first = [] if mine is None else [mine.name]
+    first += list(order.index[order.method == "damil"][:1])
+    first += list((means if several.empty else several).index[:1])
+    first += list(order.index[order["name"].isin(CHEAP)])
+    others = order[(order.method != "") & ~order.method.isin(["dmsmil", "damil", MEAN])].drop_duplicates("method")
+    kept = [*first, *others.index[:max(0, MOST - len(first))]]
+    return order[order.index.isin(kept)]
+
+
+def loses(table: pd.DataFrame) -> str:
+    """When DMSMIL loses: to how many methods of one scale and of several, to which, and by how much AUC."""
+    auc, mine, others = by_auc(table), mine_of(table), trained(table)
+    gap = (auc[others.index] - auc[mine.name]).sort_values(ascending=False, kind="stable")
+    above = gap[gap > 0]
+    cheap = [name for place, name in table["name"].items() if name in CHEAP and auc[place] > auc[mine.name]]
+    rules = f" It also loses to {' and '.join(cheap)}." if cheap else ""
+    if above.empty:
+        return f"In AUC it loses to none of the {len(others)} other methods." + rules
+    one = ~others.scales.str.contains("+", regex=False)
+    counts = [f"to {(gap[one == single] > 0).sum()} of {(one == single).sum()} methods of {words}"
+              for single, words in ((True, "one scale"), (False, "several scales")) if (one == single).any()]
+    said = named(table).said
+    names = [f"{said[place]} by {difference:.3f}" for place, difference in above[:NAMED].items()]
+    more = [f"{len(above) - NAMED} more"] if len(above) > NAMED else []
+    return f"In AUC it loses {' and '.join(counts)}: to {_list(names + more)}." + rules
+
+
+def tested(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
+    """Which differences from DMSMIL the paired tests of 04_compare show; by AUC, of the majority rule by ACC."""
+    families = [tables[name] for name in ("04_tests", "04_tests_cheap") if name in tables]
+    rows = pd.concat([family[family.reference == mine_of(table)["name"]] for family in families]) if families else None
+    if rows is None or rows.empty:
+        return "No difference was tested."
+    said = named(table).set_index("name").said
+    found: dict[str, list[str]] = {"better": [], "worse": [], "same": [], "open": []}
+    for _, row in rows.drop_duplicates("name").iterrows():
+        found[_answer(row)].append(said.get(row["name"], row["name"]))
+    said = f"Tested fold by fold, it is shown to be better than {_list(found['better'])}"
+    said += f", and worse than {_list(found['worse'])}"
+    if found["same"]:
+        said += f"; equivalent to {_list(found['same'])}"
+    if found["open"]:
+        said += f"; against the {len(found['open'])} others no difference is shown, in either direction"
+    return said + "."
+
+
+def _answer(row: pd.Series) -> str:
+    """better, worse, same (equivalent) or open, of a row of `comparison.compare`."""
+    metric = "ACC" if row["name"] == MAJORITY else "AUC"
+    if row[f"{metric}_p_holm"] < ALPHA:
+        return "better" if row[f"{metric}_difference"] > 0 else "worse"
+    return "same" if equivalent(row, metric) else "open"
+
+
+def _list(names: list[str]) -> str:
+    """Names in a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"

@@ -1,0 +1,193 @@
+"""What stands between the markers of a page: results of one study as Markdown, each from the files of docs/results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from dmsmil.analysis.ablation import PARTS, pretty_ablation
+from dmsmil.analysis.claims import tally, worth
+from dmsmil.analysis.comparison import ALPHA, equivalent
+from dmsmil.analysis.report import ranking, saved_results, saved_times
+from dmsmil.analysis.sweep import pretty_lams
+from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, ranked, tested
+from dmsmil.book.grid import markdown
+from dmsmil.book.names import named, retold
+from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
+from dmsmil.cost.tables import cost_sentences, pretty_costs
+from dmsmil.jobs.text import as_written
+from dmsmil.training.results import COLLAPSED, note, number, pretty
+
+MEASURED = ("Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
+            "The highest AUC stands first.")
+
+
+# ------------------------------------------------------------------------------------------------ the main table
+
+
+def best_block(study: Study) -> str:
+    """The main table in at most ten rows, and where the whole of it stands."""
+    table = study.table("04_compare")
+    rows = best_rows(table)
+    return (f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here at its "
+            f"better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
+            f"({study.link('README.md')}). {MEASURED}")
+
+
+def result_block(study: Study) -> str:
+    """Methods and baselines by AUC: who is best stands first, what collapsed or learned nothing last."""
+    values = study.settings()
+    return (f"{_results(study.table('04_compare'))}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "
+            f"{values['encoder']}, {values['epochs']} epochs where the options say no other. {MEASURED}")
+
+
+def _results(table: pd.DataFrame) -> str:
+    """A result table, best first, with the options in a column of their own."""
+    table = named(ranked(table))
+    shown = pretty(table.assign(name=table.said))
+    shown.insert(0, "options", list(table.options))
+    return markdown(shown, "method")
+
+
+def _run(study: Study) -> str:
+    """How many slides, of whom, in how many folds."""
+    values = study.settings()
+    classes = ", ".join(f"{count} {as_written(name)}" for name, count in values["classes"].items())
+    repeats = f" × {values['repeats']} repeats" if values.get("repeats", 1) > 1 else ""
+    seeds = f"{len(values['seeds'])} seed" + "s" * (len(values["seeds"]) > 1)
+    return (f"{values['slides']} slides of {values['patients']} patients ({classes}), "
+            f"{values['folds']} folds{repeats} × {seeds}")
+
+
+def words_block(study: Study) -> str:
+    """The main table in three sentences: how good DMSMIL is, against whom it loses, and what of that is shown."""
+    table = study.table("04_compare")
+    auc, mine = by_auc(table), mine_of(table)
+    if auc.isna().all():
+        return "AUC is not defined: in each fold one class was tested."
+    rest = auc[table[COLLAPSED] == 0]
+    top = named(table).loc[rest.idxmax()] if len(rest) else None
+    if mine is None or mine[COLLAPSED]:
+        said = "DMSMIL was not run here" if mine is None else f"DMSMIL has no result here: {note(mine)}"
+        return f"{said}." + ("" if top is None else f" The highest AUC is {_auc(top)}.")
+    mean = table[(table.method == MEAN) & table.scales.str.contains("+", regex=False)]
+    first = "the highest of all" if top.said == "DMSMIL" else f"the highest is {_auc(top)}"
+    second = "".join(f"; mean pooling, which looks at all tiles alike, reaches {auc[place]:.3f}" for place in mean.index
+                     if place != top.name)
+    marks = f" ({note(mine)})" if note(mine) else ""
+    reached = f"{auc[mine.name]:.3f} [{mine.AUC_low:.2f}, {mine.AUC_high:.2f}]{marks}"
+    return "\n".join([f"- DMSMIL reaches an AUC of {reached}; {first}{second}.",
+                      f"- {as_written(loses(table))}", f"- {as_written(tested(table, study.tables()))}"])
+
+
+def _auc(row: pd.Series) -> str:
+    """A row with its AUC and interval, in a sentence."""
+    called, value = number(row, "AUC")
+    return f"{as_written(row.said)} with {value:.3f} [{row.AUC_low:.2f}, {row.AUC_high:.2f}]" + (
+        "" if called == "AUC" else ", pooled")
+
+
+def findings_block(study: Study) -> str:
+    """All that the main table says: who is best, whether it is worth its effort, which differences hold when tested."""
+    table, tables = study.table("04_compare"), study.tables()
+    results = saved_results(study.folder)
+    said = [ranking(results), worth(study.folder, results)]
+    if "04_tests" in tables:
+        said.append(_tested(tables["04_tests"]))
+    return retold("\n".join(said), table, as_written)
+
+
+def _tested(tests: pd.DataFrame) -> str:
+    """How many methods the reference of `report.paired_tests` is better than, equivalent to, and worse."""
+    name, sure = tests.reference.iloc[0], tests.AUC_p_holm < ALPHA
+    better, worse = tests.name[sure & (tests.AUC_difference > 0)], tests.name[sure & (tests.AUC_difference < 0)]
+    same = tests.name[tests.apply(equivalent, axis=1, metric="AUC") & ~sure]
+    return "- " + as_written(
+        f"{name} against the {len(tests)} other runs, by AUC (corrected resampled t-test, Holm's correction): it is "
+        f"shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}"
+        + (f"; equivalent to {', '.join(same)}." if len(same) else "."))
+
+
+# ------------------------------------------------------------------------------------------------ the other tables
+
+
+def purpose_block(study: Study) -> str:
+    """What the study is, in a sentence of its params file."""
+    return as_written(study.settings().get("purpose") or f"The study {study.name}.")
+
+
+def picture_block(study: Study) -> str:
+    """A slide as the method sees it, and the main table as a picture."""
+    study.needs(PICTURE)
+    return (f"![A slide of the study {study.name} with its tile scores at each scale; the AUC of each method with its "
+            f"interval]({study.link(PICTURE)})")
+
+
+def claims_block(study: Study) -> str:
+    """The checklist of `claims.claims`: of the number that decides, its first sentence; then how many held."""
+    table, tables = study.table("09_claims"), study.tables()
+    numbers = [text.split(". ")[0].removesuffix(".") for text in table.number]
+    sources = [tables.get(name) for name in table["tested in"]]
+    told = [text if source is None or "scales" not in source else retold(text, source)
+            for text, source in zip(numbers, sources)]
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(table).items())
+    return f"{markdown(table.assign(number=told).set_index('claim'), 'claim')}\n\nOf {len(table)} claims: {counts}."
+
+
+def ablation_block(study: Study) -> str:
+    """The six rows of Tables 4 and 5, beside what the paper prints where the study is on its cohort."""
+    table = study.table("05_ablation")
+    table = table.assign(**{part: [None if value == "" else value for value in table[part]] for part in PARTS})
+    table = named(table)
+    shown = pretty_ablation(table.assign(name=table.short), study.settings()["paper"])
+    shown.insert(len(PARTS), "options", list(table.options))
+    return markdown(shown, "method")
+
+
+def lambda_block(study: Study) -> str:
+    """The metrics and the loss terms at each λ."""
+    return markdown(pretty_lams(study.table("06_lambda")), "λ")
+
+
+def cost_block(study: Study) -> str:
+    """Table 3: what each method costs, on which device, and whether DMSMIL is the cheapest."""
+    table = named(study.table("08_cost"))
+    table = table.assign(name=table.said)
+    first, shown = table.iloc[0], pretty_costs(table)
+    shown.insert(0, "options", list(table.options))
+    return (f"{markdown(shown, 'method')}\n\nOn {first.device}; K = {first.k} tiles a scale of "
+            f"{first.dim} channels, an epoch of {first.slides} slides; median [least, most].\n\n"
+            f"{cost_sentences(table)}")
+
+
+def settings_block(study: Study) -> str:
+    """What was run, on what machine, and on which day."""
+    values = study.settings()
+    values["classes"] = [f"{count} {name}" for name, count in values["classes"].items()]
+    order = ("date", "slides", "patients", "classes", *PLANTED, *SETTINGS, *MACHINE)
+    rows = {key: values[key] for key in order if values.get(key, "") != ""}
+    told = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in rows.values()]
+    return markdown(pd.DataFrame({"value": told}, index=list(rows)), "setting")
+
+
+def time_block(study: Study) -> str:
+    """How long the study took when it first ran, in one sentence."""
+    study.needs("times.csv")
+    times, values = saved_times(study.folder), study.settings()
+    gpu = "no GPU" if values["gpu"] == "none" else values["gpu"]
+    whole = times.dropna(subset="first")
+    if whole.empty:
+        return f"No notebook of the study `{study.name}` was timed from its first beginning to its end."
+    longest = whole.loc[whole["first"].idxmax()]
+    left_out = sorted(set(times.notebook) - set(whole.notebook))
+    return (f"On {values['cores']} cores and {gpu} the notebooks of the study `{study.name}` took "
+            f"{whole['first'].sum() / 60:.0f} minutes when they first ran, {longest['first'] / 60:.0f} of them for "
+            f"{longest.notebook}." + (f" Not counted, for they were interrupted: {', '.join(left_out)}." if left_out
+                                      else ""))
+
+
+BLOCKS: dict[str, Callable[[Study], str]] = {
+    "purpose": purpose_block, "best": best_block, "words": words_block, "picture": picture_block, "table": result_block,
+    "findings": findings_block, "claims": claims_block, "ablation": ablation_block, "lambda": lambda_block,
+    "cost": cost_block, "settings": settings_block, "time": time_block}
