@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.book.best import best_rows, by_auc, mine_of, trained
+from dmsmil.book.best import best_rows, by_auc, mine_of, ranked, trained
 from dmsmil.book.grid import grid, markdown
 from dmsmil.book.names import named
 from dmsmil.book.results import Lacking, Study, shown_studies
@@ -15,6 +15,7 @@ from dmsmil.jobs.text import as_written
 from dmsmil.training.results import COLLAPSED, cell, marked
 
 RATES = ("planted_05", "planted", "planted_40")  # the same patients, more and more of their tissue with the signal
+FEW = 3  # names in the sentence
 
 
 def studies_block(results: Path, page: str) -> str:
@@ -45,8 +46,8 @@ def when_block(results: Path, page: str) -> str:
     rows, lost = _rows(results, page), []
     for study in _studies(results, page):
         table = study.table("04_compare")
-        lost.append(f"{_lost(table[table['name'].isin(rows['name'])])} with {_rate(study)}")
-    return f"By the share of the tissue that carries the signal, DMSMIL loses in AUC {'; '.join(lost)}."
+        lost.append(f"with {_rate(study)} {_lost(table[table['name'].isin(rows['name'])])}")
+    return f"By the share of the tissue that carries the signal, DMSMIL loses in AUC: {'; '.join(lost)}."
 
 
 def _studies(results: Path, page: str) -> list[Study]:
@@ -82,11 +83,12 @@ def _lost(table: pd.DataFrame) -> str:
     auc, mine, others = by_auc(table), mine_of(table), trained(table)
     if mine is None or mine[COLLAPSED]:
         return "nothing, for it has no result,"
-    above = others[auc[others.index] > auc[mine.name]]
+    above = ranked(others[auc[others.index] > auc[mine.name]])
     names = [as_written(name) for name in named(table).said[above.index]]
     if not names:
         return f"to none of {len(others)} methods"
-    return f"to {len(names)} of {len(others)} methods ({', '.join(names)})"
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return f"to {len(names)} of {len(others)} methods ({', '.join(names[:FEW])}{more})"
 
 
 WIDE: dict[str, Callable[[Path, str], str]] = {"studies": studies_block, "rates": rates_block, "when": when_block}

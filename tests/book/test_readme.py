@@ -397,9 +397,9 @@ def test_auc_by_the_share_of_tissue_with_the_signal(tmp_path):
     assert dmsmil in said and "| CLAM-MB 10x | not run | 0.880" in said
     assert "| CLAM-SB 10x | 0.890 ± 0.100 [0.40, 0.90] (learned nothing) |" in said
     when = wide("when", results)
-    assert "to 5 of 5 methods (DAMIL 20x, Mean pooling, CLAM-SB 10x, DTFD-MIL 10x, ABMIL 20x) with 5 %; " in when
-    assert "to 5 of 6 methods (Mean pooling, CLAM-SB 10x, CLAM-MB 10x, DTFD-MIL 10x, ABMIL 20x) with 15 %; " in when
-    assert when.splitlines()[1].endswith("to none of 6 methods with 40 %.") and when.splitlines()[1] in said
+    assert "loses in AUC: with 5 % to 5 of 5 methods (ABMIL 20x, DTFD-MIL 10x, Mean pooling and 2 more); " in when
+    assert "with 15 % to 5 of 6 methods (ABMIL 20x, CLAM-SB 10x, CLAM-MB 10x and 2 more); " in when
+    assert when.splitlines()[1].endswith("with 40 % to none of 6 methods.") and when.splitlines()[1] in said
     assert f"[planted_05]({RESULTS}/planted_05/README.md)" in said
     assert "[planted_05](planted_05/README.md)" in wide("rates", results, f"{RESULTS}/README.md")
 
