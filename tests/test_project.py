@@ -88,7 +88,8 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
     "jobs": "text files failures cluster parallel",
-    "cohorts": "ids server download fetching reading checks finding table gdc manifest splits sites folds leakage made",
+    "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
+               "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted originals stains mosaics",
     "slides": "tiff wsi ome magnification reader density tiles hdf5 store stages linking",
     "features": "weights encoders foreign sources formats rehearsal stages plan cache bags truth views probes",

@@ -1,21 +1,24 @@
-"""Where the slide files lie: by path, by name below a folder, by a TCGA barcode; and what a missing one may be."""
+"""Where the slide files lie: by path, by name below a folder, by a TCGA barcode, by a DICOM slide's label; and what a
+missing one may be."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from bisect import bisect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from dmsmil.cohorts.checks import Reasons
+from dmsmil.cohorts.dicom import Series, find_series, slide_in
 from dmsmil.cohorts.fetching import slide_path
 from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
 from dmsmil.jobs.files import InputError
 
+DICOM = ".dcm"
 NEIGHBOURS = 4  # names compared with a missing one, on each side of its place among them
 
 
@@ -26,11 +29,21 @@ class SlideFiles:
         self.folder = Path(folder)
 
     @cached_property
+    def paths(self) -> list[Path]:
+        """All of them, by path; of a DICOM slide the one file that it is opened by."""
+        others = {path for one in self._series for path in one.files if path != one.path}
+        return [path for path in self._all if path not in others]
+
+    @cached_property
     def _all(self) -> list[Path]:
         try:
             return sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SLIDE_SUFFIXES)
         except OSError as error:
             raise InputError(f"the slides folder {self.folder.name} cannot be read ({error.strerror})") from error
+
+    @cached_property
+    def _series(self) -> list[Series]:
+        return find_series(path for path in self._all if path.suffix.lower() == DICOM)
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -43,10 +56,24 @@ class SlideFiles:
                 found[barcode].append(path)
         return found
 
+    @cached_property
+    def _by_label(self) -> dict[str, list[Path]]:
+        """DICOM slides by the identifier of their glass, by the UID of their series, and by their folder where they are
+        the only one in it: their files' names are mostly UIDs."""
+        found, alone = defaultdict(list), Counter(one.path.parent for one in self._series)
+        for one in self._series:
+            folder = one.path.parent.name if alone[one.path.parent] == 1 and one.path.parent != self.folder else ""
+            for name in {bare_name(one.container), one.uid, bare_name(folder)} - {""}:
+                found[name].append(one.path)
+        return found
+
     def of(self, slide_id: str) -> list[Path]:
-        """The files that can be this slide: the one of its very name, else those of its name or barcode."""
-        named = self._by_name.get(bare_name(slide_id), [])
-        return [path for path in named if path.name == slide_id] or named
+        """The files that can be this slide: the one of its very name, else those of its name or barcode, else the DICOM
+        slides that are labelled so; a label has no more of a TCGA name than its barcode."""
+        bare, barcode = bare_name(slide_id), slide_id.split(".")[0]
+        named = self._by_name.get(bare, [])
+        labelled = self._by_label.get(bare) or (self._by_label.get(barcode, []) if BARCODE.fullmatch(barcode) else [])
+        return [path for path in named if path.name == slide_id] or named or labelled
 
     def told(self, paths: list[Path]) -> str:
         """Some files for a reader, from the folder on."""
@@ -58,7 +85,7 @@ class SlideFiles:
         A name is compared only with its neighbours in the alphabet, read forwards and backwards: a slip of the pen
         leaves one end of a name as it is, and a folder of thousands is searched at once.
         """
-        free = [path.name for path in self._all if bare_name(path.name) not in taken]
+        free = [path.name for path in self.paths if bare_name(path.name) not in taken]
         forwards, backwards = sorted(free), sorted(name[::-1] for name in map(bare_name, free))
         names = {bare_name(name)[::-1]: name for name in free}
         found = {}
@@ -84,12 +111,19 @@ def find_slides(frame: pd.DataFrame, home: Path, files: SlideFiles) -> tuple[lis
     the one found by its id, else where a fetched one will be; "" where there is none."""
     paths, problems = [], []
     for row in frame.itertuples():
+        found, problem = [], ""
         if row.path:
-            found = [given_path(row.path, [home, files.folder])]
-        else:
-            found = files.of(row.slide_id) if row.slide_id else []
+            given = given_path(row.path, [home, files.folder])
+            try:
+                found = [(slide_in(given) if os.path.isdir(given) else None) or given]
+            except InputError as error:
+                problem = str(error)
+        elif row.slide_id:
+            found = files.of(row.slide_id)
         path = str(found[0]) if len(found) == 1 else ""
-        if len(found) > 1:
+        if problem:
+            problems.append((row.Index, problem))
+        elif len(found) > 1:
             problems.append((row.Index, f"slide {row.slide_id} can be {files.told(found[:3])}: keep one, or name it in "
                                         "a column 'path'"))
         elif getattr(row, "file_id", ""):
@@ -121,7 +155,7 @@ def without_file(expected: pd.DataFrame, files: SlideFiles, taken: set[str]) -> 
         yield row, f"no slide file named {slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
     for row, path in expected.path[expected.path != ""].items():
         if not Path(path).is_file():
-            kind = "is a folder" if Path(path).is_dir() else "does not exist"
+            kind = "is a folder without a DICOM slide" if Path(path).is_dir() else "does not exist"
             yield row, f"the slide file {Path(path).name} {kind}: check the column 'path'"
 
 
