@@ -47,6 +47,10 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
     if source.resolve() == (store.home / "features").resolve():
         raise InputError("the key 'features' names this study's own folder: leave it empty")
     if not jobs:
+        for inner in (source, source.parent):
+            if FOLDER.fullmatch(inner.name):
+                raise InputError(f"{source.name} is {'' if inner == source else 'inside of '}one scale of a TRIDENT "
+                                 f"folder: name its parent, {inner.parent.name}")
         raise InputError(f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
                          "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it")
     folders = {}

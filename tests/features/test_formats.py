@@ -470,6 +470,11 @@ WRONG = {  # a line that says what is wrong, and what is there
     "nowhere": (lambda place: place / "nowhere", "folder nowhere does not exist: check the key 'features'"),
     "no folder of a scale": (lambda place: place / "f_{scale}x", "no folder f_10x for the features at 10x"),
     "rubbish": (rubbish, "a is no TRIDENT folder, for it has b, notes.txt: name the one .* a path with {scale} in it"),
+    "one scale's folder": (lambda place: trident(place / "job", "one", grids("one")) / "10x_256px_0px_overlap",
+                           "10x_256px_0px_overlap is one scale of a TRIDENT folder: name its parent, job$"),
+    "one scale's features": (
+        lambda place: trident(place / "job", "one", grids("one")) / "20x_256px_0px_overlap/features_uni_v1",
+        "features_uni_v1 is inside of one scale of a TRIDENT folder: name its parent, job$"),
     "another format": (zarr, "z10x has no features of TRIDENT, CLAM or STAMP, but one.zarr"),
     "two formats": (mixed, "the features are STAMP at 10x and CLAM at 20x"),
     "tile_px": (lambda place: trident(place / "job", "one", grids("one"), px=512),

@@ -81,6 +81,18 @@ def test_a_missing_params_file_names_the_nearest():
         read_params("params/demmo.yaml")
 
 
+def test_a_params_file_of_the_project_is_found_from_any_folder_and_ones_own_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_params("params/smoke.yaml")["study"] == "smoke"
+    with pytest.raises(InputError) as caught:
+        read_params("smoke.yaml")
+    assert str(caught.value) == (f"there is no params file smoke.yaml in {tmp_path} or {ROOT}: did you mean "
+                                 "params/smoke.yaml?"), "which is found, typed as it stands there"
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/smoke.yaml").write_text("k: 7\nstudy: own\n")
+    assert read_params("params/smoke.yaml")["study"] == "own"
+
+
 def test_parameters_cells_hold_literals_only():
     for notebook in notebooks():
         cells = json.loads(notebook.read_text())["cells"]
