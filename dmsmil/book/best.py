@@ -7,7 +7,7 @@ import pandas as pd
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.book.names import named
 from dmsmil.training.baselines import CHEAP, MAJORITY
-from dmsmil.training.results import COLLAPSED, unlearned
+from dmsmil.training.results import COLLAPSED, NOTHING, unlearned
 
 MOST = 10  # rows
 MEAN = "meanpool"
@@ -33,10 +33,16 @@ def mine_of(table: pd.DataFrame) -> pd.Series | None:
     return rows.iloc[0] if len(rows) else None
 
 
+def no_result(table: pd.DataFrame) -> pd.Series:
+    """Rows whose numbers say nothing of their method: a run collapsed, or none has learned anything."""
+    nothing = table.get(NOTHING, 0 * table.runs)
+    return (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))
+
+
 def trained(table: pd.DataFrame) -> pd.DataFrame:
-    """The other methods than DMSMIL: no cheap rule, nothing that collapsed."""
+    """The other methods than DMSMIL: no cheap rule, nothing that is no result."""
     mine = mine_of(table)
-    rows = table[(table.method != "") & (table[COLLAPSED] == 0)]
+    rows = table[(table.method != "") & ~no_result(table)]
     return rows if mine is None else rows.drop(index=mine.name, errors="ignore")
 
 

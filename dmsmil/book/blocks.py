@@ -11,16 +11,16 @@ from dmsmil.analysis.claims import tally, worth
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.report import ranking, saved_results, saved_times
 from dmsmil.analysis.sweep import pretty_lams
-from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, ranked, tested
+from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, no_result, ranked, tested
 from dmsmil.book.grid import markdown
 from dmsmil.book.names import named, retold
 from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
 from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import COLLAPSED, note, number, pretty
+from dmsmil.training.results import note, number, pretty
 
 MEASURED = ("Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
-            "The highest AUC stands first.")
+            "The highest AUC stands first, what collapsed or learned nothing last.")
 
 
 # ------------------------------------------------------------------------------------------------ the main table
@@ -66,13 +66,12 @@ def words_block(study: Study) -> str:
     auc, mine = by_auc(table), mine_of(table)
     if auc.isna().all():
         return "AUC is not defined: in each fold one class was tested."
-    rest = auc[table[COLLAPSED] == 0]
-    top = named(table).loc[rest.idxmax()] if len(rest) else None
-    if mine is None or mine[COLLAPSED]:
+    top = named(ranked(table)).iloc[0]
+    if mine is None or no_result(table)[mine.name]:
         said = "DMSMIL was not run here" if mine is None else f"DMSMIL has no result here: {note(mine)}"
-        return f"{said}." + ("" if top is None else f" The highest AUC is {_auc(top)}.")
+        return f"{said}. The highest AUC is {_auc(top)}."
     mean = table[(table.method == MEAN) & table.scales.str.contains("+", regex=False)]
-    first = "the highest of all" if top.said == "DMSMIL" else f"the highest is {_auc(top)}"
+    first = "the highest of all" if top.name == mine.name else f"the highest is {_auc(top)}"
     second = "".join(f"; mean pooling, which looks at all tiles alike, reaches {auc[place]:.3f}" for place in mean.index
                      if place != top.name)
     marks = f" ({note(mine)})" if note(mine) else ""

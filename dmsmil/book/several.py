@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.book.best import best_rows, by_auc, mine_of, ranked, trained
+from dmsmil.book.best import best_rows, by_auc, mine_of, no_result, ranked, trained
 from dmsmil.book.grid import grid, markdown
 from dmsmil.book.names import named
 from dmsmil.book.results import Lacking, Study, shown_studies
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import COLLAPSED, cell, marked
+from dmsmil.training.results import cell, marked
 
 RATES = ("planted_05", "planted", "planted_40")  # the same patients, more and more of their tissue with the signal
 FEW = 3  # names in the sentence
@@ -81,7 +81,7 @@ def _at(table: pd.DataFrame, name: str) -> str:
 def _lost(table: pd.DataFrame) -> str:
     """Against whom DMSMIL has the lower AUC, in a few words."""
     auc, mine, others = by_auc(table), mine_of(table), trained(table)
-    if mine is None or mine[COLLAPSED]:
+    if mine is None or no_result(table)[mine.name]:
         return "nothing, for it has no result,"
     above = ranked(others[auc[others.index] > auc[mine.name]])
     names = [as_written(name) for name in named(table).said[above.index]]

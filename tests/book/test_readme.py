@@ -357,6 +357,23 @@ def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
     assert "DMSMIL was not run here. The highest AUC is Mean pooling 10x with 0.990" in shown(home, "words")
 
 
+def test_what_learned_nothing_neither_wins_nor_loses(home):
+    """Where no run has learned anything an AUC is luck; where some have, the row is marked and counts."""
+    table = many(0.999)
+    table["learned_nothing"] = 6 * table.name.isin(["DMSMIL", "Mean pooling 10x"])
+    table.to_csv(home / "tables/04_compare.csv", index=False)
+    assert names(shown(home, "best"))[0] == "ABMIL 20x" and names(shown(home, "best"))[-1] == "DMSMIL"
+    said = shown(home, "words")
+    assert "DMSMIL has no result here: 6 of 6 runs learned nothing. The highest AUC is ABMIL 20x with 0.950" in said
+    table = many().assign(learned_nothing=0)
+    table.loc[table.name == "Mean pooling 10x", "learned_nothing"] = 6
+    table.loc[table.name == "DMSMIL", "learned_nothing"] = 2
+    table.to_csv(home / "tables/04_compare.csv", index=False)
+    said = shown(home, "words")
+    assert "an AUC of 0.600 [0.40, 0.90] (2 of 6 runs learned nothing); the highest is ABMIL 20x with 0.950" in said
+    assert "loses to 9 of 11 methods of one scale" in said and "Mean pooling 10x by" not in said
+
+
 def test_an_auc_that_no_fold_has_is_the_pooled_one(home):
     table = compared().assign(AUC_mean=float("nan"), AUC_pooled=[0.6, 0.7, 0.5, 0.5])
     table.to_csv(home / "tables/04_compare.csv", index=False)
