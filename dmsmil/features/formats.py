@@ -6,7 +6,7 @@ TRIDENT's layout is also the store's, so its users' tools read a study's feature
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dmsmil.slides.linking import Part, grid_step, link
 from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
+from dmsmil.slides.tiles import Tiles
 
 AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
@@ -105,8 +106,9 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
     for name in written:
         found, tiles = store.read_features(name)[scale], store.read_tiles(name)
         about = {"patch_size": tile_size_level0(tiles.magnification, scale, store.tile_px), "patch_level": 0,
-                 "downsample": (1.0, 1.0), "downsampled_level_dim": tiles.dimensions, "level_dim": tiles.dimensions,
-                 "name": name, "save_path": "patches"}
+                 "downsample": (1.0, 1.0), "name": name, "save_path": "patches"}
+        if min(tiles.dimensions) > 0:
+            about |= {"downsampled_level_dim": tiles.dimensions, "level_dim": tiles.dimensions}
         with writing(folder / f"h5_files/{name}.h5") as new:
             new.put("features", found.features)
             new.put("coords", found.coords.astype(np.int32))
@@ -143,7 +145,10 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
         notes.append(f"its magnification is not known: tiles of {own.side:g} level-0 px make it {implied:.3g}x")
     if not stated or abs(own.side - tile_size_level0(stated, first, store.tile_px)) > 1:
         stated = implied  # a scan is not quite 40x, or its tiles not quite 10x: what is drawn must have their size
+    if min(own.size) <= 0:
+        parts[first] = own._replace(size=_size(path))
     tiles, rows = link(slide_id, parts, store.tile_px, config["k"], config["seed"], stated)
+    notes += _places(tiles, parts)
     store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
     store.write_features(slide_id, {scale: parts[scale].features[rows[scale]] for scale in parts}, tiles, config)
     return {"tiles": len(tiles.density), "warnings": "; ".join(notes), "seconds": time.perf_counter() - started}
@@ -176,6 +181,30 @@ def _scan(slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[fl
     except InputError:  # no file, or one that does not say
         pass
     return base_magnification(slide_id, 0, 0, mpp, fallback_mpp)[:2] if mpp or fallback_mpp else (0.0, 0.0)
+
+
+def _size(path: str) -> tuple[int, int]:
+    """(width, height) of level 0 by the slide file; (0, 0) where there is none, or one that cannot be opened."""
+    if not path or not Path(path).is_file():
+        return 0, 0
+    try:
+        with open_slide(path, fallback_mpp=NOMINAL_MPP) as slide:  # which its size does not depend on
+            return slide.dimensions
+    except InputError:
+        return 0, 0
+
+
+def _places(tiles: Tiles, parts: dict[int, Part]) -> Iterator[str]:
+    """What is to be known of where the tiles of a slide lie: that its size is not known, or that some jut out of it."""
+    if min(tiles.dimensions) <= 0:
+        yield "the size of its slide is not known, for neither its files nor a slide file say it"
+        return
+    for scale, coords in tiles.coords.items():
+        beyond = (coords + parts[scale].side - np.array(tiles.dimensions)).max(1)
+        out = beyond > NEAR * parts[scale].side  # less is rounding
+        if out.any():
+            yield (f"{out.sum()} of {len(coords)} tiles at {scale}x jut out of the slide of {tiles.dimensions[0]} x "
+                   f"{tiles.dimensions[1]} px, by {beyond.max():.0f} px at most")
 
 
 def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:

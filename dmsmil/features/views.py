@@ -65,9 +65,9 @@ def _picture(row, fallback_mpp: float, px: int) -> dict:
 
 def _sheet(tiles: Tiles, px: int) -> dict:
     """An empty sheet of the slide's proportions, for a slide of which only features are at hand."""
-    width, height = tiles.dimensions
+    width, height = tiles.extent
     shape = (max(1, round(px * height / max(width, height))), max(1, round(px * width / max(width, height))), 3)
-    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.dimensions, "bounds": (0, 0, width, height),
+    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.extent, "bounds": (0, 0, width, height),
             "mpp": 10 / tiles.magnification}
 
 

@@ -46,8 +46,7 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
     kept = np.concatenate([kept, alone[choose_rows(own.coords[alone], density[alone], k - len(kept))]])
     kept = kept[np.lexsort((own.coords[kept, 0], own.coords[kept, 1]))]
     rows = {scale: child[scale][kept[paired[kept]]] if scale in child else kept for scale in parts}
-    extent = np.max([part.coords.max(0) + part.side for part in parts.values()], 0)
-    size = tuple(round(float(x)) for x in (own.size if min(own.size) > 0 else extent))
+    size = tuple(round(float(side)) for side in own.size)
     return Tiles(slide_id, tile_px, {scale: parts[scale].coords[rows[scale]] for scale in parts}, density[kept],
                  colour[kept], np.flatnonzero(paired[kept]), size, magnification, grid=n, read=n), rows
 

@@ -90,7 +90,8 @@ class Store:
                 elif "parent" in file:
                     parent = written.data("parent")
         return Tiles(slide_id, self.tile_px, coords, density, colour, np.arange(count) if parent is None else parent,
-                     (about["level0_width"], about["level0_height"]), float(about["level0_magnification"]), grid, read)
+                     (about.get("level0_width", 0), about.get("level0_height", 0)),
+                     float(about["level0_magnification"]), grid, read)
 
     def write_features(self, slide_id: str, features: dict[int, np.ndarray], tiles: Tiles, config: dict) -> None:
         """Keep {scale: (N, D)} features of the tiles of a slide, row for row; InputError when one is not finite."""
@@ -167,12 +168,14 @@ class Store:
         return self.home / "features" / f"{scale:g}x_{self.tile_px}px_0px_overlap"
 
     def _attributes(self, tiles: Tiles, scale: int, folder: str) -> dict:
-        """TRIDENT's attributes of `coords`; the folder is told relative to the study, for studies move."""
-        base = float(tiles.magnification)
+        """TRIDENT's attributes of `coords`; the folder is told relative to the study, for studies move. A size that is
+        not known is left out, as TRIDENT did before it wrote sizes."""
+        base, (width, height) = float(tiles.magnification), tiles.dimensions
+        size = {"level0_width": int(width), "level0_height": int(height)} if width and height else {}
         return {"patch_size": self.tile_px, "patch_size_level0": tile_size_level0(base, scale, self.tile_px),
                 "level0_magnification": int(base) if base.is_integer() else base, "target_magnification": scale,
                 "overlap": 0, "name": tiles.slide_id, "savetodir": f"features/{self._folder(scale).name}/{folder}",
-                "level0_width": int(tiles.dimensions[0]), "level0_height": int(tiles.dimensions[1])}
+                **size}
 
     @contextmanager
     def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[Written]:
@@ -190,8 +193,8 @@ class Store:
                 wanted = dict(config or {})
                 if what != "tiles" and "encoder" not in wanted and isinstance(made_by.get("encoder"), dict):
                     wanted["encoder"] = {**made_by["encoder"], "name": self.encoder}
-                if difference := _difference({k: made_by.get(k) for k in wanted}, wanted):
-                    raise InputError(f"{where} was made otherwise: {difference}; make it again, or use another "
+                if text := difference({k: made_by.get(k) for k in wanted}, wanted):
+                    raise InputError(f"{where} was made otherwise: {text}; make it again, or use another "
                                      "study folder")
                 yield written
         except InputError:
@@ -278,11 +281,11 @@ def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, sca
                          "look at its tiles and at the encoder's weights, then make its features again")
 
 
-def _difference(have, want, name: str = "") -> str:
+def difference(have, want, name: str = "") -> str:
     """The first place where two JSON-like values differ, in words; "" when they do not."""
     if isinstance(have, dict) and isinstance(want, dict):
         for key in sorted(have.keys() | want.keys()):
-            if text := _difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
+            if text := difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
                 return text
         return ""
     return "" if plain(have) == plain(want) else f"{name} is {have!r}, not {want!r}"

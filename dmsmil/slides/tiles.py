@@ -25,7 +25,8 @@ class Tiles:
 
     coords: {scale: (N, 2) int64} top-left corners (x, y) in level-0 pixels. density: (N,) of the first scale's tile.
     colour: (N, 6) float32, mean R, G, B then standard deviation R, G, B of that tile, in [0, 1]. parent: (N,) int64,
-    row of the first scale's tile that holds row i. dimensions: (width, height) of level 0; magnification: of level 0.
+    row of the first scale's tile that holds row i. dimensions: (width, height) of level 0, (0, 0) where none tells it
+    (tiles of another program, whose slide is not at hand); magnification: of level 0.
     grid, read: how many tiles the slide has, how many of them were read to choose. pixels: {scale: uint8 (N, tile_px,
     tile_px, 3)} if asked for.
     """
@@ -41,6 +42,15 @@ class Tiles:
     grid: int
     read: int
     pixels: dict[int, np.ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(width, height) of level 0, or where that is not known how far the tiles reach: room to draw them in."""
+        if min(self.dimensions) > 0 or not len(self.density):
+            return self.dimensions
+        reach = [coords.max(0) + tile_size_level0(self.magnification, scale, self.tile_px)
+                 for scale, coords in self.coords.items()]
+        return tuple(np.max(reach, 0).tolist())
 
 
 def child_corner(seed: int, slide_id: str, parent: tuple[int, int], scale: int, room: int) -> tuple[int, int]:

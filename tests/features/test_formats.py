@@ -13,6 +13,7 @@ import torch
 from dmsmil.features import formats
 from dmsmil.features.bags import load_bags
 from dmsmil.features.formats import export_clam_features, import_features, open_source
+from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.models import METHODS, create
@@ -24,6 +25,7 @@ from tests.slides.pyramids import make_slide
 PX, K, DIM = 256, 20, 6
 SIDE = {10: 1024, 20: 512}  # level-0 px of a tile of a 40x slide
 KINDS = ["TRIDENT", "CLAM h5", "CLAM pt", "STAMP"]
+UNSIZED = "the size of its slide is not known, for neither its files nor a slide file say it"
 NAMES = ["one", "two.1-b", "TCGA-3.uuid"]
 
 
@@ -130,7 +132,8 @@ def test_every_number_is_where_it_belongs(kind, store, tmp_path):
     source = [write(kind, tmp_path, name, at) for name, at in coords.items()][0]
     summary = take(store, source)
     assert list(summary.columns) == ["slide_id", "label", "tiles", "density", "magnification", "warnings", "seconds"]
-    assert (summary.tiles == K).all() and summary.density.isna().all() and (summary.warnings == "").all()
+    assert (summary.tiles == K).all() and summary.density.isna().all()
+    assert set(summary.warnings) == {"" if "CLAM" in kind else UNSIZED}
     np.testing.assert_allclose(summary.magnification, 40)
     bags = load_bags(store, cohort(), K)
     assert bags.slide_ids == sorted(NAMES) and bags.x.shape == (3, 2, K, DIM) and not bags.missing
@@ -144,7 +147,8 @@ def test_every_number_is_where_it_belongs(kind, store, tmp_path):
         assert set(inside.ravel().tolist()) == {0, 512}
         tiles = store.read_tiles(name)
         assert tiles.magnification == 40 and np.isnan(tiles.density).all() and np.isnan(tiles.colour).all()
-        assert tiles.dimensions[0] >= places[..., 0].max() + 512 and tiles.dimensions[1] >= places[..., 1].max() + 512
+        assert tiles.dimensions == ((8300, 6200) if "CLAM" in kind else (0, 0))
+        assert tiles.extent[0] >= places[..., 0].max() + 512 and tiles.extent[1] >= places[..., 1].max() + 512
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -273,6 +277,64 @@ def test_pt_files_without_patches_say_nothing_of_places_and_h5_files_do(store, t
     other = Store(tmp_path / "other", PX, (10, 20), "uni_v1")
     take(other, tmp_path / "{scale}x/feats", cohort(["one"]))
     np.testing.assert_array_equal(other.read_tiles("one").coords[20], store.read_tiles("one").coords[20])
+
+
+def sized(width, height):
+    """As a newer TRIDENT writes them: with the size of the slide."""
+    def change(file, scale):
+        file["coords"].attrs.update({"level0_width": width, "level0_height": height})
+    return change
+
+
+def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_known(tmp_path):
+    """Never the extent of its tiles: that was 8192 x 6144 for each of these."""
+    coords = grids("one", 1.0)
+    slide = make_slide(tmp_path / "one.svs", 8300, 6200, objective=40, mpp=0.25, factors=(1, 16), coverage=0)
+    bare = trident(tmp_path / "bare", "one", coords)
+    newer = trident(tmp_path / "newer", "one", coords, change=sized(8400, 6300))
+    for source, path, size, note in [(newer, "", (8400, 6300), ""), (newer, str(slide), (8400, 6300), ""),
+                                     (bare, str(slide), (8300, 6200), ""), (bare, "", (0, 0), UNSIZED)]:
+        store = Store(tmp_path / f"{source.name}-{bool(path)}", PX, (10, 20), "uni_v1")
+        summary = take(store, source, cohort(["one"], 0.25, path))
+        tiles = store.read_tiles("one")
+        assert (tiles.dimensions, summary.warnings[0]) == (size, note)
+        with h5py.File(store.features_path(20, "one")) as file:
+            about = file["coords"].attrs
+            assert (about.get("level0_width", 0), about.get("level0_height", 0)) == size
+        again = Store(tmp_path / f"again-{source.name}-{bool(path)}", PX, (10, 20), "uni_v1")
+        take(again, store.home / "features", cohort(["one"]))  # ours are read as TRIDENT's are
+        assert again.read_tiles("one").dimensions == size
+        [view] = slide_views(cohort(["one"]), store, 1)
+        assert view["dimensions"] == tiles.extent == (size if size[0] else tuple(
+            np.max([tiles.coords[s].max(0) + SIDE[s] for s in SIDE], 0)))
+
+
+def test_a_slide_file_that_cannot_be_opened_tells_no_size(tmp_path):
+    (tmp_path / "one.svs").write_bytes(b"x" * 5000)
+    store = Store(tmp_path / "study", PX, (10, 20), "uni_v1")
+    job = trident(tmp_path / "job", "one", grids("one"))
+    summary = take(store, job, cohort(["one"], 0.25, str(tmp_path / "one.svs")))
+    assert summary.warnings[0] == UNSIZED
+
+
+def test_tiles_that_jut_out_of_their_slide_are_said_to(store, tmp_path):
+    coords = {10: np.array([[0, 0], [1024, 0], [2048, 1024]]), 20: np.array([[0, 0], [1024, 512], [2560, 1536]])}
+    job = trident(tmp_path / "job", "one", coords, change=sized(2220, 1500))
+    summary = take(store, job, cohort(["one"]))
+    assert store.read_tiles("one").dimensions == (2220, 1500)
+    assert summary.warnings[0] == ("1 of 3 tiles at 10x jut out of the slide of 2220 x 1500 px, by 852 px at most; "
+                                   "1 of 3 tiles at 20x jut out of the slide of 2220 x 1500 px, by 852 px at most")
+    for folder, size in (("whole", (3072, 2048)), ("rounded", (3070, 2046))):
+        other = Store(tmp_path / folder, PX, (10, 20), "uni_v1")
+        job = trident(tmp_path / f"job-{folder}", "one", coords, change=sized(*size))
+        assert take(other, job, cohort(["one"])).warnings[0] == ""
+
+
+def test_clams_export_says_no_size_that_is_not_known(store, tmp_path):
+    take(store, trident(tmp_path / "job", "one", grids("one")), cohort(["one"]))
+    export_clam_features(store, cohort(["one"]), tmp_path / "clam", 10)
+    with h5py.File(tmp_path / "clam/patches/one.h5") as file:
+        assert "level_dim" not in file["coords"].attrs and file["coords"].attrs["patch_size"] == 1024
 
 
 # ------------------------------------------------------------------------------------------------ once, and again
