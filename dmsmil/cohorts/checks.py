@@ -26,9 +26,9 @@ def unread(frame: pd.DataFrame, table: str) -> Iterator[str]:
             yield f"{table}: the column '{others[near[0]]}' is not read; if it is the {name}, rename it to {name}"
 
 
-def gaps(frame: pd.DataFrame, given: pd.DataFrame) -> Reasons:
+def gaps(frame: pd.DataFrame, given: pd.DataFrame, required: tuple[str, ...] = REQUIRED) -> Reasons:
     """The rows that lack what every slide needs; `given`: the cells as they were written."""
-    for name in REQUIRED:
+    for name in required:
         for row in frame.index[frame[name] == ""]:
             word = f" ('{given.at[row, name]}' counts as none)" if given.at[row, name] else ""
             yield row, f"no {name}{word}: fill it in, or remove the row"

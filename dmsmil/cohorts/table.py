@@ -23,7 +23,8 @@ FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 
 def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool = True, fetched_later: bool = False,
-                report: Callable[[str], None] = print) -> tuple[pd.DataFrame, list[dict]]:
+                report: Callable[[str], None] = print,
+                required: tuple[str, ...] = REQUIRED) -> tuple[pd.DataFrame, list[dict]]:
     """Read a cohort table and say what is wrong with it, slide by slide.
 
     table: CSV (as `read_table` reads it) with columns slide_id, patient_id, label (CLAM's case_id serves as
@@ -31,7 +32,8 @@ def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool 
     (`download`). slides: the folder to find the slides in by their ids when there is no path column. slides_needed:
     False where features are there already; the path of a slide without a file is then empty. fetched_later: a slide
     that a server has may be absent now; its path is where it will be. report: gets a line for what was read otherwise
-    than it is written.
+    than it is written. required: the columns that a row must fill in: all three of a cohort to train on, slide_id alone
+    of slides to predict.
 
     Returns (cohort, failures). The cohort has columns slide_id, patient_id, label, site, path, mpp (and file_id,
     file_name, md5, size when the table says what to fetch), sorted by slide_id, and holds the slides that can be used.
@@ -39,7 +41,7 @@ def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool 
     file or several) is a row of failures. Raises InputError when nothing can be done with the table itself.
     """
     table = Path(table)
-    frame, reasons = _read(table, report)
+    frame, reasons = _read(table, report, required)
     from_server = fetched_later and "file_id" in frame
     if slides and not Path(slides).is_dir() and not from_server:
         raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
@@ -56,19 +58,21 @@ def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool 
     failures = [failure_row(_unit(frame, row), "cohort", InputError(reason)) for row, reason in sorted(reasons.items())]
     cohort = frame.drop(index=frame.index.intersection(list(reasons))).sort_values("slide_id").reset_index(drop=True)
     classes = sorted(cohort.label.unique())
-    if len(classes) < 2:
-        found = f"only the class '{classes[0]}'" if classes else "no usable slide"
+    if cohort.empty or len(classes) < 2 and "label" in required:
+        found = "no usable slide" if cohort.empty else f"only the class '{classes[0]}'"
         why = f" ({len(failures)} slides left out, the first: {failures[0]['reason']})" if failures else ""
-        raise InputError(f"{table.name} has {found}{why}: a study needs at least two classes")
+        needed = "a study needs at least two classes" if "label" in required else "nothing can be said of it"
+        raise InputError(f"{table.name} has {found}{why}: {needed}")
     return cohort, failures
 
 
-def _read(table: Path, report: Callable[[str], None]) -> tuple[pd.DataFrame, dict[int, str]]:
+def _read(table: Path, report: Callable[[str], None],
+          required: tuple[str, ...]) -> tuple[pd.DataFrame, dict[int, str]]:
     """The rows of a table, words for nothing taken as nothing, and what is wrong with a row by its number."""
     if not table.is_file():
         raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
     found = read_table(table)
-    for name in REQUIRED:
+    for name in required:
         if name not in found.frame:
             near = difflib.get_close_matches(name, found.frame.columns, 1)
             hint = f"rename its column '{near[0]}'" if near else "its columns are " + ", ".join(found.frame.columns[:9])
@@ -81,7 +85,7 @@ def _read(table: Path, report: Callable[[str], None]) -> tuple[pd.DataFrame, dic
     frame = given.mask(given.apply(is_missing), "")
     frame["mpp"], wrong = resolutions(frame.mpp, table.name, report)
     reasons = found.bad | wrong
-    for row, reason in gaps(frame, given):
+    for row, reason in gaps(frame, given, required):
         reasons.setdefault(row, reason)
     if not downloadable(frame):
         return frame[COLUMNS], reasons

@@ -6,6 +6,7 @@ checked against numbers.
 """
 
 from dmsmil.figures.ablation import collapse_curves, variant_differences, witness_rates
+from dmsmil.figures.apply import external_curves, said_of_slides, slide_likeness
 from dmsmil.figures.cohort import cohort_overview, site_balance, slide_thumbnails
 from dmsmil.figures.compare import critical_difference, method_comparison, paired_differences
 from dmsmil.figures.cost import cost_panels, growth_curves
@@ -36,6 +37,7 @@ __all__ = [
     "cost_panels",
     "cover",
     "critical_difference",
+    "external_curves",
     "extreme_tiles",
     "feature_map",
     "growth_curves",
@@ -49,10 +51,12 @@ __all__ = [
     "removal_curves",
     "result_intervals",
     "roc",
+    "said_of_slides",
     "sampling_points",
     "scale_similarity",
     "score_distributions",
     "site_balance",
+    "slide_likeness",
     "slide_thumbnails",
     "tile_counts",
     "tile_scores",

@@ -92,14 +92,22 @@ def tile_scores(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> p
     """
     parts = []
     for case in cases(runs, bags, slide_ids):
-        score = own_scores(case)
-        for s, scale in enumerate(runs.config.scales):
-            places = np.flatnonzero(case.mask[0, s].numpy())
-            at = case.coords[0, s].numpy()[places]
-            parts.append(pd.DataFrame({
-                "slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
-                "fold": case.fold, "scale": scale, "place": places, "x": at[:, 0], "y": at[:, 1],
-                "score": score[s, places], "normalised": normalise(score[s, places])}))
+        about = {"slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
+                 "fold": case.fold}
+        parts.append(score_rows(own_scores(case), case.mask[0].numpy(), case.coords[0].numpy(), runs.config.scales,
+                                about))
+    return pd.concat(parts, ignore_index=True)
+
+
+def score_rows(score: np.ndarray, mask: np.ndarray, coords: np.ndarray, scales: tuple[int, ...],
+               about: dict) -> pd.DataFrame:
+    """Scores of one slide as rows of `tile_scores`: score, mask (S, K), coords (S, K, 2); about: its first columns."""
+    parts = []
+    for s, scale in enumerate(scales):
+        places = np.flatnonzero(mask[s])
+        parts.append(pd.DataFrame({**about, "scale": scale, "place": places, "x": coords[s, places, 0],
+                                   "y": coords[s, places, 1], "score": score[s, places],
+                                   "normalised": normalise(score[s, places])}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -2,6 +2,8 @@
 
     dmsmil check params/mine.yaml     what is wrong, in seconds, before hours are spent
     dmsmil run params/mine.yaml       the whole study, into outputs/<study>/; start it again to continue
+    dmsmil apply params/mine.yaml SLIDES      what its models say of slides that it has never seen
+    dmsmil export params/mine.yaml OUT        its models as a folder that travels; dmsmil apply OUT SLIDES
     dmsmil book params/mine.yaml      its book once more, from the notebooks as they were executed
     dmsmil choose params/planted.yaml ...   which reading of the paper is the default, by the rule of docs/readings.md
     dmsmil methods                    the methods there are
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
                                      epilog=" ".join(__doc__.split("\n\n")[-1].split()))
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,book,choose,methods,bench}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,apply,export,book,choose,"
+                                                                      "methods,bench}")
     for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
                        ("book", "build the book of a study that has run")):
         sub = verbs.add_parser(verb, help=text)
@@ -56,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
                          help="set one parameter, as papermill does; results go to the folder of -p outputs FOLDER")
         if verb == "run":
             sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name")
+    applied = verbs.add_parser("apply", help="predict slides that a finished study has never seen")
+    applied.add_argument("params", help="a params file of a study that has run, or a folder that export wrote")
+    applied.add_argument("place", metavar="slides", help="a slide, a folder of slides, or a table of them")
+    exported = verbs.add_parser("export", help="write the models of a finished study into a folder that travels")
+    exported.add_argument("params", help="a params file of a study that has run")
+    exported.add_argument("place", metavar="out", help="a new folder")
+    for sub in (applied, exported):
+        sub.add_argument("--method", help="of the study's methods this one, in place of the key method")
+        sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter")
     sub = verbs.add_parser("choose", help="which reading of the paper is the default, by the rule of docs/readings.md")
     sub.add_argument("params", nargs="+", help="the studies whose cohorts choose")
     sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
@@ -80,6 +92,13 @@ def _answer(args: argparse.Namespace) -> int:
         from dmsmil.study.choice import choose
 
         return choose([read_params(path, dict(args.p)) for path in args.params])
+    if args.verb in ("apply", "export"):
+        from dmsmil.study import applying
+
+        overrides = dict(args.p) | ({"method": args.method} if args.method else {})
+        if args.verb == "apply":
+            return applying.apply(args.params, args.place, overrides)
+        return applying.export(read_params(args.params, overrides), args.place)
     params = read_params(args.params, dict(args.p))
     if args.verb == "check":
         return check(params)

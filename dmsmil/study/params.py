@@ -60,7 +60,7 @@ def read_params(path: str | Path, overrides: dict[str, str] | None = None) -> di
     path: as typed, looked for from where the person is, then in the project's folder. Raises InputError naming every
     unknown key with the nearest known one, and every value of the wrong type or against a rule.
     """
-    path, known = _find(Path(path)), known_parameters()
+    path = _find(Path(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -70,9 +70,14 @@ def read_params(path: str | Path, overrides: dict[str, str] | None = None) -> di
     values = _yaml(text, path.name) or {}
     if not isinstance(values, dict):
         raise InputError(f"{path.name} must hold one 'key: value' a line")
-    values |= {key: _typed(known.get(key), key, text) for key, text in (overrides or {}).items()}
-    values.setdefault("study", path.stem)
-    wrong = []
+    return complete({"study": path.stem, **values}, overrides or {}, path.name)
+
+
+def complete(values: dict, overrides: dict[str, str], where: str) -> dict:
+    """All parameters: the defaults, `values`, and `overrides` as they were typed; `where` names the values in errors.
+    Raises InputError as `read_params`."""
+    known, wrong = known_parameters(), []
+    values = values | {key: _typed(known.get(key), key, text) for key, text in overrides.items()}
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
@@ -82,7 +87,7 @@ def read_params(path: str | Path, overrides: dict[str, str] | None = None) -> di
         else:
             values[key] = known[key].plain(value)
     if wrong:
-        raise InputError(f"{path.name}: " + "; ".join(wrong))
+        raise InputError(f"{where}: " + "; ".join(wrong))
     return {**{name: p.default for name, p in known.items()}, **values}
 
 

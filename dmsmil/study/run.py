@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from dmsmil.apply.features import FOLDER
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, one_line, sweep, write_json, write_text
 from dmsmil.study.environment import environment
@@ -23,11 +24,14 @@ from dmsmil.study.trial import settings
 from dmsmil.study.unchanged import Memory
 from dmsmil.study.watch import Watch, result_lines
 
-REPORT = "09_report"
+REPORT, APPLY = "09_report", "10_apply"
 
 
 def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] | None = None) -> int:
     """Execute the notebooks of a study in order, into outputs/<study>/notebooks/. Returns the exit status.
+
+    10_apply is one of them where `apply_to` names slides, or `only` names it; by itself it changes nothing that is the
+    study's.
 
     What is done already is read, not done again; start the same study again to continue after any interruption. A
     notebook of which nothing has changed is not executed (`unchanged`), unless `only` names it.
@@ -38,40 +42,49 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
     """
     started, say = time.perf_counter(), say or Bar()
     chosen = choose(only)
-    for good, line in settings(params):
+    if not only and not params["apply_to"]:
+        chosen = [notebook for notebook in chosen if notebook.stem != APPLY]
+    applies = chosen[-1].stem == APPLY and bool(params["apply_to"])
+    studies = chosen[0].stem != APPLY
+    for good, line in settings(params) if studies else ():
         if not good:
             raise InputError(" ".join(line.split()))
     home = study_folder(params["study"], params["outputs"])
     with alone(home):
         sweep(home)
-        write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
-        write_json(environment(), home / "environment.json")
+        if studies:
+            write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
+            write_json(environment(), home / "environment.json")
         memory = Memory(home, params)
         if not _notebooks(chosen, bool(only), home, params, memory, say):
             return 2
-        whole, problem = chosen[-1].stem == REPORT, ""
+        whole, problem = REPORT in [notebook.stem for notebook in chosen], ""
         if whole and not memory.knows_book():
             problem = _build_book(home, say)
             if not problem:
                 memory.end_book()
-        failures = read_failures(home)
+        places = ([home] if studies else []) + ([home / FOLDER] if applies else [])
+        failed = {place: read_failures(place) for place in places}
     what = f"study '{params['study']}'" if whole else f"{', '.join(n.stem for n in chosen)} of '{params['study']}'"
     say(f"{what} done in {time.perf_counter() - started:.0f} s. Where to look:")
-    say(f"  {shown(home)}/notebooks/{chosen[-1].name}   "
+    say(f"  {shown(home)}/notebooks/{REPORT if whole else chosen[-1].stem}.ipynb   "
         + ("the result on one page" if whole else "what came last") + ", and the other notebooks beside it")
     say(f"  {shown(home)}/tables/ and figures/   every number and figure so far, with the data behind each")
+    if applies:
+        say(f"  {shown(home / FOLDER)}/index.html   a page for each slide that was asked about")
     if problem:
         say(f"the book could not be built: {problem}")
         say("all results are kept; `dmsmil book` with the same params file tries again")
     elif whole:
         say(f"  {shown(home)}/book/index.html            all notebooks as pages to read in a browser")
-    if len(failures):
-        say(f"{len(failures)} units failed: see {shown(home)}/failures.csv")
+    for place, failures in failed.items():
+        if len(failures):
+            say(f"{len(failures)} units failed: see {shown(place)}/failures.csv")
         for row in failures.head(5).itertuples():
             say(f"  {row.unit} ({row.stage}): {row.reason}")
     if problem:
         return 2
-    return 1 if len(failures) and not params["allow_failures"] else 0
+    return 1 if any(map(len, failed.values())) and not params["allow_failures"] else 0
 
 
 def choose(only: list[str] | None) -> list[Path]:

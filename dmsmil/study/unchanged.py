@@ -19,9 +19,10 @@ from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
 
 STATE = "done.json"
-NOT_RESULTS = ("notebooks", "book", STATE, "times.csv", "params.yaml", "environment.json", "failures.csv",
+NOT_RESULTS = ("notebooks", "book", "apply", STATE, "times.csv", "params.yaml", "environment.json", "failures.csv",
                "running.lock")
-PLACES = ("cohort", "slides", "split", "features", "encoder_weights", "audit_splits")  # parameters that name files
+PLACES = ("cohort", "slides", "split", "features", "encoder_weights", "audit_splits", "apply_to",
+          "model")  # parameters that name files
 
 Stat = tuple[int, int]  # bytes, nanoseconds of the last change
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dmsmil.cohorts.folds import fold_count
@@ -48,13 +48,25 @@ def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     names, parts = np.asarray(bags.classes)[bags.labels], []
     here = folds.set_index("slide_id").reindex(bags.slide_ids)
     for fold in range(fold_count(folds)):
-        test, rest = (where.to_numpy() for where in _parts(here, fold))
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(np.asarray(bags.colour)[rest], names[rest])
+        test = (here[f"fold_{fold}"] == "test").to_numpy()
+        model = fit_colour(bags, folds, fold)
         table = predictions_table(np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test],
                                   model.predict_proba(np.asarray(bags.colour)[test]), list(model.classes_))
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
+
+
+def fit_colour(bags: Bags, folds: pd.DataFrame, fold: int) -> Pipeline:
+    """The colour rule of a fold, fitted on the slides that its models may learn from."""
+    rest = _parts(folds.set_index("slide_id").reindex(bags.slide_ids), fold)[1].to_numpy()
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return model.fit(np.asarray(bags.colour)[rest], np.asarray(bags.classes)[bags.labels][rest])
+
+
+def class_shares(folds: pd.DataFrame, fold: int) -> pd.Series:
+    """class -> its share of the slides that the models of a fold may learn from."""
+    rest = folds[_parts(folds, fold)[1]]
+    return rest.label.value_counts(normalize=True).reindex(sorted(folds.label.unique()), fill_value=0.0)
 
 
 def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
@@ -80,8 +92,7 @@ def majority_predictions(folds: pd.DataFrame) -> pd.DataFrame:
     """The always-majority rule: each fold's tested slides get the commonest class of its training slides."""
     classes, parts = sorted(folds.label.unique()), []
     for fold in range(fold_count(folds)):
-        test, rest = (folds[where] for where in _parts(folds, fold))
-        prior = rest.label.value_counts(normalize=True).reindex(classes, fill_value=0.0).to_numpy()
+        test, prior = folds[folds[f"fold_{fold}"] == "test"], class_shares(folds, fold).to_numpy()
         table = predictions_table(test.slide_id, test.patient_id, test.label, np.tile(prior, (len(test), 1)), classes)
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)

@@ -197,3 +197,18 @@ def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) ->
                            "observed": ordered.label.eq(name).iloc[p].mean(), "predictions": len(p)} for p in parts])
     gap = (table.observed - table.predicted).abs()
     return table, float((gap * table.predictions).sum() / table.predictions.sum())
+
+
+def decision_curve(predictions: pd.DataFrame, positive: str = "", steps: int = 19) -> pd.DataFrame:
+    """What acting on the predictions is worth (Vickers and Elkin 2006): columns threshold, benefit, all.
+
+    Whoever acts on a probability of at least t says that a miss weighs (1 - t) / t false alarms. The net benefit is
+    then TP / n - FP / n t / (1 - t), of `positive` against the rest; all: of acting on everyone. Acting on nobody is
+    worth 0.
+    """
+    name = positive_class(class_names(predictions), positive)
+    truth, value = predictions.label.eq(name).to_numpy(), predictions[f"prob_{name}"].to_numpy()
+    threshold = np.linspace(0, 1, steps + 2)[1:-1]
+    odds, acted = threshold / (1 - threshold), value >= threshold[:, None]
+    benefit = (acted & truth).mean(1) - (acted & ~truth).mean(1) * odds
+    return pd.DataFrame({"threshold": threshold, "benefit": benefit, "all": truth.mean() - (~truth).mean() * odds})

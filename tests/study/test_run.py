@@ -57,6 +57,35 @@ def test_the_book_is_built_after_the_report_and_only_then(quick, monkeypatch):
     assert any("mine/book/index.html" in line for line in said)
 
 
+def test_slides_are_predicted_only_where_some_are_named(quick, tmp_path, monkeypatch):
+    """Nothing to apply to: 10 is no part of the study. Named: it is, after the report, and its pages are shown."""
+    (tmp_path / "slide.svs").write_text("")
+    status, said, home = quick()
+    assert status == 0 and not (home / "notebooks/10_apply.ipynb").exists() and (home / "params.yaml").exists()
+    status, said, _ = quick(apply_to=str(tmp_path / "slide.svs"))
+    assert status == 0 and (home / "notebooks/10_apply.ipynb").exists()
+    assert any("09_report.ipynb   the result on one page" in line for line in said)
+    assert any("apply/index.html" in line for line in said) and any("book/index.html" in line for line in said)
+
+
+def test_by_itself_it_changes_nothing_that_is_the_studys(quick, tmp_path):
+    """Neither params.yaml nor the settings of its methods: it may be refused for what is named here."""
+    _, _, home = quick()
+    before = (home / "params.yaml").read_bytes()
+    status, _, _ = quick(["10"], apply_to=str(tmp_path), k=7, methods=["no such method"])
+    assert status == 0 and (home / "params.yaml").read_bytes() == before
+    with pytest.raises(InputError, match="no such method"):
+        quick(["04"], methods=["no such method"])
+
+
+def test_a_slide_that_failed_among_those_is_status_1(quick, tmp_path):
+    home = tmp_path / "mine"
+    write_text("unit,stage,reason,traceback\ns1,features,broken,t\n", home / "apply/failures.csv")
+    assert quick(["00"])[0] == 0 and quick(["10"])[0] == 0, "nothing was asked"
+    status, said, _ = quick(["10"], apply_to=str(tmp_path))
+    assert status == 1 and any("apply/failures.csv" in line for line in said)
+
+
 @pytest.mark.parametrize("error, message", [(InputError("a page would lose a table"), "a page would lose a table"),
                                             (RuntimeError("no\nroom"), "RuntimeError: no room")])
 def test_a_book_that_fails_is_said_and_the_results_stay(quick, monkeypatch, error, message):

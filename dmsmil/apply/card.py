@@ -1,0 +1,41 @@
+"""What a model that travels is, and what it must not be used for, in words."""
+
+from __future__ import annotations
+
+from dmsmil.apply.kit import Kit
+from dmsmil.jobs.text import as_written
+from dmsmil.training.metrics import METRICS
+
+NOT_FOR = ("For research on slides alone. It is no medical device: no prediction of it may be used for a patient, to "
+           "diagnose, to triage, to screen, to grade, or to choose a treatment.")
+
+
+def made_in_words(made: dict) -> str:
+    """What tiles and features are made by, in a line."""
+    encoder = made["encoder"]
+    eyes = f"{encoder['name']}" + (f" at {encoder['px']} px, {encoder['precision']}" if "px" in encoder else "")
+    scales = " and ".join(f"{scale:g}x" for scale in made["scales"])
+    return f"at most {made['k']} tiles of {made['tile_px']} px at {scales}, features by {eyes}"
+
+
+def card(kit: Kit) -> str:
+    """The model card of an exported kit, as Markdown."""
+    about, first = kit.about, kit.results.iloc[0]
+    lines = [f"# {as_written(about['name'])}, trained in the study {as_written(about['study'])}", "",
+             f"**{NOT_FOR}**", "",
+             f"**What it is.** {len(kit.panels[about['name']])} models (folds and seeds) that give a slide a "
+             f"probability for {' and '.join(map(as_written, kit.classes))}; the mean counts. It needs "
+             f"{made_in_words(about['made'])}: `dmsmil apply` makes them so, and refuses what differs.", "",
+             f"**Trained on** {about['slides']} slides of {about['patients']} patients, for "
+             f"{about['config']['epochs']} epochs. Slides and patients that it was trained on are recognised by hashes "
+             "of their ids and of what their tiles show.", "",
+             "**In the study**, out of fold, with 95 % intervals that draw patients:", "",
+             "| | " + " | ".join(METRICS) + " |", "| --- " * (1 + len(METRICS)) + "|"]
+    for _, row in kit.results.iterrows():
+        cells = [f"{row[f'{m}_mean']:.3f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in METRICS]
+        lines.append(f"| {as_written(row['name'])} | " + " | ".join(cells) + " |")
+    if about["note"]:
+        lines += ["", f"**Note** on {as_written(first['name'])}: {as_written(about['note'])}."]
+    lines += ["", "Slides of another hospital, scanner, stain or disease are other slides: `dmsmil apply` says which "
+              "are unlike those it learned from, and not that the others are safe.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""External evaluation: what a study's numbers are worth on slides that it does not know, and what cheap rules reach."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from dmsmil.apply.kit import Kit
+from dmsmil.apply.predict import Applied
+from dmsmil.jobs.text import as_written
+from dmsmil.training.metrics import METRICS, bootstrap, calibration, score
+from dmsmil.training.results import number
+
+WHERE = {"study": "in the study, one model", "one": "here, one model", "mean": "here, the mean of all"}
+
+
+def external_predictions(applied: Applied) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
+    """(each, means) of `Applied` for the slides that have a label and that the study does not know in any way. A slide
+    without a patient counts as a patient of its own."""
+    table = applied.table
+    chosen = set(table.slide_id[(table.label != "") & (table.known == "")])
+
+    def mine(predictions: pd.DataFrame) -> pd.DataFrame:
+        part = predictions[predictions.slide_id.isin(chosen)].reset_index(drop=True)
+        return part.assign(patient_id=part.patient_id.where(part.patient_id != "", part.slide_id))
+
+    return tuple({name: mine(predictions) for name, predictions in found.items()}
+                 for found in (applied.each, applied.means))
+
+
+def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
+    """Three rows for the method and each of its rivals: what one model reached in the study, out of fold; what one
+    model reaches on the new slides, mean over the models; and what their mean prediction reaches.
+
+    Columns: name, where (study, one, mean), slides, patients, and for ACC, F1 and AUC <metric>, _low, _high, 95 %
+    intervals that draw patients; ECE, the calibration error (of the study's rows for the method alone). One model is to
+    be compared with one model: the mean of several is a little better than each. No rows where there is nothing to
+    evaluate.
+    """
+    each, means = external_predictions(applied)
+    positive, rows = kit.about["positive"], []
+    for _, row in kit.results.iterrows():
+        name = row["name"]
+        if means[name].empty:
+            break
+        study = {metric: number(row, metric)[1] for metric in METRICS}
+        low, high = ({metric: row[f"{metric}_{end}"] for metric in METRICS} for end in ("low", "high"))
+        error = calibration(kit.tested, positive)[1] if name == kit.about["name"] else math.nan
+        rows.append({"name": name, "where": "study", "slides": kit.about["slides"],
+                     "patients": kit.about["patients"], **_columns(study, low, high), "ECE": error})
+        one = pd.DataFrame([score(part, positive) for _, part in each[name].groupby(["fold", "seed"])]).mean().to_dict()
+        here = {"slides": means[name].slide_id.nunique(), "patients": means[name].patient_id.nunique()}
+        for where, values, predictions in (("one", one, each[name]),
+                                           ("mean", score(means[name], positive), means[name])):
+            rows.append({"name": name, "where": where, **here, **_columns(values, *bootstrap(predictions, positive)),
+                         "ECE": calibration(predictions, positive)[1]})
+    columns = ["name", "where", "slides", "patients", *_columns(*[dict.fromkeys(METRICS)] * 3), "ECE"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _columns(values: dict, low: dict, high: dict) -> dict:
+    found = {}
+    for metric in METRICS:
+        found |= {metric: values[metric], f"{metric}_low": low[metric], f"{metric}_high": high[metric]}
+    return found
+
+
+def external_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`external_table` to read."""
+    shown = pd.DataFrame({"": table.name, "where": table["where"].map(WHERE), "slides": table.slides})
+    for metric in METRICS:
+        shown[metric] = [_cell(row, metric) for _, row in table.iterrows()]
+    shown["calibration error"] = ["" if math.isnan(value) else f"{value:.3f}" for value in table.ECE]
+    return shown.set_index(["", "where"])
+
+
+def _cell(row: pd.Series, metric: str) -> str:
+    if math.isnan(row[metric]):
+        return "not defined"
+    interval = "" if math.isnan(row[f"{metric}_low"]) else f" [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
+    return f"{row[metric]:.3f}{interval}"
+
+
+def external_sentences(table: pd.DataFrame) -> str:
+    """Markdown: how far the method falls from the study to these slides, and whether it beats what needs no method."""
+    if table.empty:
+        return "No slide with a label that the study does not know: nothing to evaluate."
+    names = list(dict.fromkeys(table.name))
+    rows = {where: table[(table.name == names[0]) & (table["where"] == where)].iloc[0] for where in WHERE}
+    title, one, study = as_written(names[0]), rows["one"], rows["study"]
+    lines = [f"{one.slides} slides of {one.patients} patients that the study does not know."]
+    metric = "ACC" if math.isnan(one.AUC) or math.isnan(study.AUC) else "AUC"
+    if metric == "ACC":
+        lines.append("AUC is not defined, one class was tested.")
+    gap, inside = study[metric] - one[metric], one[f"{metric}_low"] <= study[metric] <= one[f"{metric}_high"]
+    word = f"{gap:.3f} lower" if gap > 0 else f"{-gap:.3f} higher" if gap < 0 else "the same"
+    told = "holds the study's value: no change is shown" if inside else "does not hold the study's value"
+    lines.append(f"One model of {title} reached {metric} {_cell(study, metric)} in the study and reaches "
+                 f"{_cell(one, metric)} here, {word}; the interval here {told}.")
+    lines.append(f"The mean of its models reaches {_cell(rows['mean'], metric)}.")
+    for name in names[1:]:
+        other = table[(table.name == name) & (table["where"] == "mean")].iloc[0]
+        word = "above" if rows["mean"][metric] > other[metric] else "not above"
+        lines.append(f"It is {word} *{as_written(name)}*: {_cell(other, metric)}.")
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,54 @@
+"""Tiles and features of new slides, exactly as the study made its own, kept in its folder apart from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from dmsmil.apply.kit import Kit, check_same, with_classes
+from dmsmil.features.bags import Bags, load_bags
+from dmsmil.features.stages import encode_cohort, take_features
+from dmsmil.jobs.failures import write_failures
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.store import Store
+
+FOLDER = "apply"  # of a study's folder: all that is of slides which are not its own
+
+
+def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[dict], features: str = "",
+             weights: str = "", device: str = "auto", workers: int = 0, scheduler: str = "",
+             report: Callable[[str], None] = print) -> Bags:
+    """The bags of `slides`, made as the study made its own: what is done is not done again, a slide that fails is a row
+    of <home>/apply/failures.csv, beside `failures`, which `read_slides` found.
+
+    features: where they were made elsewhere, as `take_features` takes it; weights: a local file of the encoder's.
+    Raises InputError where the encoder here is not the study's, which it names, and when no slide could be done.
+    """
+    made, home = kit.about["made"], Path(home) / FOLDER
+    store = Store(home, made["tile_px"], tuple(made["scales"]), made["encoder"]["name"])
+    if failures or home.exists():
+        write_failures(home, "cohort", failures)
+    work = dict(k=made["k"], seed=made.get("seed", 0), mpp=made.get("fallback_mpp", 0.0), workers=workers,
+                scheduler=scheduler, report=report)
+    if features:
+        take_features(store, slides, features, **work)
+    else:
+        if "weights" not in made["encoder"]:
+            raise InputError("the features of this study were made elsewhere: name those of the new slides with the "
+                             "key 'features'")
+        side = _check_encoder(made, weights, device)
+        encode_cohort(store, slides, min_density=made["min_density"], black=made["black"], weights=weights, px=side,
+                      device=device, **work)
+    bags = load_bags(store, slides, made["k"], store.scales, report=report)
+    return with_classes(bags, kit.classes, slides.set_index("slide_id").label)
+
+
+def _check_encoder(made: dict, weights: str, device: str) -> int:
+    """The side at which tiles enter the encoder; InputError where the encoder here is not the study's."""
+    from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
+
+    side = made["encoder"]["px"]
+    check_same({"encoder": create_encoder(made["encoder"]["name"], weights, device, side).identity}, [made])
+    return side

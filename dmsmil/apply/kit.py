@@ -1,0 +1,163 @@
+"""A finished study as something that can be applied: its models, what its features were made by, whom it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dmsmil.apply.known import trained_on
+from dmsmil.apply.members import Colour, Member, Network, Shares
+from dmsmil.apply.novelty import left_out, slide_vectors
+from dmsmil.cohorts.folds import fold_count
+from dmsmil.features.bags import Bags
+from dmsmil.jobs.files import InputError
+from dmsmil.slides.hdf5 import reading
+from dmsmil.slides.store import difference
+from dmsmil.training.baselines import COLOUR, MAJORITY, class_shares, fit_colour
+from dmsmil.training.config import RunConfig, configure
+from dmsmil.training.fit import load_model
+from dmsmil.training.metrics import METRICS, positive_class
+from dmsmil.training.results import note, result_table, run_names
+from dmsmil.training.runs import Runs, check_seeds, finished, get_runs, run_folder
+
+OF_ONE_SLIDE = ("bytes", "mpp", "files", "label", "site")  # what made a slide's features, and is not the study's
+RIVAL = "meanpool"
+OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled"))]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """All that a study leaves to be applied.
+
+    about: name (of the method, as tables call it), config (of its runs, as their records have it), rival (the same of
+    mean pooling, where the study has it), classes, positive, made (what made its tiles and features), dim (numbers a
+    tile), study, slides, patients, note (how the runs went). panels: who is asked, by the name in a result table, the
+    method first. trained: `known.trained_on`. vectors, own: of its slides, as `novelty` has them. results: rows of the
+    study's own result table; tested: its out-of-fold predictions, without ids.
+    """
+
+    about: dict
+    panels: dict[str, list[Member]]
+    trained: pd.DataFrame
+    vectors: dict[str, np.ndarray]
+    own: dict[str, np.ndarray]
+    results: pd.DataFrame
+    tested: pd.DataFrame
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes, in the order of all probabilities."""
+        return self.about["classes"]
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales that the method takes."""
+        return tuple(self.about["config"]["scales"])
+
+
+# ------------------------------------------------------------------------------------------------ from a study
+
+
+def study_kit(home: str | Path, bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame, method: str, scale: int = 0,
+              options: dict | None = None, lam: float = 1.0, seeds: list[int] | tuple[int, ...] = (0,),
+              positive: str = "", **settings) -> Kit:
+    """The kit of a method of a study that has trained it: nothing is trained here, and nothing encoded.
+
+    Arguments as for `configure` and `get_runs`. Raises InputError where a run is absent.
+    """
+    config = configure(bags, folds, method, scale, options, lam, **settings)
+    runs = _finished(home, bags, folds, config, seeds)
+    if runs is None:
+        raise InputError(f"study '{Path(home).name}' has not all the runs of {method} with these settings: run its "
+                         "03_train first, with the same params")
+    rival = configure(bags, folds, RIVAL, scale, None, lam, **settings)
+    pooled = None if method == RIVAL else _finished(home, bags, folds, rival, seeds)
+    trained = [runs, *([pooled] if pooled else [])]
+    table, dim = result_table(trained, bags, folds, cohort, positive), bags.x.shape[-1]
+    panels = {name: [Network(fold, seed, load_model(folder, dim, len(bags.classes)))
+                     for (fold, seed), folder in one.folders.items()]
+              for name, one in zip(run_names(trained), trained)}
+    if COLOUR in set(table.name):
+        panels[COLOUR] = [_colour(bags, folds, fold) for fold in range(fold_count(folds))]
+    panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in range(fold_count(folds))]
+    about = {"name": table.name[0], "config": config.record(), "rival": rival.record() if pooled else {},
+             "classes": bags.classes, "positive": positive_class(bags.classes, positive), "dim": dim,
+             "made": made_by(home, bags.slide_ids)[-1], "study": Path(home).name, "slides": len(bags),
+             "patients": len(set(bags.patient_ids)), "note": note(table.iloc[0])}
+    vectors = slide_vectors(bags)
+    return Kit(about, panels, trained_on(bags, folds), vectors, left_out(vectors, bags.patient_ids),
+               table.loc[table.name.isin(panels), OURS].reset_index(drop=True),
+               runs.predictions.drop(columns=["slide_id", "patient_id"]))
+
+
+def _finished(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -> Runs | None:
+    """The runs of a configuration, read; None where one is absent or damaged."""
+    try:
+        there = [finished(run_folder(home, config, fold, seed), config)
+                 for fold in range(fold_count(folds)) for seed in check_seeds(seeds)]
+    except InputError:
+        there = [None]
+    return get_runs(home, bags, folds, config, seeds, report=lambda line: None)[0] if all(there) else None
+
+
+def _colour(bags: Bags, folds: pd.DataFrame, fold: int) -> Colour:
+    scaler, model = (step for _, step in fit_colour(bags, folds, fold).steps)
+    return Colour(fold, scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
+
+
+# ------------------------------------------------------------------------------------------------ the same, or refused
+
+
+def made_by(home: str | Path, slide_ids) -> list[dict]:
+    """What made the features in a study's folder, without what is of one slide alone; the latest last. Asked of the
+    first slide that has any."""
+    for slide_id in slide_ids:
+        found = sorted(Path(home).glob(f"features/*x_*px_*/features_*/{slide_id}.h5"),
+                       key=lambda path: path.stat().st_mtime_ns)
+        if configs := [config for config in map(_config, found) if config]:
+            return configs
+    raise InputError(f"study '{Path(home).name}' has no features: run it first, dmsmil run with the same params")
+
+
+def _config(path: Path) -> dict | None:
+    try:
+        with reading(path) as written:
+            config = written.config() or {}
+    except (OSError, KeyError, ValueError):
+        return None
+    return {name: value for name, value in config.items() if name not in OF_ONE_SLIDE}
+
+
+def check_same(wanted: dict, made: list[dict]) -> None:
+    """InputError that names the first setting in which `wanted` differs from what a study was made with, in every entry
+    of `made`.
+
+    wanted: keys as in a store's `config`, encoder by its name or its identity; of those, what the study does not have
+    does not count (features made elsewhere have no min_density).
+    """
+    said = [next(_differences(wanted, one), "") for one in made]
+    if all(said):
+        raise InputError(f"{said[-1]}: it is applied as it was made, or not at all")
+
+
+def _differences(wanted: dict, made: dict) -> Iterator[str]:
+    for key in [key for key in wanted if key in made]:
+        have, want = made[key], wanted[key]
+        if key == "encoder":
+            have = {name: have.get(name) for name in want}
+        for name in want if isinstance(want, dict) else [None]:
+            mine, theirs = (want, have) if name is None else (want[name], have[name])
+            if difference(theirs, mine):
+                called = "mpp" if key == "fallback_mpp" else key if name in (None, "name") else f"the encoder's {name}"
+                yield f"{called} is {mine!r}, and the study was made with {theirs!r}"
+
+
+def with_classes(bags: Bags, classes: list[str], labels: pd.Series) -> Bags:
+    """The bags of new slides with a study's classes; labels: by slide_id, empty where not known (0, and unused)."""
+    index = {name: number for number, name in enumerate(classes)}
+    known = bags.labels.new_tensor([index.get(label, 0) for label in labels.reindex(bags.slide_ids)])
+    return replace(bags, classes=list(classes), labels=known)

@@ -1,0 +1,97 @@
+"""Notebook 10: what is said of new slides, whether they are like the study's, and what it is worth."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dmsmil.figures.base import BLUE, DARK, FAINT, GREY, ORANGE, dot_and_bar, finish, only_rows, same_jitter, short
+from dmsmil.training.metrics import calibration, decision_curve
+
+NAMED = 40  # slides that are called by their names
+WHAT = {"distance_features": "mean features", "distance_colours": "colours"}
+
+
+def said_of_slides(table: pd.DataFrame, positive: str, out) -> Figure:
+    """What the models say of each slide: the mean of their probabilities, and a bar from the lowest to the highest.
+    Orange: unlike the study's slides; hollow: the study knows the slide, and only models that have not seen it were
+    asked.
+
+    table: `predict.Applied`; slides of which nothing is said are left out.
+    """
+    rows = table[table.models > 0].sort_values(f"prob_{positive}", kind="stable").reset_index(drop=True)
+    few = len(rows) <= NAMED
+    figure, ax = plt.subplots(figsize=(7.2, min(9.0, 1.2 + 0.24 * len(rows)) if few else 6.4))
+    looks = {(False, False): "like the study's slides", (False, True): "the study knows it",
+             (True, False): "unlike the study's slides", (True, True): "known, and unlike"}
+    for (unlike, known), label in looks.items():
+        mine = rows[((rows.unlike != "") == unlike) & ((rows.known != "") == known)]
+        if len(mine):
+            dot_and_bar(ax, mine.index, mine[f"prob_{positive}"], mine.lowest, mine.highest, ORANGE if unlike else BLUE,
+                        known, label, size=5 if few else 3)
+    ax.axvline(0.5, color=DARK, linestyle=":", linewidth=1)
+    names = [f"{short(row.slide_id, 26)}" + (f"  ({short(row.label, 14)})" if row.label else "")
+             for row in rows.itertuples()]
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3), xlabel=f"P({short(positive, 24)})",
+           yticks=range(len(rows)) if few else [], yticklabels=names if few else [],
+           ylabel="" if few else f"{len(rows)} slides")
+    only_rows(ax)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
+    return finish(figure, out, rows)
+
+
+def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figure:
+    """How far each slide lies from the study's slides, by its mean features and by its colours, as a multiple of the
+    border. Grey: the study's own slides, each left out in turn; orange: the new ones beyond the border.
+
+    table: `predict.Applied`; own: by features and colours, distances of the study's slides as multiples of the border.
+    """
+    panels = [name for name in WHAT if name in table]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(7.2, 1.5 * len(panels) + 0.5), sharex=True, squeeze=False)
+    parts = []
+    for ax, name in zip(axes[:, 0], panels):
+        with same_jitter():
+            for row, (which, values) in enumerate((("new", table[name].to_numpy()), ("own", own[name[9:]]))):
+                colours = [FAINT if row else ORANGE if value > 1 else BLUE for value in values]
+                ax.scatter(values, row + np.random.uniform(-0.22, 0.22, len(values)), s=22, c=colours, alpha=0.85)
+                parts.append(pd.DataFrame({"what": name[9:], "slides": which, "distance": values}))
+        ax.axvline(1, color=DARK, linestyle=":", linewidth=1)
+        ax.set(title=WHAT[name], yticks=[0, 1], yticklabels=["these slides", "the study's own"], ylim=(-0.6, 1.6),
+               xscale="log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(lambda value, _: "")
+        only_rows(ax)
+    axes[-1, 0].set_xlabel("distance, 1: the border")
+    return finish(figure, out, pd.concat(parts, ignore_index=True))
+
+
+def external_curves(study: pd.DataFrame, here: pd.DataFrame, positive: str, out) -> Figure:
+    """Calibration and decision curve on new slides, beside those of the study out of fold. Left: said against observed
+    probability. Right: the net benefit of acting on a prediction, against acting on everyone and on nobody.
+
+    study, here: predictions tables.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.5))
+    left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
+    right.axhline(0, color=FAINT, linewidth=1, label="nobody")
+    parts, lowest = [], 0.0
+    for predictions, name, colour in ((study, "in the study, out of fold", GREY), (here, "these slides", BLUE)):
+        bins, error = calibration(predictions, positive)
+        left.plot(bins.predicted, bins.observed, marker="o", color=colour, label=f"{name}: error {error:.3f}")
+        curve = decision_curve(predictions, positive)
+        right.plot(curve.threshold, curve.benefit, color=colour, linewidth=2, label=name)
+        parts += [bins.assign(curve="calibration", slides=name), curve.assign(curve="decision", slides=name)]
+        lowest = min(lowest, curve.benefit.min())
+    right.plot(curve.threshold, curve["all"], color=ORANGE, linestyle="--", linewidth=1.2,
+               label="everyone, these slides")
+    name = short(positive, 20)
+    left.set(title="Calibration", xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02),
+             ylim=(-0.02, 1.02))
+    top = max(curve["all"].max(), *(part.benefit.max() for part in parts[1::2]), 0.1)
+    right.set(title="Decision curve", xlabel="probability from which one acts", ylabel="net benefit", xlim=(0, 1),
+              ylim=(max(lowest, -0.25) - 0.02, top * 1.08))
+    left.legend(fontsize=7.5, loc="upper left")
+    right.legend(fontsize=7.5, loc="lower left")
+    return finish(figure, out, pd.concat(parts, ignore_index=True))

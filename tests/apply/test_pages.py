@@ -1,0 +1,97 @@
+"""A page for each slide: whole by itself, with its numbers, its warnings, what it is not for, and files for QuPath."""
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from dmsmil.apply import pages
+from dmsmil.apply.card import NOT_FOR
+from dmsmil.apply.pages import make_pages, warnings_of
+from dmsmil.jobs.failures import read_failures
+from tests.apply.conftest import NEW, quiet
+
+pytestmark = pytest.mark.xdist_group("apply")
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    """(folder of the pages, Applied) of two slides, one of which the study knows."""
+    table = pd.read_csv(made.place / "cohort/cohort.csv")
+    slides = table[table.slide_id.isin([NEW[0], "demo-A000-1"])]
+    slides.assign(path=[str(made.place / "cohort" / path) for path in slides.path]).to_csv(made.place / "two.csv")
+    applied, bags = made.apply(made.place / "two.csv")
+    slides = slides.assign(path=[str(made.place / "cohort" / path) for path in slides.path], mpp=0.0)
+    index = make_pages(made.kit, applied, slides, bags.store, workers=1, report=quiet)
+    return index.parent, applied
+
+
+def words(path):
+    return " ".join(unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", Path(path).read_text(encoding="utf-8"),
+                                    flags=re.S)).split())
+
+
+def test_every_page_says_its_numbers_and_what_it_is_not_for(page):
+    home, applied = page
+    for said in applied.table.to_dict("records"):
+        text = words(home / f"pages/{said['slide_id']}.html")
+        assert NOT_FOR in text and f"P(lobular-like) {said['prob_lobular-like']:.3f}" in text
+        assert f"from {said['lowest']:.3f} to {said['highest']:.3f}" in text
+        assert all(warning in text for warning in warnings_of(said))
+    index = words(home / "index.html")
+    assert NOT_FOR in index and NEW[0] in index and "demo-A000-1" in index
+
+
+def test_a_page_is_whole_by_itself(page):
+    """Pictures are inside; what it names lies beside it; nothing is fetched."""
+    home, _ = page
+    for path in [home / "index.html", *home.glob("pages/*.html")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"https?:|<script", text)
+        assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
+        for target in re.findall(r'href="([^"]*)"', text):
+            assert (path.parent / target).resolve().is_file(), target
+        if path.name != "index.html":
+            assert len(re.findall("<img", text)) == 2
+
+
+def test_qupath_gets_the_tiles_and_the_heatmap(page):
+    home, applied = page
+    found = json.loads((home / f"qupath/{NEW[0]}.geojson").read_text())
+    scores = applied.scores[applied.scores.slide_id == NEW[0]]
+    assert len(found["features"]) == (scores.scale == 10).sum()
+    image = tifffile.imread(home / f"qupath/{NEW[0]}.ome.tif")
+    assert image.shape[0] == 2 and np.nanmax(image) == 1.0
+
+
+def test_a_known_slide_says_so(page):
+    home, _ = page
+    assert "The study knows this slide (by its slide and patient and content): only models" in \
+        words(home / "pages/demo-A000-1.html")
+    assert "The study knows" not in words(home / f"pages/{NEW[0]}.html")
+
+
+def test_names_are_shown_as_they_were_written(made):
+    about = {**made.kit.about, "study": "<b>&", "classes": ["<i>", "b"], "positive": "b"}
+    said = {"slide_id": "s", "models": 2, "pred": "<i>", "prob_<i>": 0.5, "prob_b": 0.5, "spread": 0.1, "lowest": 0.1,
+            "highest": 0.9, "label": "<u>", "patient_id": "p&q", "tiles": 3, "known": "", "unlike": "",
+            "distance_features": 0.5}
+    text = pages._said(said, about)
+    assert "<i>" not in text and "<u>" not in text and "<b>" not in text.replace("<b>", "", 0) and "p&amp;q" in text
+
+
+def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
+    home, applied = page
+    slides = pd.DataFrame({"slide_id": applied.table.slide_id, "patient_id": "", "label": "", "site": "",
+                           "path": ["/nowhere/a.svs", str(made.slides / f"{NEW[0]}.svs")], "mpp": 0.0})
+    store = made.apply(made.place / "two.csv")[1].store
+    index = make_pages(made.kit, applied, slides, store, workers=1, report=quiet)
+    failed = read_failures(store.home)
+    assert list(failed.unit) == ["demo-A000-1"] and list(failed.stage) == ["page"] and index.is_file()
+    text = index.read_text()
+    assert "pages/demo-A000-1.html" not in text and f"pages/{NEW[0]}.html" in text
