@@ -52,7 +52,9 @@ class Recipe:
     its own random numbers, so that two rates differ in little more than they must. radius_step: px that size +1 adds to
     the mean radius of a tumour nucleus; open_step: half of the nuclei have open chromatin at size 0, and size +1 adds
     this share. Of patients, without regard to their class: radius_spread, dense_spread, ink_spread, deviations of the
-    logarithms of the mean radius, of the number of cells and of the ink of the nuclei.
+    logarithms of the mean radius, of the number of cells and of the ink of the nuclei. stain_spread: share of the
+    differences in stain that is left, between sites, patients and slides; fat: least and greatest share of it outside
+    the signal.
     """
 
     islands: bool = False
@@ -61,6 +63,8 @@ class Recipe:
     radius_spread: float = 0.0
     dense_spread: float = 0.2
     ink_spread: float = 0.0
+    stain_spread: float = 1.0
+    fat: tuple[float, float] = (0.10, 0.25)
 
 
 def _chances(recipe, seed, row) -> Callable[[str], np.random.Generator]:
@@ -79,7 +83,7 @@ def paint_slide(row, seed: int, side: int, recipe: Recipe = Recipe()) -> tuple[n
     """
     of_patient = np.random.default_rng([seed, 2, row["patient"]])
     chance = _chances(recipe, seed, row)
-    maps = regions(chance("regions"), side, row["arrangement"], row.get("rate", 0.0))
+    maps = regions(chance("regions"), side, row["arrangement"], row.get("rate", 0.0), recipe.fat)
     # the number of cells must not tell their size
     dense = math.exp(np.clip(of_patient.normal(0, recipe.dense_spread), -0.35, 0.35))
     radius, ink = RADIUS + recipe.radius_step * row["size"], 1.0
@@ -115,7 +119,7 @@ def paint_slide(row, seed: int, side: int, recipe: Recipe = Recipe()) -> tuple[n
     truth = {name: nuclei[name].to_numpy(np.float32) for name in ("x", "y", "radius")}
     truth.update(kind=nuclei.kind.to_numpy(f"<U{max(map(len, KINDS))}"), signal=maps["signal"], tissue=maps["tissue"],
                  downsample=np.int64(MAP), arrangement=np.float64(row["arrangement"]), size=np.float64(row["size"]))
-    return _stain(of_patient, chance("stain"), haema, eosin, row["site"]), truth
+    return _stain(of_patient, chance("stain"), haema, eosin, row["site"], recipe.stain_spread), truth
 
 
 def _ground(rng, maps, epithelium, gone):
@@ -183,12 +187,15 @@ def _press(sprites, haema, places):
         np.maximum(view, sprite, out=view)
 
 
-def _stain(of_patient, rng, haema, eosin, site):
-    """RGB from the two planes, by Beer-Lambert's law, with the stains of the site, the patient and the slide."""
-    h_od, e_od, h_gain, e_gain = STAINS[site]
-    h_od, e_od = (np.array(od) * of_patient.normal(1, 0.03, 3) for od in (h_od, e_od))
-    h_gain *= math.exp(of_patient.normal(0, 0.06) + rng.normal(0, 0.03))
-    e_gain *= math.exp(of_patient.normal(0, 0.06) + rng.normal(0, 0.03))
+def _stain(of_patient, rng, haema, eosin, site, spread):
+    """RGB from the two planes, by Beer-Lambert's law, with the stains of the site, the patient and the slide, of whose
+    differences from the usual ones the share `spread` is left."""
+    usual = [np.mean(values, 0) for values in zip(*STAINS.values())]
+    h_od, e_od, h_gain, e_gain = (spread * np.array(own) + (1 - spread) * all_sites
+                                  for own, all_sites in zip(STAINS[site], usual))
+    h_od, e_od = (od * of_patient.normal(1, 0.03 * spread, 3) for od in (h_od, e_od))
+    h_gain, e_gain = (gain * math.exp(of_patient.normal(0, 0.06 * spread) + rng.normal(0, 0.03 * spread))
+                      for gain in (h_gain, e_gain))
     haema, eosin = (cv2.GaussianBlur(plane, (3, 3), 0.7) for plane in (haema, eosin))
     glass = np.array([245, 246, 247])
     level = np.arange(256) / 255

@@ -17,10 +17,10 @@ from scipy.spatial import cKDTree
 from dmsmil.cohorts.made.tissue import CYTOPLASM_SHARE, MAP, NUCLEAR_SHARE, field_of, lattice, values_at
 
 CELL = 8  # level-0 px in one cell of the field
-APART = 340  # px from one hill to the next
+APART = 480  # px from one hill to the next
 SHARE = 0.5  # of the region that is epithelium
-WANDER, WANDER_PX = 0.5, 60  # how much the border wanders, beside hills of deviation 1, and on which scale
-APART_SPREAD, SHARE_SPREAD = 0.2, 0.12  # between patients: of the logarithm of the distance, of the share
+WANDER, WANDER_PX = 0.2, 60  # how much the border wanders, beside hills of deviation 1, and on which scale
+APART_SPREAD, SHARE_SPREAD = 0.15, 0.15  # between patients: of the logarithm of the distance, of the share
 
 
 def islands_or_pockets(rng, of_patient, maps, arrangement, epithelium, radius, dense):

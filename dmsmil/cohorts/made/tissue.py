@@ -15,10 +15,11 @@ STREAM_PX, STREAM_SHARE = 420, 0.55  # from one stream of files to the next, and
 NESTED_STEP = 0.5  # share of the signal region that is nested: half at arrangement 0, and what +1 adds
 
 
-def regions(rng, side, arrangement, rate=0.0):
+def regions(rng, side, arrangement, rate=0.0, fat=(0.10, 0.25)):
     """Maps (side // MAP, side // MAP): tissue, signal, nested (part of signal), fat, neutral, the rest.
 
-    rate: the share of the tissue that is signal; 0: a little more than half of it, in each slide another.
+    rate: the share of the tissue that is signal; 0: a little more than half of it, in each slide another. fat: least and
+    greatest share of it in what is not signal.
     """
     cells = side // MAP
 
@@ -43,7 +44,7 @@ def regions(rng, side, arrangement, rate=0.0):
     angle = heading + 0.4 * bumps(5)
     athwart = (gy * math.cos(heading) - gx * math.sin(heading)) * side / 2 + 70 * bumps(5)
     streams = _top(np.cos(2 * np.pi * athwart / STREAM_PX), signal, STREAM_SHARE)
-    fat = _top(bumps(6), inner & ~signal, rng.uniform(0.10, 0.25))
+    fat = _top(bumps(6), inner & ~signal, rng.uniform(*fat))
     return dict(tissue=tissue, solid=solid, signal=signal, nested=nested, fat=fat, neutral=inner & ~signal & ~fat,
                 angle=angle, streams=streams, cellular=bumps(8), inflamed=bumps(9) + 0.6 * bumps(30))
 
