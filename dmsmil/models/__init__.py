@@ -50,6 +50,7 @@ METHODS = {m.name: m for m in [
     Method("hagmil_hier", "HAG-MIL (hierarchy)", "hagmil:HAGMILHier", "many", "Xiong et al., IJCAI 2023"),
     Method("hifuse", "HiFuse", "hifuse:HiFuse", "many", "Huo et al., Biomedical Signal Processing and Control 2024"),
     Method("amgcfn", "AMGCFN", "amgcfn:AMGCFN", "many", "Zhou et al., IEEE TGRS 2023"),
+    Method("dmsmil_select", "DMSMIL-Select", "select:DMSMILSelect", "many", "this study: DMSMIL with gates", False),
     Method("meanpool", "Mean pooling", "pooling:MeanPool", "any", "baseline"),
     Method("maxpool", "Max pooling", "pooling:MaxPool", "any", "baseline"),
     Method("topk", "Top-k pooling", "topk:TopK", "any", "baseline, and the example to copy"),

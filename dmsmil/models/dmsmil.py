@@ -204,13 +204,17 @@ class DMSMIL(BranchedMIL):
         L_ot alone would shrink it to 0, so it is logged beside it.
         """
         between, ce = self.terms(output, labels)
+        named = {"L_ce": ce.detach(), "L_ot": between.detach(), "spread": self.spread(output)}
+        return between + self.lam * ce, named
+
+    @torch.no_grad()
+    def spread(self, output: Output) -> Tensor:
+        """See `loss`: (...)."""
         mask, projection = output.extras["mask"], output.extras["projection"]
-        with torch.no_grad():
-            x = projection.transpose(-4, -3).flatten(-3, -2)  # (..., S, B K, D)
-            there = mask.transpose(-3, -2).flatten(-2)  # (..., S, B K)
-            squares = (x - masked_mean(x, there).unsqueeze(-2)).square().sum(-1, keepdim=True)
-            spread = masked_mean(squares, there).squeeze(-1).sqrt().mean(-1)
-        return between + self.lam * ce, {"L_ce": ce.detach(), "L_ot": between.detach(), "spread": spread}
+        x = projection.transpose(-4, -3).flatten(-3, -2)  # (..., S, B K, D)
+        there = mask.transpose(-3, -2).flatten(-2)  # (..., S, B K)
+        squares = (x - masked_mean(x, there).unsqueeze(-2)).square().sum(-1, keepdim=True)
+        return masked_mean(squares, there).squeeze(-1).sqrt().mean(-1)
 
     def terms(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L_ot (0 with ot="none") and L_ce."""

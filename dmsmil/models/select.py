@@ -1,0 +1,207 @@
+"""DMSMIL-Select: the paper's idea, two linked scales with deformable attention and transport, in a form that can choose.
+
+What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
+
+    x_j = projection of the standardised feature       the unit of the encoder does not matter
+    y_j = x_j + sum_m W_m sum_u A_mju W'_m x(r_j + dr_mju)
+                                                       eq. (8) of each tile, kept; with the keys of eq. (6) a point is
+                                                       preferred for what lies there; offsets within one cell, learned
+                                                       slowly; tiles where they lie in the slide
+    a_j = softmax_j w^T ( tanh(V y_j) * sigma(U y_j) ) a gate (ABMIL's) in place of the plain mean of eq. (9)
+    x^  = sum_j a_j y_j                                then fusion and classifier, eq. (10)-(12)
+    L   = L_ce + mu (L_ot + L_link)
+
+W_m and w are 0 at the start: the model begins as mean pooling of the projected tiles, and can only learn to choose.
+
+L_ot is W1 between the scales with the gates as the weights of the tiles: what 10x looks at has to be what 20x looks at.
+It is divided by the bag's own mean distance, so that it is a number without a unit and does not reward shrinking.
+L_link is the cross-entropy of finding, among all tiles of the other scale, the one that a tile is linked with (a 10x
+tile and its own 20x child), by that same distance, divided by log n: 1 where nothing is told apart.
+
+None of this is the paper's, and no claim of the paper is judged by it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import ot
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dmsmil.jobs.files import InputError
+from dmsmil.models.base import Output, masked_softmax, mean_cross_entropy
+from dmsmil.models.branches import Branches
+from dmsmil.models.deformable import DeformableAttention, ScaleLinear
+from dmsmil.models.dmsmil import DMSMIL
+from dmsmil.models.maps import Maps
+from dmsmil.models.transport import mean_distance
+
+TEMPERATURE = 0.1  # of L_link, in mean distances of the bag
+
+
+class TileAttention(DeformableAttention):
+    """Deformable attention whose output is kept for each tile, before any pooling."""
+
+    def __init__(self, *options):
+        super().__init__(*options)
+        nn.init.zeros_(self.output.weight)
+
+    def each(self, x: Tensor, maps: Maps) -> Tensor:
+        """Eq. (8) of every tile: x (S, N, L, C) -> (S, N, L, C).
+
+        Bilinear sampling is linear: what tile j reads in head m is row j of a matrix (L, L) times the values, which is
+        far less than all sampled features.
+        """
+        samples = self.sample(x, maps)
+        mass = (samples.attention.unsqueeze(-1) * samples.weight).transpose(2, 3).flatten(-2)  # (S, N, M, L, 4U)
+        index = samples.index.transpose(2, 3).flatten(-2)
+        reads = mass.new_zeros(*mass.shape[:-1], x.shape[2]).scatter_add(-1, index, mass)  # (S, N, M, L, L)
+        values = self.value(x).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (S, N, M, L, d)
+        return self.output((reads @ values).transpose(2, 3).flatten(-2))
+
+
+class Gate(nn.Module):
+    """Logit of each tile, w^T ( tanh(V y) * sigma(U y) ): (S, N, L, C) -> (S, N, L); 0 at the start."""
+
+    def __init__(self, groups: int, dim: int, hidden: int):
+        super().__init__()
+        self.both = ScaleLinear(groups, dim, 2 * hidden)
+        self.weigh = ScaleLinear(groups, hidden, 1, bias=False)
+        nn.init.zeros_(self.weigh.weight)
+
+    def forward(self, y: Tensor) -> Tensor:
+        what, whether = self.both(y).chunk(2, -1)
+        return self.weigh(what.tanh() * whether.sigmoid()).squeeze(-1)
+
+
+class SelectingBranches(Branches):
+    """`Branches` in which every tile keeps its own output, and a gate weighs the tiles.
+
+    forward gives projection, pooled and scores as there; scores are the gates a_j, with their graph as "gates".
+    """
+
+    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, **options):
+        super().__init__(in_dim, n_scales, **options)
+        dim = options["projection_dim"]
+        if self.attend is not None:
+            self.attend = TileAttention(n_scales, dim, *(options[name] for name in (
+                "heads", "points", "offset", "attention", "softmax", "offset_lr", "query")))
+        self.gate = Gate(n_scales, dim, hidden) if select else None
+
+    def forward(self, bags: Tensor | list[Tensor], mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = mask.transpose(0, 1)
+        x = self.project_tiles(bags, mask)  # (S, B, K, 1, d)
+        y = x.squeeze(3)
+        if self.attend is not None:
+            features, maps, _ = self.lay_maps(x, geometry)
+            y = y + self.attend.each(features, maps)
+        logits = torch.zeros_like(y[..., 0]) if self.gate is None else self.gate(y)
+        gates = masked_softmax(logits, mask)
+        pooled = (gates.unsqueeze(2) @ y).squeeze(2)
+        found = dict(projection=x.flatten(3), pooled=pooled, gates=gates, weights=gates.detach().unsqueeze(2),
+                     scores=gates.detach())
+        return {name: value.transpose(0, 1) for name, value in found.items()}
+
+
+class DMSMILSelect(DMSMIL):
+    """See above. Options, of which those that `DMSMIL` has mean what they mean there:
+
+    hidden          width of the gate's V and U
+    select          False: the plain mean of eq. (9) over y_j
+    transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
+    link            False: no L_link
+    mu              weight of L_ot + L_link beside L_ce
+
+    Raises InputError for fewer than two scales or an unknown choice.
+    """
+
+    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
+                 heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, hidden: int = 64,
+                 transport: str = "gates", link: bool = True, mu: float = 0.1, grid: str = "position",
+                 attention: str = "dot", offset_lr: float = 0.1, standardise: bool = True):
+        options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
+                       attention=attention, offset="dat", offset_lr=offset_lr, query="norm", standardise=standardise)
+        super().__init__(in_dim, n_classes, scales, **options)
+        if transport not in ("gates", "plain", "none"):
+            raise InputError(f"unknown transport '{transport}': choose one of gates, plain, none")
+        if grid == "square":
+            raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
+        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, map="slide",
+                                          softmax="points", activation="none", score="mass", shared=False, **options)
+        self.transport, self.link, self.mu = transport, link, mu
+
+    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_ce + mu (L_ot + L_link), and L_ce, L_ot, L_link and spread, detached; with leading axes see `MIL.loss`."""
+        between, link, ce = self.parts(output, labels)
+        named = {"L_ce": ce.detach(), "L_ot": between.detach(), "L_link": link.detach(), "spread": self.spread(output)}
+        return ce + self.mu * (between + link), named
+
+    def terms(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """mu (L_ot + L_link) and L_ce, which `pulls` weighs against each other."""
+        between, link, ce = self.parts(output, labels)
+        return self.mu * (between + link), ce
+
+    def parts(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """L_ot and L_link, 0 where they are switched off, and L_ce: (...) each, means over slides."""
+        ce = mean_cross_entropy(output.logits, labels)
+        mask, gates = output.extras["mask"].flatten(0, -3), output.extras["gates"].flatten(0, -3)  # (N, S, K)
+        if self.transport == "plain":
+            gates = mask / mask.sum(-1, keepdim=True).clamp(min=1).to(gates.dtype)
+        x = output.extras["projection"].flatten(0, -4)  # (N, S, K, d)
+        x = x / mean_distance(x, mask)[:, None, None, None]
+        found = []
+        for s, t in pairwise(range(x.shape[1])):
+            squares = squared_distances(x[:, s], x[:, t])
+            between = link = torch.zeros_like(squares[:, 0, 0])
+            if self.transport != "none":
+                between = weighted_distance(x[:, s], x[:, t], squares, gates[:, s], gates[:, t])
+            if self.link:
+                link = link_loss(squares, mask[:, s] & mask[:, t])
+            found.append(torch.stack([between, link]))
+        between, link = torch.stack(found).mean(0).unflatten(-1, output.extras["mask"].shape[:-2]).mean(-1)
+        return between, link, ce
+
+
+def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:
+    """|x1_j - x2_k|^2, at least 0: (N, K, d), (N, L, d) -> (N, K, L)."""
+    lengths = x1.square().sum(-1).unsqueeze(2) + x2.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(lengths, x1, x2.transpose(1, 2), alpha=-2).clamp(min=0)
+
+
+def weighted_distance(x1: Tensor, x2: Tensor, squares: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """W1 between tiles of unequal weight: x1 (N, K, d), x2 (N, L, d), their squared distances (N, K, L), weights (N, K)
+    and (N, L), each summing to 1 -> (N,). By POT's exact solver; tiles without weight take no part.
+
+    Its gradient in the features is that of the matched distances. In the weights it is the dual potentials (the
+    envelope theorem): to give less weight to a tile that is dear to match.
+    """
+    cost = squares.detach().sqrt().double().cpu().numpy()
+    first, second = (weight.detach().double().cpu().numpy() for weight in (weight1, weight2))
+    entries, potentials = [], [np.zeros(first.shape), np.zeros(second.shape)]
+    for i, (mine, theirs) in enumerate(zip(first, second)):
+        rows, columns = np.flatnonzero(mine), np.flatnonzero(theirs)
+        plan, log = ot.emd(mine[rows] / mine.sum(), theirs[columns] / theirs.sum(),
+                           np.ascontiguousarray(cost[i][np.ix_(rows, columns)]), log=True)
+        row, column = np.nonzero(plan)
+        entries.append((np.full(len(row), i), rows[row], columns[column], plan[row, column]))
+        potentials[0][i, rows], potentials[1][i, columns] = log["u"], log["v"]
+    slide, row, column, mass = (torch.from_numpy(np.concatenate(part)).to(x1.device) for part in zip(*entries))
+    mass = mass.to(x1.dtype)
+    apart = torch.linalg.vector_norm(x1[slide, row] - x2[slide, column], dim=-1)
+    matched = x1.new_zeros(len(x1)).index_add(0, slide, mass * apart)
+    for weight, potential in zip((weight1, weight2), potentials):  # 0 in value, the potentials in gradient
+        matched = matched + (torch.from_numpy(potential).to(x1) * (weight - weight.detach())).sum(-1)
+    return matched
+
+
+def link_loss(squares: Tensor, linked: Tensor) -> Tensor:
+    """L_link of squared distances (N, K, K) between tiles of which j is linked with j where linked (N, K) is True ->
+    (N,); 0 for one tile."""
+    count = linked.sum(-1)
+    logits = (-squares / TEMPERATURE).masked_fill(~(linked.unsqueeze(1) & linked.unsqueeze(2)), -1e4)
+    right = logits.diagonal(dim1=1, dim2=2)
+    each = (logits.logsumexp(1) + logits.logsumexp(2)) / 2 - right
+    return (each * linked).sum(-1) / (count * count.clamp(min=2).log()).clamp(min=1)

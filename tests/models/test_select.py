@@ -1,0 +1,162 @@
+"""DMSMIL-Select: it begins as a mean, its transport is POT's, its gradients are those of what it says it minimises."""
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from dmsmil.jobs.files import InputError
+from dmsmil.models import create
+from dmsmil.models.base import masked_mean
+from dmsmil.models.contract import bags_of
+from dmsmil.models.select import link_loss, squared_distances, weighted_distance
+from dmsmil.models.stacked import Stack
+from dmsmil.models.transport import distance, mean_distance
+
+DIM = 32
+
+
+def model_of(seed=0, moved=0.3, **options):
+    """In float64, off its initial values by `moved`."""
+    torch.manual_seed(seed)
+    model = create("dmsmil_select", DIM, 2, (10, 20), projection_dim=8, heads=2, points=3, hidden=4, **options).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * moved)
+    return model
+
+
+def data(lengths=(23, 14, 7)):
+    bags, mask, coords = bags_of(lengths, 2, DIM, 0)
+    return bags.double(), mask, coords, torch.arange(len(lengths)) % 2
+
+
+def tiles(seed=0, n=3, k=9, width=4):
+    draw = torch.Generator().manual_seed(seed)
+    x1, x2 = torch.randn(2, n, k, width, generator=draw, dtype=torch.float64)
+    first, second = torch.rand(2, n, k, generator=draw, dtype=torch.float64)
+    return x1, x2, first / first.sum(-1, keepdim=True), second / second.sum(-1, keepdim=True)
+
+
+def test_it_begins_as_the_mean_of_its_projected_tiles():
+    model = model_of(moved=0)
+    bags, mask, coords, _ = data()
+    output = model(bags, mask, coords)
+    extras = output.extras
+    torch.testing.assert_close(extras["pooled"], masked_mean(extras["projection"], mask))
+    torch.testing.assert_close(output.scores, mask / mask.sum(-1, keepdim=True).double())
+
+
+def test_the_gate_has_a_gradient_from_the_first_step_and_so_has_attention():
+    model = model_of(moved=0)
+    bags, mask, coords, labels = data()
+    model.loss(model(bags, mask, coords), labels)[0].backward()
+    assert model.branches.gate.weigh.weight.grad.abs().max() > 0
+    assert model.branches.attend.output.weight.grad.abs().max() > 0
+
+
+def test_what_a_tile_reads_is_the_bilinear_sample_of_the_values():
+    model = model_of()
+    bags, mask, coords, _ = data()
+    there = mask.transpose(0, 1)
+    x = model.branches.project_tiles(bags, there)
+    features, maps, _ = model.branches.lay_maps(x, model.geometry(mask, coords))
+    attend = model.branches.attend
+    samples = attend.sample(features, maps)
+    values = attend.value(features)
+    expected = torch.zeros_like(features)
+    for s, b in np.ndindex(2, 3):
+        heads = values[s, b].unflatten(-1, (2, -1))  # (K, M, d)
+        for j in range(features.shape[2]):
+            read = [sum(samples.attention[s, b, j, m, u] * samples.weight[s, b, j, m, u, c]
+                        * heads[samples.index[s, b, j, m, u, c], m] for u in range(3) for c in range(4))
+                    for m in range(2)]
+            expected[s, b, j] = torch.cat(read) @ attend.output.weight[s] + attend.output.bias[s]
+    torch.testing.assert_close(attend.each(features, maps), expected)
+
+
+def test_tiles_of_equal_weight_cost_what_the_assignment_costs():
+    x1, x2, _, _ = tiles()
+    equal = torch.full(x1.shape[:2], 1 / x1.shape[1], dtype=torch.float64)
+    found = weighted_distance(x1, x2, squared_distances(x1, x2), equal, equal)
+    there = torch.ones(3, 2, 9, dtype=torch.bool)
+    torch.testing.assert_close(found.mean(), distance(torch.stack([x1, x2], 1), there))
+
+
+def test_tiles_of_unequal_weight_cost_what_pot_says():
+    x1, x2, first, second = tiles()
+    expected = [ot.emd2(a.numpy(), b.numpy(), torch.cdist(x, y).numpy()) for a, b, x, y in zip(first, second, x1, x2)]
+    found = weighted_distance(x1, x2, squared_distances(x1, x2), first, second)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+def test_gradients_of_transport_are_its_slopes():
+    x1, x2, logits, other = (part.requires_grad_() for part in tiles())
+
+    def cost(x1, x2, logits, other):
+        return weighted_distance(x1, x2, squared_distances(x1, x2), logits.softmax(-1), other.softmax(-1))
+
+    assert torch.autograd.gradcheck(cost, (x1, x2, logits, other))
+
+
+def test_a_tile_without_weight_takes_no_part():
+    x1, x2, first, second = tiles()
+    first[:, 4] = 0
+    first = first / first.sum(-1, keepdim=True)
+    kept = [0, 1, 2, 3, 5, 6, 7, 8]
+    whole = weighted_distance(x1, x2, squared_distances(x1, x2), first, second)
+    without = weighted_distance(x1[:, kept], x2, squared_distances(x1[:, kept], x2), first[:, kept], second)
+    torch.testing.assert_close(whole, without)
+
+
+def test_the_link_loss_is_0_where_pairs_are_found_and_1_where_nothing_is_told_apart():
+    x = 10 * torch.eye(6, dtype=torch.float64)[None]
+    linked = torch.ones(1, 6, dtype=torch.bool)
+    assert link_loss(squared_distances(x, x), linked).item() == pytest.approx(0, abs=1e-12)
+    same = torch.zeros_like(x)
+    assert link_loss(squared_distances(same, same), linked).item() == pytest.approx(1)
+    assert link_loss(squared_distances(x, x.flip(1)), linked).item() > 1
+    assert link_loss(squared_distances(x, x), linked & (torch.arange(6) == 0)).item() == 0
+
+
+def test_what_is_minimised_is_the_sum_that_is_said():
+    model = model_of(mu=0.3)
+    bags, mask, coords, labels = data()
+    output = model(bags, mask, coords)
+    loss, named = model.loss(output, labels)
+    assert loss.item() == pytest.approx((named["L_ce"] + 0.3 * (named["L_ot"] + named["L_link"])).item())
+    for off, name in (({"transport": "none"}, "L_ot"), ({"link": False}, "L_link")):
+        without = model_of(mu=0.3, **off)
+        _, less = without.loss(without(bags, mask, coords), labels)
+        assert less[name] == 0 and less["L_ce"].item() == pytest.approx(named["L_ce"].item())
+
+
+def test_transport_and_link_do_not_depend_on_the_unit_of_the_features():
+    model = model_of()
+    bags, mask, coords, labels = data()
+    output = model(bags, mask, coords)
+    parts = model.parts(output, labels)
+    output.extras["projection"] = 7 * output.extras["projection"]
+    for before, after in zip(parts, model.parts(output, labels)):
+        torch.testing.assert_close(before, after)
+    assert mean_distance(output.extras["projection"], mask).min() > 0
+
+
+def test_runs_in_one_pass_are_what_they_are_alone():
+    models = [model_of(seed) for seed in (0, 1)]
+    bags, mask, coords, labels = data((23, 14))
+    stack = Stack(models)
+    geometry = models[0].geometry(mask, coords)
+    together = stack.forward([bags[:1], bags[1:]], mask, coords, geometry)
+    losses, _ = stack.loss(together, labels)
+    for i, model in enumerate(models):
+        alone = model(bags[i:i + 1], mask[i:i + 1], coords[i:i + 1])
+        torch.testing.assert_close(together.logits[i], alone.logits)
+        torch.testing.assert_close(losses[i], model.loss(alone, labels[i:i + 1])[0])
+
+
+@pytest.mark.parametrize("wrong", [{"transport": "some"}, {"grid": "square"}, {"attention": "full"}])
+def test_an_option_that_cannot_be_is_one_clear_line(wrong):
+    with pytest.raises(InputError):
+        model_of(**wrong)
