@@ -39,8 +39,8 @@ def kind_of(folder: Path) -> str:
                     return "TRIDENT"
         except InputError:  # a damaged file says nothing of the others
             continue
-    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM or STAMP, but {told(folder)}: check the key "
-                     "'features'")
+    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM, STAMP or LazySlide, but {told(folder)}: check "
+                     "the key 'features'")
 
 
 def told(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Features that TRIDENT, CLAM or STAMP made become a study's own; and a study's become CLAM's.
+"""Features that TRIDENT, CLAM, STAMP or LazySlide made become a study's own; and a study's become CLAM's.
 
 TRIDENT's layout is also the store's, so its users' tools read a study's features/ folder as it is.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dmsmil.features.foreign import READERS, BrokenSlide, kind_of
+from dmsmil.features.lazyslide import is_lazyslide, read_lazyslide
 from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
 from dmsmil.jobs.files import InputError, atomic
 from dmsmil.slides.hdf5 import writing
@@ -23,6 +25,7 @@ from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
 from dmsmil.slides.tiles import Tiles
 
+OWN_WORD = ("TRIDENT", "LazySlide")  # their files say the magnification of the slide
 AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
 NEAR = 0.02            # sizes within this share of one another are the same but for rounding
@@ -33,15 +36,16 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
                     scheduler: str = "") -> pd.DataFrame:
     """Read the features of every slide of a cohort at every scale from `source` and keep them in the store.
 
-    source: a TRIDENT job folder; or a path with {scale} in it where each scale has a folder (`clam/feats_{scale}x`:
-    10 and 20 are put in). mpp: micrometres a level-0 pixel of slides that do not say, in their row or file.
+    source: a TRIDENT job folder; a folder of LazySlide's zarrs; or a path with {scale} in it where each scale has a
+    folder (`clam/feats_{scale}x`: 10 and 20 are put in). mpp: micrometres a level-0 pixel of slides that do not say, in
+    their row or file.
     Of each slide at most `k` tiles of the first scale are kept and, for each, one linked tile of every other scale: all
     that a bag takes, and a small part of what such folders hold. Tiles that have their linked tiles go first; of too
     many, `choose_rows` takes k. Links are the files' own `parent`, or else found by place (`linking.link`). A slide is
     imported once: again only when a byte of its files, or a setting, has changed.
 
     Returns one row a slide, as `over_slides`; density is NaN, for only folders of this package tell it. Raises
-    InputError: none of the three formats; tiles, encoder or widths that are not the study's; no slide could be read.
+    InputError: none of these formats; tiles, encoder or widths that are not the study's; no slide could be read.
     """
     if k < 1:
         raise InputError(f"k is {k}: a bag needs at least one tile")
@@ -65,7 +69,7 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
     """What `source` (see `import_features`) holds for these slides, after reading one of them; InputError when that is
     nothing that this study can use."""
     folders = find_folders(store, Path(source))
-    kinds = {scale: kind_of(folder) for scale, folder in folders.items()}
+    kinds = {scale: "LazySlide" if is_lazyslide(folder) else kind_of(folder) for scale, folder in folders.items()}
     kind, *others = set(kinds.values())
     if others:
         raise InputError(f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study "
@@ -126,7 +130,7 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
                   config: dict) -> dict:
     """Read, link and keep the features of one slide (in a worker)."""
     started, notes = time.perf_counter(), []
-    magnification, mpp = (0.0, 0.0) if kind == "TRIDENT" else _scan(
+    magnification, mpp = (0.0, 0.0) if kind in OWN_WORD else _scan(
         slide_id, path, config["mpp"], config["fallback_mpp"])
     if kind == "STAMP" and not mpp:
         notes.append(f"its micrometres a pixel are not known: places are in pixels of {NOMINAL_MPP:g} µm")
@@ -143,7 +147,8 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
                          f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there")
     if kind == "CLAM" and not stated:
         notes.append(f"its magnification is not known: tiles of {own.side:g} level-0 px make it {implied:.3g}x")
-    if not stated or abs(own.side - tile_size_level0(stated, first, store.tile_px)) > 1:
+    rounded = 0 if kind == "LazySlide" else 1  # whose 513 px for 512.6 are what it drew
+    if not stated or abs(own.side - tile_size_level0(stated, first, store.tile_px)) > rounded:
         stated = implied  # a scan is not quite 40x, or its tiles not quite 10x: what is drawn must have their size
     if min(own.size) <= 0:
         parts[first] = own._replace(size=_size(path))
@@ -156,6 +161,7 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
 
 def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
           mpp: float) -> dict[int, Part]:
+    read = partial(read_lazyslide, encoder=store.encoder) if kind == "LazySlide" else READERS[kind]
     parts = {}
     for scale, roles in files.items():
         if "features" not in roles:
@@ -166,7 +172,7 @@ def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
                 names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
                 raise BrokenSlide(f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
                                   "one that is its own, or give the slide file's whole name as slide_id")
-        part = READERS[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
+        part = read({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
         parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
     return parts
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dmsmil.cohorts.ids import bare_name
 from dmsmil.features.foreign import told
-from dmsmil.jobs.files import InputError
+from dmsmil.features.lazyslide import is_lazyslide, zarrs
+from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.slides.store import Store, encoder_folder
 
 FOLDER = re.compile(r"([\d.]+)x_(\d+)px_(\d+)px_overlap")  # TRIDENT's: magnification, side and overlap of its tiles
@@ -19,7 +20,7 @@ SlideFiles = dict[int, dict[str, list[Path]]]  # scale -> "features", and where 
 
 @dataclass(frozen=True)
 class Source:
-    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP), numbers a tile, files by scale and role."""
+    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP, LazySlide), numbers a tile, files by scale and role."""
 
     kind: str
     dim: int
@@ -46,6 +47,8 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
         raise InputError(f"the folder {source.name} does not exist: check the key 'features'")
     if source.resolve() == (store.home / "features").resolve():
         raise InputError("the key 'features' names this study's own folder: leave it empty")
+    if is_lazyslide(source):
+        return dict.fromkeys(store.scales, source)
     if not jobs:
         for inner in (source, source.parent):
             if FOLDER.fullmatch(inner.name):
@@ -77,15 +80,21 @@ def _jobs(source: Path) -> dict[tuple[float, int, int], Path]:
 def find_files(kind: str, folder: Path) -> dict[str, Index]:
     """The files in the folder of a scale, by role; CLAM's h5 where it also has a pt."""
     if kind == "CLAM":
-        return {"features": _index(folder / "pt_files", ".pt") | _index(folder / "h5_files", ".h5"),
-                "tiles": _index(folder / "patches", ".h5") or _index(folder.parent / "patches", ".h5")}
-    tiles = {"tiles": _index(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}
-    return {"features": _index(folder, ".h5"), **tiles}
+        return {"features": _below(folder / "pt_files", ".pt") | _below(folder / "h5_files", ".h5"),
+                "tiles": _below(folder / "patches", ".h5") or _below(folder.parent / "patches", ".h5")}
+    if kind == "LazySlide":
+        return {"features": _index(zarrs(folder), ".zarr")}
+    tiles = {"tiles": _below(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}
+    return {"features": _below(folder, ".h5"), **tiles}
 
 
-def _index(folder: Path, suffix: str) -> Index:
+def _below(folder: Path, suffix: str) -> Index:
+    return _index(sorted(folder.rglob(f"[!.]*{suffix}")), suffix)
+
+
+def _index(paths: list[Path], suffix: str) -> Index:
     found: Index = {}
-    for path in sorted(folder.rglob(f"[!.]*{suffix}")):
+    for path in paths:
         name = path.name[:-len(suffix)]
         found.setdefault(bare_name(name), {}).setdefault(name, []).append(path)
     return found
@@ -100,12 +109,25 @@ def _named(index: Index, slide_id: str) -> list[Path]:
 
 
 def content(files: SlideFiles) -> dict:
-    """Size and hash of each file of a slide: what it is imported from, wherever that lies."""
-    found = {}
+    """Size and hash of each file of a slide, or of a zarr's folder: what it is imported from, wherever that lies."""
+    found, known = {}, {}
     for scale, roles in files.items():
         for role, paths in roles.items():
             for path in paths:
-                with open(path, "rb") as handle:
-                    digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-                found.setdefault(f"{role} at {scale}x", []).append({"bytes": path.stat().st_size, "sha256": digest})
+                if path not in known:
+                    known[path] = _content_of_folder(path) if path.is_dir() else _content_of_file(path)
+                found.setdefault(f"{role} at {scale}x", []).append(known[path])
     return found
+
+
+def _content_of_file(path: Path) -> dict:
+    with open(path, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _content_of_folder(folder: Path) -> dict:
+    """Of all files in it, by their paths from there."""
+    inside = {path.relative_to(folder).as_posix(): _content_of_file(path)
+              for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {"bytes": sum(one["bytes"] for one in inside.values()), "sha256": fingerprint(inside, 16)}

@@ -537,7 +537,7 @@ WRONG = {  # a line that says what is wrong, and what is there
     "one scale's features": (
         lambda place: trident(place / "job", "one", grids("one")) / "20x_256px_0px_overlap/features_uni_v1",
         "features_uni_v1 is inside of one scale of a TRIDENT folder: name its parent, job$"),
-    "another format": (zarr, "z10x has no features of TRIDENT, CLAM or STAMP, but one.zarr"),
+    "another format": (zarr, "z10x has no features of TRIDENT, CLAM, STAMP or LazySlide, but one.zarr"),
     "two formats": (mixed, "the features are STAMP at 10x and CLAM at 20x"),
     "tile_px": (lambda place: trident(place / "job", "one", grids("one"), px=512),
                 "job has no tiles of 256 px at 10x without overlap, but 10x_512px_0px_overlap, 20x_512px_0px_overlap: "
