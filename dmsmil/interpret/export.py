@@ -1,4 +1,4 @@
-"""A slide's scores for other programs: QuPath (GeoJSON) and any viewer of OME-TIFF."""
+"""A slide's scores for other programs: QuPath and others that read GeoJSON, and any viewer of OME-TIFF."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFr
     """A GeoJSON FeatureCollection of one slide: 10x tiles as QuPath tile objects, their 20x tiles nested inside.
 
     scores: `explain.tile_scores` of one slide; side: scale -> a tile's side in level-0 px; extra: further measurements
-    (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none. As QuPath's reader
-    wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children in childObjects.
+    (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none: it is left out. As
+    QuPath's reader wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children
+    in childObjects.
     origin: the corner of `Slide.bounds`, from which QuPath counts, for it shows only what was scanned.
     Tiles without a parent at the coarsest scale stand at the top. Raises InputError for scores of several slides.
     """
@@ -50,7 +51,7 @@ def _feature(slide_id: str, row: dict, side: int, numbers: list[str], origin: tu
     x, y = int(row["x"]) - origin[0], int(row["y"]) - origin[1]
     band = min(int(row["normalised"] * BANDS), BANDS - 1)
     colour = [int(round(255 * c)) for c in colormaps["inferno"]((band + 0.5) / BANDS)[:3]]
-    said = {name: float(row[name]) for name in numbers}
+    said = {name: float(row[name]) for name in numbers if np.isfinite(row[name])}  # a NaN is text to most readers
     return {
         "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"{slide_id}/{row['scale']}/{row['place']}")),
         "geometry": {"type": "Polygon",
@@ -58,15 +59,41 @@ def _feature(slide_id: str, row: dict, side: int, numbers: list[str], origin: tu
         "properties": {"objectType": "tile", "name": f"{row['scale']}x tile {row['place']}",
                        "classification": {"name": f"score {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}",
                                           "color": colour},
-                       "measurements": {name: value if np.isfinite(value) else "NaN" for name, value in said.items()},
+                       "measurements": said,
                        "isLocked": True}}
 
 
+def flat_features(features: dict) -> dict:
+    """The same tiles for readers of plain GeoJSON (geopandas, LazySlide): all at the top, a measurement a property.
+
+    They would pass over what is in childObjects, and keep an object of measurements as text. `scale`, and `parent`, the
+    id of the 10x tile that a 20x tile lies in, are properties too.
+    """
+    found = []
+    for feature in features["features"]:
+        children = feature["properties"].get("childObjects", [])
+        found += [_flat(feature, {}), *(_flat(child, {"parent": feature["id"]}) for child in children)]
+    return {"type": "FeatureCollection", "features": found}
+
+
+def _flat(feature: dict, more: dict) -> dict:
+    said = {name: value for name, value in feature["properties"].items() if name != "childObjects"}
+    numbers, scale = said.pop("measurements"), int(said["name"].partition("x")[0])  # "10x tile 3"
+    return {**feature, "properties": {**numbers, **said, "scale": scale, **more}}
+
+
 def write_qupath(features: dict, path: str | Path) -> Path:
-    """Write a FeatureCollection as .geojson, for QuPath's File > Import objects."""
-    with atomic(path) as temporary:
-        Path(temporary).write_text(json.dumps(features), encoding="utf-8")
+    """Write a FeatureCollection as .geojson, for QuPath's File > Import objects, and beside it (at `flat_path`) what
+    `flat_features` makes of it."""
+    for value, place in ((features, Path(path)), (flat_features(features), flat_path(path))):
+        with atomic(place) as temporary:
+            Path(temporary).write_text(json.dumps(value), encoding="utf-8")
     return Path(path)
+
+
+def flat_path(path: str | Path) -> Path:
+    """Where the flat variant of a .geojson lies."""
+    return Path(path).with_name(Path(path).name.removesuffix(".geojson") + "_flat.geojson")
 
 
 def heatmap(scores: pd.DataFrame, side: dict[int, int],

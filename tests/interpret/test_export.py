@@ -10,11 +10,11 @@ import pytest
 import tifffile
 
 from dmsmil.interpret.explain import normalise
-from dmsmil.interpret.export import heatmap, qupath_features, write_heatmap, write_qupath
+from dmsmil.interpret.export import flat_path, heatmap, qupath_features, write_heatmap, write_qupath
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.tiles import select_tiles
-from tests.slides.pyramids import texture, write_scn
+from tests.slides.pyramids import make_slide, texture, write_scn
 
 SIDE = {10: 512, 20: 256}
 # What qupath-core's QuPathTypeAdapters reads: it skips ids that are no UUIDs and anything outside `properties`.
@@ -33,8 +33,7 @@ FEATURE = {
             "classification": {"type": "object", "required": ["name", "color"], "properties": {
                 "name": {"type": "string"}, "color": {"type": "array", "minItems": 3, "maxItems": 3, "items": {
                     "type": "integer", "minimum": 0, "maximum": 255}}}},
-            "measurements": {"type": "object", "additionalProperties": {
-                "anyOf": [{"type": "number"}, {"const": "NaN"}]}},
+            "measurements": {"type": "object", "additionalProperties": {"type": "number"}},
             "childObjects": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}}}
 SCHEMA = {"$defs": {"feature": FEATURE}, "type": "object", "required": ["type", "features"], "properties": {
     "type": {"const": "FeatureCollection"}, "features": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}
@@ -75,13 +74,66 @@ def test_ids_are_unique_and_the_same_each_time(scores):
     assert set(first).isdisjoint(ids(qupath_features(scores.assign(slide_id="t"), SIDE)))
 
 
-def test_nuclei_become_measurements_and_what_is_missing_is_nan(scores):
+def test_nuclei_become_measurements_and_what_is_missing_is_absent(scores):
     nuclei = pd.DataFrame({"scale": 20, "place": range(5), "nuclei": [3.0, 4, 5, 6, np.nan]})
     found = qupath_features(scores, SIDE, nuclei)
     jsonschema.validate(found, SCHEMA)
     children = [top["properties"]["childObjects"][0]["properties"]["measurements"] for top in found["features"]]
-    assert [c["nuclei"] for c in children] == [3, 4, 5, 6, "NaN", "NaN"]
+    assert [c.get("nuclei", "absent") for c in children] == [3, 4, 5, 6, "absent", "absent"]
     json.loads(json.dumps(found, allow_nan=False))
+
+
+@pytest.fixture
+def flat(scores, tmp_path):
+    """The flat file of twelve tiles, of which four 20x tiles have a count of nuclei."""
+    nuclei = pd.DataFrame({"scale": 20, "place": range(5), "nuclei": [3.0, 4, 5, 6, np.nan]})
+    return flat_path(write_qupath(qupath_features(scores, SIDE, nuclei), tmp_path / "s.svs.geojson"))
+
+
+def test_the_flat_file_has_every_tile_at_the_top_and_numbers_as_properties(scores, flat):
+    found = json.loads(flat.read_text(), parse_constant=pytest.fail)
+    nested = json.loads((flat.parent / "s.svs.geojson").read_text())
+    assert flat.name == "s.svs_flat.geojson" and len(found["features"]) == 12
+    assert [one["properties"]["scale"] for one in found["features"]] == [10, 20] * 6
+    own = scores.set_index(["scale", "place"])
+    for top in nested["features"]:
+        (child,) = top["properties"]["childObjects"]
+        at = [one["id"] for one in found["features"]].index(top["id"])
+        for given, one in ((top, found["features"][at]), (child, found["features"][at + 1])):
+            place, properties = int(given["properties"]["name"].split()[-1]), one["properties"]
+            assert one["geometry"] == given["geometry"] and one["id"] == given["id"]
+            assert properties["score"] == own.score[properties["scale"], place]
+            assert properties.get("parent") == (top["id"] if one is not found["features"][at] else None)
+            assert not {"measurements", "childObjects"} & set(properties)
+    assert [one["properties"].get("nuclei") for one in found["features"]] == [None, 3, None, 4, None, 5, None, 6,
+                                                                              None, None, None, None]
+
+
+def test_geopandas_reads_all_tiles_with_numbers(scores, flat):
+    geopandas = pytest.importorskip("geopandas", reason="needs geopandas, of the extra [interop]")
+    table = geopandas.read_file(flat)
+    assert len(table) == 12 and table["scale"].tolist() == [10, 20] * 6
+    assert table.score.dtype == table.nuclei.dtype == float and table.nuclei.notna().sum() == 4
+    expected = scores.sort_values(["place", "scale"]).score
+    np.testing.assert_allclose(table.score, expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(table.bounds.maxx - table.bounds.minx, [512, 256] * 6)
+    assert table.parent.notna().tolist() == [False, True] * 6
+
+
+def test_both_files_are_geojson_by_its_standard(flat):
+    models = pytest.importorskip("geojson_pydantic", reason="needs geojson-pydantic, of the extra [interop]")
+    for path, count in ((flat, 12), (flat.parent / "s.svs.geojson", 6)):
+        assert len(models.FeatureCollection.model_validate_json(path.read_text()).features) == count
+
+
+def test_lazyslide_takes_every_tile(flat, tmp_path):
+    lazyslide = pytest.importorskip("lazyslide", reason="needs lazyslide, of the extra [interop]")
+    from wsidata import open_wsi
+
+    wsi = open_wsi(make_slide(tmp_path / "s.svs", 1536, 1024), store=str(tmp_path / "s.zarr"))
+    lazyslide.io.load_annotations(wsi, flat, join_with=[], key_added="scores")
+    table = wsi.shapes["scores"]
+    assert len(table) == 12 and table.nuclei.notna().sum() == 4 and table.score.dtype == float
 
 
 def test_single_scale_tiles_stand_at_the_top(scores):
