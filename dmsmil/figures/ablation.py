@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from dmsmil.analysis.ablation import OPEN
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.witness import blind_bound
 from dmsmil.figures.base import (
@@ -44,13 +43,13 @@ RATES = [(BLUE, "o", "-"), (SKY, "s", "--"), (ORANGE, "^", "-"), (YELLOW, "v", "
 def variant_differences(table: pd.DataFrame, out) -> Figure:
     """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals.
 
-    table: as `ablation.variant_table`, grouped by the open point; a difference is default minus reading. Coloured:
+    table: as `variants.variant_table`, grouped by the point; a difference is default minus reading. Coloured:
     beyond noise after Holm's correction (blue for the default, orange against it), or equivalent (green). A collapsed
     reading has no point, and says so, as does one that learned nothing or gathered its attention.
     """
     rows, y, heads = [], 0.0, []
-    for number, part in table.groupby("ambiguity", sort=True):
-        heads.append((y, f"{number} · {OPEN[number]}"))
+    for point, part in table.groupby("point", sort=False):
+        heads.append((y, point))
         for _, row in part.iterrows():
             y -= 1
             rows.append((y, row))

@@ -1,4 +1,4 @@
-"""DMSMIL-Select: the paper's idea, two linked scales with deformable attention and transport, in a form that can choose.
+"""DMSMIL-Select: two linked scales with deformable attention and transport, in a form that can choose its tiles.
 
 What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
 
@@ -29,7 +29,6 @@ import numpy as np
 import ot
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dmsmil.jobs.files import InputError
 from dmsmil.models.base import Output, masked_softmax, mean_cross_entropy

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from dmsmil.analysis.ablation import ablation_configs, choose_variants, null_configs, variant_configs
+from dmsmil.analysis.ablation import ablation_configs, null_configs
 from dmsmil.analysis.sweep import collapse_configs, lam_configs
+from dmsmil.analysis.variants import choose_variants, variant_configs
 from dmsmil.cohorts.folds import bag_folds
 from dmsmil.cost.tables import Trainee
 from dmsmil.features.bags import Bags
@@ -43,7 +44,8 @@ def trainings(params: dict, bags: Bags, folds: pd.DataFrame, count: int = 0) -> 
     common = {name: params[name] for name in ("epochs", "lr", "weight_decay", "batch_size", "select")}
     lam = params["lam"]
     each, once = (count or params["folds"] * params["repeats"]) * len(params["seeds"]), 1
-    readings, _ = variant_configs(bags, folds, choose_variants(params["variants"]), lam=lam, **common)
+    forms = choose_variants(params["variants"], params["base"])
+    readings, _ = variant_configs(bags, folds, forms, params["base"], lam=lam, **common)
     asked = {
         "03_train": [(configure(bags, folds, params["method"], params["scale"], params["options"], lam=lam, **common),
                       each)],

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from dmsmil.analysis.ablation import ablation_configs, choose_variants, variant_configs
+from dmsmil.analysis.ablation import ablation_configs
 from dmsmil.analysis.paper import COHORTS, printed_results
 from dmsmil.analysis.sweep import check_lams, lam_configs
+from dmsmil.analysis.variants import choose_variants, variant_configs
 from dmsmil.cohorts.folds import bag_folds
 from dmsmil.features.bags import Bags, toy_bags
 from dmsmil.jobs.files import InputError, one_line
@@ -73,15 +74,16 @@ def _methods(params: dict, bags: Bags, folds: pd.DataFrame) -> str:
 
 
 def _ablation(params: dict, bags: Bags, folds: pd.DataFrame) -> str:
-    variants, lams = choose_variants(params["variants"]), check_lams(params["lams"])
+    variants, lams = choose_variants(params["variants"], params["base"]), check_lams(params["lams"])
     if params["collapse_lams"]:
         check_lams(params["collapse_lams"])
     training = _training(params)
     ablation_configs(bags, folds, **training)
-    variant_configs(bags, folds, variants, **training)
+    variant_configs(bags, folds, variants, params["base"], **training)
     training.pop("lam")
     lam_configs(bags, folds, lams, **training)
-    return f"{len(variants)} readings of what the paper leaves open; λ in {', '.join(f'{lam:g}' for lam in lams)}"
+    form = method(params["base"]).title
+    return f"{len(variants)} other forms of {form}; λ in {', '.join(f'{lam:g}' for lam in lams)}"
 
 
 def _paper(paper: str) -> str:

@@ -9,12 +9,9 @@ from scipy.special import expit
 
 from dmsmil import figures
 from dmsmil.analysis.ablation import (
-    OPEN,
-    VARIANTS,
     ablation_configs,
     ablation_sentences,
     ablation_table,
-    choose_variants,
     is_exact,
     null_configs,
     null_sentence,
@@ -22,13 +19,19 @@ from dmsmil.analysis.ablation import (
     part_gains,
     parts_of,
     pretty_ablation,
+)
+from dmsmil.analysis.paper import printed_ablation
+from dmsmil.analysis.report import paired_tests, saved_tables
+from dmsmil.analysis.variants import (
+    OPEN,
+    PARTS,
+    VARIANTS,
+    choose_variants,
     pretty_variants,
     variant_configs,
     variant_sentences,
     variant_table,
 )
-from dmsmil.analysis.paper import printed_ablation
-from dmsmil.analysis.report import paired_tests, saved_tables
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import InputError
@@ -135,7 +138,7 @@ def test_every_choice_of_the_model_is_a_reading():
     choices = {(key, value) for key, values in CHOICES.items() for value in values if value != defaults[key]}
     choices = choices - {("ot", "none"), ("ot", "blocks"), ("score", "norm")} | SWITCHES
     assert choices == {pair for v in VARIANTS.values() for pair in v.options.items()}
-    assert {v.ambiguity for v in VARIANTS.values()} == set(OPEN)
+    assert {v.point for v in VARIANTS.values()} == set(OPEN)
 
 
 def test_no_two_readings_are_the_same_run(study):
@@ -152,6 +155,17 @@ def test_a_reading_is_chosen_by_name():
     for names, said in ((["map_tiles"], "did you mean 'map_tile'"), ([7], "known: all, map_tile"), ([], "is empty")):
         with pytest.raises(InputError, match=said):
             choose_variants(names)
+
+
+def test_the_parts_of_the_method_that_chooses_are_taken_away_one_by_one(study):
+    bags, folds = study
+    configs, left_out = variant_configs(bags, folds, choose_variants(["all"], "dmsmil_select"), "dmsmil_select",
+                                        **SETTINGS)
+    assert list(configs) == ["default", *PARTS] and not left_out
+    assert {config.method for config in configs.values()} == {"dmsmil_select"}
+    assert len({config.name for config in configs.values()}) == len(configs), "each is another run"
+    with pytest.raises(InputError, match="unknown variant 'map_tile' of dmsmil_select"):
+        choose_variants(["map_tile"], "dmsmil_select")
 
 
 def test_what_cannot_run_here_is_left_out_with_its_reason():

@@ -7,10 +7,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dmsmil import figures
-from dmsmil.analysis.ablation import VARIANTS, pretty_variants, variant_configs, variant_sentences, variant_table
 from dmsmil.analysis.claims import claims, worth
 from dmsmil.analysis.report import average_ranks, paired_sentences, paired_tests, ranking, saved_results
 from dmsmil.analysis.sweep import lam_configs, lam_sentences, lam_table, lam_tests, pretty_lams
+from dmsmil.analysis.variants import VARIANTS, pretty_variants, variant_configs, variant_sentences, variant_table
 from dmsmil.analysis.verdicts import (
     cheap_sentences,
     cheap_tests,

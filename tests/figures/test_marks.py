@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from dmsmil import figures
-from dmsmil.analysis.ablation import variant_sentences, variant_table
 from dmsmil.analysis.report import ranking
 from dmsmil.analysis.sweep import ALONE, lam_sentences, lam_table, lam_tests
+from dmsmil.analysis.variants import variant_sentences, variant_table
 from tests.analysis.test_ablation import made
 from tests.figures.test_figures import drawn
 from tests.figures.test_names import results

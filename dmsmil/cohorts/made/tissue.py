@@ -18,8 +18,8 @@ NESTED_STEP = 0.5  # share of the signal region that is nested: half at arrangem
 def regions(rng, side, arrangement, rate=0.0, fat=(0.10, 0.25)):
     """Maps (side // MAP, side // MAP): tissue, signal, nested (part of signal), fat, neutral, the rest.
 
-    rate: the share of the tissue that is signal; 0: a little more than half of it, in each slide another. fat: least and
-    greatest share of it in what is not signal.
+    rate: the share of the tissue that is signal; 0: a little more than half of it, in each slide another. fat: least
+    and greatest share of it in what is not signal.
     """
     cells = side // MAP
 
