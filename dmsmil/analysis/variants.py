@@ -131,8 +131,8 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     """One row a reading, against runs["default"]; slides: how many the study has.
 
     Columns: name, point (its `Variant.heading`), reading; for AUC and ACC <metric>_difference (default minus reading,
-    mean over folds), _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`; runs, collapsed;
-    ACC_mean, ACC_std and so for F1 and AUC, over runs.
+    mean over folds), _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`;
+    runs, collapsed; ACC_mean, ACC_std and so for F1 and AUC, over runs.
     A collapsed reading is no result: it is not compared and its differences are empty, as all are if the default
     collapsed.
     """
