@@ -4,6 +4,7 @@
     dmsmil run params/mine.yaml       the whole study, into outputs/<study>/; start it again to continue
     dmsmil apply params/mine.yaml SLIDES      what its models say of slides that it has never seen
     dmsmil export params/mine.yaml OUT        its models as a folder that travels; dmsmil apply OUT SLIDES
+    dmsmil export-bags params/mine.yaml OUT --for torchmil   its features, for those who train with another program
     dmsmil book params/mine.yaml      its book once more, from the notebooks as they were executed
     dmsmil choose params/planted.yaml ...   which reading of the paper is the default, by the rule of docs/readings.md
     dmsmil methods                    the methods there are
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
                                      epilog=" ".join(__doc__.split("\n\n")[-1].split()))
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,apply,export,book,choose,"
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,apply,export,export-bags,book,choose,"
                                                                       "methods,bench}")
     for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
                        ("book", "build the book of a study that has run")):
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (applied, exported):
         sub.add_argument("--method", help="of the study's methods this one, in place of the key method")
         sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter")
+    bags = verbs.add_parser("export-bags", help="write a study's features for those who train with another program")
+    bags.add_argument("params", help="a params file of a study whose features are made")
+    bags.add_argument("place", metavar="out", help="a new folder")
+    bags.add_argument("--for", required=True, dest="kind", choices=("torchmil", "clam", "stamp"))
+    bags.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter")
     sub = verbs.add_parser("choose", help="which reading of the paper is the default, by the rule of docs/readings.md")
     sub.add_argument("params", nargs="+", help="the studies whose cohorts choose")
     sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
@@ -104,6 +110,8 @@ def _answer(args: argparse.Namespace) -> int:
         return check(params)
     if args.verb == "book":
         return make_book(params)
+    if args.verb == "export-bags":
+        return export_bags(params, args.kind, args.place)
     from dmsmil.study.run import run
 
     return run(params, args.only)
@@ -128,6 +136,17 @@ def make_book(params: dict) -> int:
 
     index = build(folder_of(params["study"], params["outputs"]), say)
     say(f"{shown(index)}   to read in any browser")
+    return GOOD
+
+
+def export_bags(params: dict, kind: str, place: str) -> int:
+    """Write the features of a study into a new folder for another program; InputError when there are none."""
+    from dmsmil.features.handing import hand_out
+    from dmsmil.study.opening import open_study
+
+    opened = open_study(*(params[name] for name in ("study", "outputs", "scales", "tile_px", "encoder")))
+    names = hand_out(kind, opened.store, opened.cohort, opened.folds, place)
+    say(f"{len(names)} of {len(opened.cohort)} slides in {place}, and README.txt, which says how {kind} loads them")
     return GOOD
 
 
