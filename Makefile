@@ -28,6 +28,8 @@ book: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/dmsmil run params/demo_all.yaml
+	$(BIN)/dmsmil run params/demo.yaml -p study demo_more -p demo_patients 50 --only 00
+	$(BIN)/dmsmil apply params/demo_all.yaml params/demo_new.csv
 	$(BIN)/python -m dmsmil.book.publish outputs/demo
 
 bench: $(READY)

@@ -42,8 +42,8 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
     positive, rows = kit.about["positive"], []
     for _, row in kit.results.iterrows():
         name = row["name"]
-        if means[name].empty:
-            break
+        if name not in means or means[name].empty:
+            continue
         study = {metric: number(row, metric)[1] for metric in METRICS}
         low, high = ({metric: row[f"{metric}_{end}"] for metric in METRICS} for end in ("low", "high"))
         error = calibration(kit.tested, positive)[1] if name == kit.about["name"] else math.nan

@@ -38,17 +38,8 @@ def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[di
         if "weights" not in made["encoder"]:
             raise InputError("the features of this study were made elsewhere: name those of the new slides with the "
                              "key 'features'")
-        side = _check_encoder(made, weights, device)
-        encode_cohort(store, slides, min_density=made["min_density"], black=made["black"], weights=weights, px=side,
-                      device=device, **work)
+        encode_cohort(store, slides, min_density=made["min_density"], black=made["black"], weights=weights,
+                      px=made["encoder"]["px"], device=device, **work,
+                      agree=lambda identity: check_same({"encoder": identity}, [made]))
     bags = load_bags(store, slides, made["k"], store.scales, report=report)
     return with_classes(bags, kit.classes, slides.set_index("slide_id").label)
-
-
-def _check_encoder(made: dict, weights: str, device: str) -> int:
-    """The side at which tiles enter the encoder; InputError where the encoder here is not the study's."""
-    from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
-
-    side = made["encoder"]["px"]
-    check_same({"encoder": create_encoder(made["encoder"]["name"], weights, device, side).identity}, [made])
-    return side

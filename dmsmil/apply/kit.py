@@ -86,8 +86,8 @@ def study_kit(home: str | Path, bags: Bags, folds: pd.DataFrame, cohort: pd.Data
     panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in range(fold_count(folds))]
     about = {"name": table.name[0], "config": config.record(), "rival": rival.record() if pooled else {},
              "classes": bags.classes, "positive": positive_class(bags.classes, positive), "dim": dim,
-             "made": made_by(home, bags.slide_ids)[-1], "study": Path(home).name, "slides": len(bags),
-             "patients": len(set(bags.patient_ids)), "note": note(table.iloc[0])}
+             "made": _of_all(bags.store.features_made_by(bags.slide_ids[0]).config), "study": Path(home).name,
+             "slides": len(bags), "patients": len(set(bags.patient_ids)), "note": note(table.iloc[0])}
     vectors = slide_vectors(bags)
     return Kit(about, panels, trained_on(bags, folds), vectors, left_out(vectors, bags.patient_ids),
                table.loc[table.name.isin(panels), OURS].reset_index(drop=True),
@@ -101,7 +101,9 @@ def _finished(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -
                  for fold in range(fold_count(folds)) for seed in check_seeds(seeds)]
     except InputError:
         there = [None]
-    return get_runs(home, bags, folds, config, seeds, report=lambda line: None)[0] if all(there) else None
+    if not all(there):
+        return None
+    return get_runs(home, bags, folds, config, seeds, report=lambda line: None, stage="apply")[0]
 
 
 def _colour(bags: Bags, folds: pd.DataFrame, fold: int) -> Colour:
@@ -123,12 +125,16 @@ def made_by(home: str | Path, slide_ids) -> list[dict]:
     raise InputError(f"study '{Path(home).name}' has no features: run it first, dmsmil run with the same params")
 
 
-def _config(path: Path) -> dict | None:
+def _config(path: Path) -> dict:
+    """What made a file of features; nothing where it cannot be read."""
     try:
         with reading(path) as written:
-            config = written.config() or {}
+            return _of_all(written.config() or {})
     except (OSError, KeyError, ValueError):
-        return None
+        return {}
+
+
+def _of_all(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in OF_ONE_SLIDE}
 
 
@@ -153,7 +159,8 @@ def _differences(wanted: dict, made: dict) -> Iterator[str]:
             mine, theirs = (want, have) if name is None else (want[name], have[name])
             if difference(theirs, mine):
                 called = "mpp" if key == "fallback_mpp" else key if name in (None, "name") else f"the encoder's {name}"
-                yield f"{called} is {mine!r}, and the study was made with {theirs!r}"
+                hint = " (amp is of a GPU, fp32 of a CPU: see the key device)" if name == "precision" else ""
+                yield f"{called} is {mine!r}, and the study was made with {theirs!r}{hint}"
 
 
 def with_classes(bags: Bags, classes: list[str], labels: pd.Series) -> Bags:

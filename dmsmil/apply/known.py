@@ -14,12 +14,17 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import content_hash, fingerprint
 from dmsmil.slides.store import Store
 
-MARKS = ("slide", "patient", "content")
+MARKS = {"slide": "its name", "patient": "its patient", "content": "what its tiles show"}
 
 
 def mark(what: str, name: str) -> str:
     """The hash of the id of a slide or patient; "" of none. Case, spaces and the file's suffix do not count."""
     return fingerprint([what, alike(bare_name(name))], 32) if name else ""
+
+
+def known_by(known: str) -> str:
+    """`known` of `recognise` in words."""
+    return ", ".join(MARKS[what] for what in known.split(", "))
 
 
 def content(store: Store, slide_id: str) -> str:

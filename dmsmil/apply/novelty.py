@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from dmsmil.features.bags import Bags
 from dmsmil.models.base import masked_mean
 
-NEIGHBOURS, TURNS = 10, 20  # slides that are compared with; turns in which all are left out, at most
+NEIGHBOURS, TURNS = 10, 10  # slides that are compared with; turns in which all are left out, at most
 LEVEL = 0.99
 WHAT = ("features", "colours")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from dmsmil import figures
 from dmsmil.apply.card import NOT_FOR
 from dmsmil.apply.kit import Kit
+from dmsmil.apply.known import known_by
 from dmsmil.apply.predict import Applied
 from dmsmil.features.views import slide_views
 from dmsmil.interpret.explain import extremes
@@ -78,8 +79,7 @@ def warnings_of(said: dict) -> Iterator[str]:
         yield (f"Unlike the training slides, in its {said['unlike'].replace(', ', ' and ')}: what is said of it rests "
                "on nothing.")
     if said["known"] and said["models"]:
-        yield (f"The study knows this slide (by its {said['known'].replace(', ', ' and ')}): only models that have not "
-               "seen it were asked.")
+        yield f"The study knows this slide ({known_by(said['known'])}): only models that have not seen it were asked."
     if not said["models"]:
         yield "Every model of the study has seen this slide or its patient: nothing is predicted."
 
@@ -95,8 +95,9 @@ def _said(said: dict, about: dict) -> str:
     if said["models"]:
         lines += [("predicted", said["pred"])]
         lines += [(f"P({name})", f"{said[f'prob_{name}']:.3f}") for name in about["classes"]]
-        lines += [("spread", f"of P({about['positive']}) over the models: from {said['lowest']:.3f} to "
-                   f"{said['highest']:.3f}, standard deviation {said['spread']:.3f}")]
+        spread = (f"of P({about['positive']}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
+                  f"standard deviation {said['spread']:.3f}")
+        lines += [("spread", spread if said["models"] > 1 else "not known of one model")]
     lines += [("label", said["label"])] if said["label"] else []
     lines += [("patient", said["patient_id"])] if said["patient_id"] else []
     lines += [("tiles", str(said["tiles"]))]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.known import recognise
-from dmsmil.apply.members import Member
+from dmsmil.apply.members import Colour, Member
 from dmsmil.apply.novelty import likeness
 from dmsmil.features.bags import Bags
 from dmsmil.interpret.explain import score_rows
@@ -42,6 +42,8 @@ def apply_kit(kit: Kit, bags: Bags, slides: pd.DataFrame) -> Applied:
     unseen = {fold: np.array([fold not in seen for seen in marks.seen]) for fold in _folds(kit)}
     each, means, spread, scores = {}, {}, None, None
     for name, members in kit.panels.items():
+        if isinstance(members[0], Colour) and bags.colour.isnan().any():
+            continue  # features made elsewhere do not tell them
         answers = [member.ask(bags) for member in members]
         there = np.stack([unseen[member.fold] for member in members])
         said = np.where(there[..., None], np.stack([answer[0] for answer in answers]), np.nan)
@@ -98,12 +100,17 @@ def _scores(kit: Kit, bags: Bags, rows: pd.DataFrame, answers: list[np.ndarray],
         asked = [answer[number] for answer, may in zip(answers, there[:, number]) if may]
         if not asked:
             continue
-        total = [score.sum(1, keepdims=True) for score in asked]
-        shares = np.mean([score / np.where(all_ > 0, all_, 1) for score, all_ in zip(asked, total)], 0)
+        shares = np.mean([_shares(score) for score in asked], 0)
         about = {"slide_id": row.slide_id, "patient_id": row.patient_id, "label": row.label, "fold": -1}
         parts.append(score_rows(shares, data.mask[number].numpy(), data.coords[number].numpy(), kit.scales, about))
     columns = ["slide_id", "patient_id", "label", "fold", "scale", "place", "x", "y", "score", "normalised"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _shares(score: np.ndarray) -> np.ndarray:
+    """(S, K) scores as shares of their sum at each scale."""
+    total = score.sum(1, keepdims=True)
+    return score / np.where(total > 0, total, 1)
 
 
 def said_sentences(table: pd.DataFrame) -> str:

@@ -33,19 +33,22 @@ def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200,
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                   mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
                   report: Callable[[str], None] = print, scheduler: str = "",
-                  source: Remote | None = None, black: str = "padding") -> pd.DataFrame:
+                  source: Remote | None = None, black: str = "padding",
+                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
     reading keeps up with encoding. With a scheduler, `auto` is the kind of device that this process has, for the
     features' precision depends on it. source: a slide that is not on the disk is fetched from there (columns file_id,
-    size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. Returns one row a
-    slide, as `tile_cohort`.
+    size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. agree: gets the
+    encoder's identity before anything is encoded, and raises where it will not do. Returns one row a slide, as
+    `tile_cohort`.
     """
     from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
 
     place = pick_device(device)
     encoder = create_encoder(store.encoder, weights, device, px)
+    agree(encoder.identity)
     report(f"{store.encoder}: {encoder.dim} numbers a tile, fed {encoder.px} x {encoder.px} px; {encoder.weights}")
     units = {}
     for row in cohort.itertuples():

@@ -6,8 +6,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from dmsmil.figures.base import BLUE, DARK, FAINT, GREY, ORANGE, dot_and_bar, finish, only_rows, same_jitter, short
+from dmsmil.figures.base import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREY,
+    ORANGE,
+    dot_and_bar,
+    finish,
+    only_rows,
+    plain_numbers,
+    same_jitter,
+    short,
+)
 from dmsmil.training.metrics import calibration, decision_curve
 
 NAMED = 40  # slides that are called by their names
@@ -60,8 +73,8 @@ def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figu
         ax.axvline(1, color=DARK, linestyle=":", linewidth=1)
         ax.set(title=WHAT[name], yticks=[0, 1], yticklabels=["these slides", "the study's own"], ylim=(-0.6, 1.6),
                xscale="log")
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.xaxis.set_minor_formatter(lambda value, _: "")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plain_numbers(ax.xaxis)
         only_rows(ax)
     axes[-1, 0].set_xlabel("distance, 1: the border")
     return finish(figure, out, pd.concat(parts, ignore_index=True))
@@ -92,6 +105,6 @@ def external_curves(study: pd.DataFrame, here: pd.DataFrame, positive: str, out)
     top = max(curve["all"].max(), *(part.benefit.max() for part in parts[1::2]), 0.1)
     right.set(title="Decision curve", xlabel="probability from which one acts", ylabel="net benefit", xlim=(0, 1),
               ylim=(max(lowest, -0.25) - 0.02, top * 1.08))
-    left.legend(fontsize=7.5, loc="upper left")
-    right.legend(fontsize=7.5, loc="lower left")
+    for ax in (left, right):
+        ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return finish(figure, out, pd.concat(parts, ignore_index=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.apply.kit import Kit, check_same, made_by, study_kit
+from dmsmil.apply.known import known_by
 from dmsmil.apply.travel import is_kit, read_about, read_kit, write_kit
 from dmsmil.jobs.files import ROOT, InputError
 from dmsmil.study.opening import open_study
@@ -62,7 +63,7 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
     wide, lines = max(map(len, table.slide_id)), []
     for row in table.head(most).to_dict("records"):
         notes = [f"unlike the training slides in its {row['unlike']}"] if row["unlike"] else []
-        notes += [f"the study knows its {row['known']}"] if row["known"] else []
+        notes += [f"the study knows it: {known_by(row['known'])}"] if row["known"] else []
         said = "nothing, for every model has seen it"
         if row["pred"]:
             said = (f"{row['pred']} {float(row['prob_' + row['pred']]):.3f}, spread {float(row['spread']):.3f} over "

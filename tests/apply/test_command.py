@@ -36,7 +36,7 @@ def test_apply_predicts_and_says_it(copy):
     table = pd.read_csv(copy / "smoke/tables/10_apply.csv", dtype=str, keep_default_na=False)
     assert list(table.slide_id) == ["other-0", "other-1"] and set(table.known) == {"content"}
     for row in table.itertuples():
-        line = rf"^  {row.slide_id}  {row.pred} 0\.\d+, spread .*; the study knows its content$"
+        line = rf"^  {row.slide_id}  {row.pred} 0\.\d+, spread .*; the study knows it: what its tiles show$"
         assert re.search(line, done.stdout, re.M), done.stdout
         for name in (f"pages/{row.slide_id}.html", f"qupath/{row.slide_id}.geojson", f"qupath/{row.slide_id}.ome.tif"):
             assert (copy / "smoke/apply" / name).is_file()
@@ -101,6 +101,22 @@ def test_with_nothing_to_predict_the_notebook_says_so_and_ends(tmp_path):
     shown = [json.dumps(cell.outputs) for cell in cells]
     assert sum("nothing to apply to: dmsmil apply" in text for text in shown) >= 6
     assert "{'slides': 0}" in shown[-1] and not any("error" in text for text in shown)
+
+
+def test_the_table_that_the_committed_notebook_predicts_is_of_the_demos_painter():
+    """params/demo_new.csv: ten patients that the demo has not, and two slides that it has, where `make notebooks` puts
+    them."""
+    from dmsmil.cohorts.made.demo import plan_cohort
+
+    table = pd.read_csv(ROOT / "params/demo_new.csv").set_index("slide_id")
+    painted = plan_cohort(50).set_index("slide_id").loc[table.index]
+    assert (table[["patient_id", "label"]] == painted[["patient_id", "label"]]).all().all()
+    assert list(table.path) == [f"../outputs/demo_more/cohort/{path}" for path in painted.path]
+    known = set(plan_cohort(40).patient_id)
+    assert table.patient_id[~table.patient_id.isin(known)].nunique() == 10 and table.patient_id.isin(known).sum() == 2
+    made = (ROOT / "Makefile").read_text()
+    assert "-p study demo_more -p demo_patients 50 --only 00" in made
+    assert "dmsmil apply params/demo_all.yaml params/demo_new.csv" in made
 
 
 def test_new_slides_make_the_notebook_run_again(tmp_path):

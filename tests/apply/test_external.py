@@ -103,6 +103,9 @@ def test_the_figures_hold_their_numbers(made, labelled, tmp_path):
     data = pd.read_csv(tmp_path / "a.csv")
     assert sorted(data.slide_id) == sorted(labelled.table.slide_id)
     assert data["prob_lobular-like"].is_monotonic_increasing
+    many = pd.concat([labelled.table.assign(slide_id=labelled.table.slide_id + str(i)) for i in range(8)])
+    figure = figures.said_of_slides(many, "lobular-like", tmp_path / "m")
+    assert figure.axes[0].get_ylabel() == "80 slides" and not len(figure.axes[0].get_yticks())
     own = {"features": np.array([0.5, 1.0]), "colours": np.array([0.2, 0.9])}
     figures.slide_likeness(labelled.table, own, tmp_path / "b")
     data = pd.read_csv(tmp_path / "b.csv")

@@ -11,7 +11,7 @@ from dmsmil.apply.kit import check_same, made_by, study_kit
 from dmsmil.apply.known import recognise
 from dmsmil.apply.predict import apply_kit, said_sentences
 from dmsmil.features.bags import load_bags
-from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.training.baselines import colour_predictions, majority_predictions
@@ -160,7 +160,7 @@ def test_another_encoder_of_that_name_is_refused_before_anything_is_encoded(made
         return encoder
 
     monkeypatch.setattr(encoders, "create_encoder", other)
-    with pytest.raises(InputError, match="the encoder's precision is 'amp', and the study was made with 'fp32'"):
+    with pytest.raises(InputError, match="precision is 'amp', and the study was made with 'fp32' .*the key device"):
         made.apply(made.slides / f"{NEW[0]}.svs", home=tmp_path)
     assert not list(tmp_path.rglob("*.h5"))
 
@@ -171,6 +171,14 @@ def test_runs_that_were_not_trained_are_not_trained_now(made):
     with pytest.raises(InputError, match="not all the runs of dmsmil"):
         study_kit(made.home, made.bags, made.folds, made.cohort, "dmsmil", **{**SETTINGS, "epochs": 3})
     assert not list(made.home.glob("runs/abmil*"))
+
+
+def test_what_failed_in_training_stays_said(made, tmp_path):
+    """To read the runs is no training: the rows of failures.csv that a training left are not its to clear."""
+    home = shutil.copytree(made.home, tmp_path / "mine")
+    write_failures(home, "train", [failure_row("run", "train", InputError("diverged"))])
+    study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
+    assert list(read_failures(home).reason) == ["diverged"]
 
 
 def test_the_studys_own_files_are_left_alone(made, whole):

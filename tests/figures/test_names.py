@@ -49,6 +49,12 @@ def counts():
     return pd.DataFrame({"slide_id": list("abcd"), "label": ODD * 2, "tiles": [3, 5, 8, 8], "density": 0.5})
 
 
+def said():
+    """What 10_apply says of two slides, one of which is unlike."""
+    return pd.DataFrame({"slide_id": [ODD[0], "b"], "label": [ODD[1], ""], "models": 2, f"prob_{ODD[0]}": [0.2, 0.7],
+                         "lowest": 0.1, "highest": 0.9, "known": ["", "slide"], "unlike": ["colours", ""]})
+
+
 CASES = {
     "cohort_overview": lambda slide: (odd_cohort(), make_folds(odd_cohort(), 3)),
     "site_balance": lambda slide: (odd_cohort(), make_folds(odd_cohort(), 3)),
@@ -69,6 +75,7 @@ CASES = {
     "removal_curves": lambda slide: (curves(),),
     "map_quality": lambda slide: (maps_table(name=[*ODD, "c"]),),
     "cover": lambda slide: (results(), None),
+    "said_of_slides": lambda slide: (said(), ODD[0]),
 }
 
 
