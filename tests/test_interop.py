@@ -54,7 +54,7 @@ def test_every_program_of_the_table_with_a_python_reader_has_its_lines():
 def test_the_yaml_of_the_page_has_keys_of_a_study():
     found = [yaml.safe_load(code) for kind, code in BLOCKS if kind == "yaml"]
     known = known_parameters()
-    assert len(found) == 4
+    assert len(found) == 5
     for values in found:
         for key, value in values.items():
             assert not known[key].problem(value), key

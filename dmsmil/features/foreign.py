@@ -39,8 +39,8 @@ def kind_of(folder: Path) -> str:
                     return "TRIDENT"
         except InputError:  # a damaged file says nothing of the others
             continue
-    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM, STAMP or LazySlide, but {told(folder)}: check "
-                     "the key 'features'")
+    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM, STAMP, LazySlide or slide2vec, but "
+                     f"{told(folder)}: check the key 'features'")
 
 
 def told(folder: Path) -> str:
@@ -75,7 +75,7 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     """CLAM's file of a slide, h5 or pt. A tile's side is patch_size times the downsample of its level."""
     path, coords, side, size = files["features"], None, 0.0, (0.0, 0.0)
     if path.suffix == ".pt":
-        features = _tensor(path)
+        features = tensor(path)
     else:
         with _reading(path) as written:
             features, coords = _arrays(written, path, "features")
@@ -138,7 +138,8 @@ def _number(attributes: dict, name: str) -> float:
     return float(np.ravel(attributes[name])[0]) if name in attributes else 0.0
 
 
-def _tensor(path: Path) -> np.ndarray:
+def tensor(path: Path) -> np.ndarray:
+    """The tensor in a .pt file, as float32; a file with anything else is refused, and no code in it is run."""
     import torch  # seconds, which only those who have such files need to spend
 
     try:
@@ -148,6 +149,6 @@ def _tensor(path: Path) -> np.ndarray:
                           f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
     if not isinstance(value, torch.Tensor):
         keys = f" with {', '.join(map(str, list(value)[:4]))}" if isinstance(value, dict) else ""
-        raise InputError(f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not CLAM's plain "
+        raise InputError(f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not one plain "
                          "tensor: save its features alone, or give h5_files")
     return value.float().numpy()

@@ -1,4 +1,4 @@
-"""Features that TRIDENT, CLAM, STAMP or LazySlide made become a study's own; and a study's become CLAM's.
+"""Features that TRIDENT, CLAM, STAMP, LazySlide or slide2vec made become a study's own; and a study's become CLAM's.
 
 TRIDENT's layout is also the store's, so its users' tools read a study's features/ folder as it is.
 """
@@ -16,6 +16,7 @@ import pandas as pd
 
 from dmsmil.features.foreign import READERS, BrokenSlide, kind_of
 from dmsmil.features.lazyslide import is_lazyslide, read_lazyslide
+from dmsmil.features.slide2vec import is_slide2vec, read_slide2vec
 from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
 from dmsmil.jobs.files import InputError, atomic
 from dmsmil.slides.hdf5 import writing
@@ -25,7 +26,7 @@ from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
 from dmsmil.slides.tiles import Tiles
 
-OWN_WORD = ("TRIDENT", "LazySlide")  # their files say the magnification of the slide
+OWN_WORD = ("TRIDENT", "LazySlide", "slide2vec")  # their files say the magnification of the slide
 AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
 NEAR = 0.02            # sizes within this share of one another are the same but for rounding
@@ -69,7 +70,7 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
     """What `source` (see `import_features`) holds for these slides, after reading one of them; InputError when that is
     nothing that this study can use."""
     folders = find_folders(store, Path(source))
-    kinds = {scale: "LazySlide" if is_lazyslide(folder) else kind_of(folder) for scale, folder in folders.items()}
+    kinds = {scale: _kind(folder) for scale, folder in folders.items()}
     kind, *others = set(kinds.values())
     if others:
         raise InputError(f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study "
@@ -92,6 +93,13 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
             if len(refused) == AGREED:
                 break
     raise [*refused, *broken][0]
+
+
+def _kind(folder: Path) -> str:
+    """Whose features a folder of a scale holds; InputError when nobody's."""
+    if is_lazyslide(folder):
+        return "LazySlide"
+    return "slide2vec" if is_slide2vec(folder) else kind_of(folder)
 
 
 def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path, scale: int) -> list[str]:
@@ -161,7 +169,7 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
 
 def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
           mpp: float) -> dict[int, Part]:
-    read = partial(read_lazyslide, encoder=store.encoder) if kind == "LazySlide" else READERS[kind]
+    readers = {**READERS, "LazySlide": partial(read_lazyslide, encoder=store.encoder), "slide2vec": read_slide2vec}
     parts = {}
     for scale, roles in files.items():
         if "features" not in roles:
@@ -172,7 +180,7 @@ def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
                 names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
                 raise BrokenSlide(f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
                                   "one that is its own, or give the slide file's whole name as slide_id")
-        part = read({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
+        part = readers[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
         parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
     return parts
 

@@ -20,7 +20,8 @@ SlideFiles = dict[int, dict[str, list[Path]]]  # scale -> "features", and where 
 
 @dataclass(frozen=True)
 class Source:
-    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP, LazySlide), numbers a tile, files by scale and role."""
+    """Features made elsewhere: whose (TRIDENT, CLAM, STAMP, LazySlide or slide2vec), numbers a tile, files by scale and
+    role."""
 
     kind: str
     dim: int
@@ -82,6 +83,10 @@ def find_files(kind: str, folder: Path) -> dict[str, Index]:
     if kind == "CLAM":
         return {"features": _below(folder / "pt_files", ".pt") | _below(folder / "h5_files", ".h5"),
                 "tiles": _below(folder / "patches", ".h5") or _below(folder.parent / "patches", ".h5")}
+    if kind == "slide2vec":
+        made, chosen = folder / "tile_embeddings", folder / "tiles"
+        return {"features": _below(made, ".pt") | _below(made, ".npz"), "tiles": _below(chosen, ".coordinates.npz"),
+                "tiling": _below(chosen, ".coordinates.meta.json")}
     if kind == "LazySlide":
         return {"features": _index(zarrs(folder), ".zarr")}
     tiles = {"tiles": _below(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}

@@ -446,8 +446,8 @@ def test_a_bad_slide_is_a_row_and_the_others_are_imported(kind, damage, reason, 
 
 
 @pytest.mark.parametrize("value, reason", [
-    ({"features": torch.zeros(3), "coords": 1}, "holds a dict with features, coords, not CLAM's plain tensor"),
-    ([1, 2], "holds a list, not CLAM's plain tensor"), (None, "is damaged, or more than a tensor")])
+    ({"features": torch.zeros(3), "coords": 1}, "holds a dict with features, coords, not one plain tensor"),
+    ([1, 2], "holds a list, not one plain tensor"), (None, "is damaged, or more than a tensor")])
 def test_pt_files_that_are_no_tensor(value, reason, store, tmp_path):
     source = [write("CLAM pt", tmp_path, name, grids(name)) for name in NAMES][0]
     for path in tmp_path.rglob("one.pt"):
@@ -537,7 +537,7 @@ WRONG = {  # a line that says what is wrong, and what is there
     "one scale's features": (
         lambda place: trident(place / "job", "one", grids("one")) / "20x_256px_0px_overlap/features_uni_v1",
         "features_uni_v1 is inside of one scale of a TRIDENT folder: name its parent, job$"),
-    "another format": (zarr, "z10x has no features of TRIDENT, CLAM, STAMP or LazySlide, but one.zarr"),
+    "another format": (zarr, "z10x has no features of TRIDENT, CLAM, STAMP, LazySlide or slide2vec, but one.zarr"),
     "two formats": (mixed, "the features are STAMP at 10x and CLAM at 20x"),
     "tile_px": (lambda place: trident(place / "job", "one", grids("one"), px=512),
                 "job has no tiles of 256 px at 10x without overlap, but 10x_512px_0px_overlap, 20x_512px_0px_overlap: "
