@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.cohorts.checks import COLUMNS
-from dmsmil.cohorts.finding import SlideFiles
-from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, alike, bare_name, plain_name
+from dmsmil.cohorts.finding import SlideFiles, called
+from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, alike, plain_name
 from dmsmil.cohorts.leakage import TCGA
 from dmsmil.cohorts.table import load_cohort
 from dmsmil.jobs.failures import failure_row
@@ -41,14 +41,14 @@ def read_slides(place: str | Path, classes: list[str], slides_needed: bool = Tru
 
 
 def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
-    """The slides of a file or folder, called by their files' names."""
+    """The slides of a file or folder, called by their files' names, or by the labels of DICOM slides."""
     paths = [place] if place.is_file() else SlideFiles(place).paths
     if not paths:
         raise InputError(f"the folder {place.name} has no slide file to apply to ({', '.join(SLIDE_SUFFIXES[:4])}"
                          ", ...)")
-    counts, rows, failures = Counter(alike(bare_name(path.name)) for path in paths), [], []
-    for path in paths:
-        name = bare_name(path.name)
+    names = {path: called(path) for path in paths}
+    counts, rows, failures = Counter(map(alike, names.values())), [], []
+    for path, name in names.items():
         try:
             if counts[alike(name)] > 1:
                 raise InputError(f"{counts[alike(name)]} slide files are called {name}: keep one, or write a table")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.cohorts.checks import Reasons
-from dmsmil.cohorts.dicom import Series, find_series, slide_in
+from dmsmil.cohorts.dicom import CONTAINER, Series, find_series, header, slide_in
 from dmsmil.cohorts.fetching import slide_path
 from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
 from dmsmil.jobs.files import InputError
@@ -98,6 +98,13 @@ class SlideFiles:
             if near:
                 found[slide_id] = near[0]
         return found
+
+
+def called(path: Path) -> str:
+    """What a slide is called of which nothing is known but its file: by the label of a DICOM slide, else by the file's
+    name."""
+    label = header(path).get(CONTAINER, "") if path.suffix.lower() == DICOM else ""
+    return bare_name(label) or bare_name(path.name)
 
 
 def given_path(path: str, folders: list[Path]) -> Path:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dmsmil.apply.incoming import read_slides
 from dmsmil.cohorts.dicom import CONTAINER, IMAGE_TYPE, MODALITY, SERIES, find_series, header, slide_in
-from dmsmil.cohorts.finding import SlideFiles
+from dmsmil.cohorts.finding import SlideFiles, called
 from dmsmil.cohorts.table import load_cohort
 from dmsmil.jobs.files import ROOT, InputError
 from dmsmil.slides.reader import open_slide
@@ -143,6 +144,14 @@ def test_in_a_folder_of_many_slides_the_label_tells_and_the_folder_does_not(coho
     paths, reasons = cohort(["CASE-S1", "CASE-S2", "batch"], slides=tmp_path / "scans")
     assert {Path(paths[f"CASE-{name}"]).name for name in LARGEST} == set(LARGEST.values()) and "batch" in reasons
     assert [path.name for path in SlideFiles(tmp_path / "scans").paths] == sorted(LARGEST.values())
+
+
+def test_slides_of_which_only_files_are_known_are_called_by_their_labels():
+    slides, failures = read_slides(DICOM, ["a", "b"], report=lambda line: None)
+    assert slides.slide_id.tolist() == ["CASE-S1", "CASE-S2"] and not failures
+    assert [Path(path).name for path in slides.path] == sorted(LARGEST.values())
+    one, _ = read_slides(DICOM / "S1" / f"{UID}.10009.dcm", ["a", "b"], report=lambda line: None)
+    assert one.slide_id.tolist() == ["CASE-S1"] and called(Path("x/S1.ome.tif")) == "S1"
 
 
 def test_tcga_as_the_commons_lays_it_out(cohort, tmp_path):
