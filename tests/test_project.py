@@ -100,7 +100,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
-    "apply": "members known novelty kit card travel incoming features predict external pages",
+    "apply": "words folder members known novelty kit card travel incoming features predict external pages",
     "book": "results names grid best blocks several readme reference pages build publish",
     "study": "place times rules params terminal lock execute environment "
              "unchanged opening trial forecast watch preflight run applying choice bench cli",

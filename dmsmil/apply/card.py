@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dmsmil.apply.kit import Kit
+from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.text import as_written
 from dmsmil.training.metrics import METRICS
-
-NOT_FOR = ("For research on slides alone. It is no medical device: no prediction of it may be used for a patient, to "
-           "diagnose, to triage, to screen, to grade, or to choose a treatment.")
 
 
 def made_in_words(made: dict) -> str:

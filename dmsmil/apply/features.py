@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.apply.folder import OTHERS
 from dmsmil.apply.kit import Kit, check_same, with_classes
 from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.stages import encode_cohort, take_features
 from dmsmil.jobs.failures import write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
-
-FOLDER = "apply"  # of a study's folder: all that is of slides which are not its own
 
 
 def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[dict], features: str = "",
@@ -26,7 +25,7 @@ def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[di
     features: where they were made elsewhere, as `take_features` takes it; weights: a local file of the encoder's.
     Raises InputError where the encoder here is not the study's, which it names, and when no slide could be done.
     """
-    made, home = kit.about["made"], Path(home) / FOLDER
+    made, home = kit.about["made"], Path(home) / OTHERS
     store = Store(home, made["tile_px"], tuple(made["scales"]), made["encoder"]["name"])
     if failures or home.exists():
         write_failures(home, "cohort", failures)

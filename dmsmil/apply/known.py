@@ -8,23 +8,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dmsmil.apply.words import MARKS
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.cohorts.ids import alike, bare_name
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import content_hash, fingerprint
 from dmsmil.slides.store import Store
 
-MARKS = {"slide": "its name", "patient": "its patient", "content": "what its tiles show"}
-
 
 def mark(what: str, name: str) -> str:
     """The hash of the id of a slide or patient; "" of none. Case, spaces and the file's suffix do not count."""
     return fingerprint([what, alike(bare_name(name))], 32) if name else ""
-
-
-def known_by(known: str) -> str:
-    """`known` of `recognise` in words."""
-    return ", ".join(MARKS[what] for what in known.split(", "))
 
 
 def content(store: Store, slide_id: str) -> str:

@@ -13,10 +13,9 @@ import pandas as pd
 from PIL import Image
 
 from dmsmil import figures
-from dmsmil.apply.card import NOT_FOR
 from dmsmil.apply.kit import Kit
-from dmsmil.apply.known import known_by
 from dmsmil.apply.predict import Applied
+from dmsmil.apply.words import NOT_FOR, known_by
 from dmsmil.features.views import slide_views
 from dmsmil.interpret.explain import extremes
 from dmsmil.interpret.export import qupath_features, write_heatmap, write_qupath

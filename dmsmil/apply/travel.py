@@ -25,15 +25,15 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from dmsmil.apply.card import card
+from dmsmil.apply.folder import FORMAT, MODEL, read_model
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.members import Colour, Member, Network, Shares
 from dmsmil.features.bags import Bags, toy_bags
-from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv, write_json, write_text
+from dmsmil.jobs.files import InputError, atomic, fingerprint, write_csv, write_json, write_text
 from dmsmil.models import create
 
-MODEL, WEIGHTS, REFERENCE = "model.json", "weights.safetensors", "reference.safetensors"
+WEIGHTS, REFERENCE = "weights.safetensors", "reference.safetensors"
 TABLES = {"trained": "trained_on.csv", "results": "results.csv", "tested": "out_of_fold.csv"}
-FORMAT = 1
 NEAR = 1e-4  # how far a probability may be from what it was on another machine
 RULES = {"Colour": Colour, "Shares": Shares}
 
@@ -72,7 +72,7 @@ def read_kit(folder: str | Path) -> Kit:
     """The kit of a folder that `write_kit` wrote. Raises InputError where a file of it is absent or is not what was
     written, and where its models do not say here what they said there."""
     folder = Path(folder)
-    whole = _model(folder)
+    whole = read_model(folder)
     for name, digest in whole["files"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder.name} lacks {name}: copy the whole folder again")
@@ -95,34 +95,6 @@ def read_kit(folder: str | Path) -> Kit:
               tables["tested"])
     _try(kit, whole["said"])
     return kit
-
-
-def read_about(folder: str | Path) -> dict:
-    """`Kit.about` of a folder, without its models. Raises InputError as `read_kit`."""
-    return _model(Path(folder))["about"]
-
-
-def is_kit(folder: str | Path) -> bool:
-    """Whether a folder is an exported model."""
-    return (Path(folder) / MODEL).is_file()
-
-
-def _model(folder: Path) -> dict:
-    """model.json, whole."""
-    if not is_kit(folder):
-        raise InputError(f"{folder.name} is no exported model, for it has no {MODEL}: dmsmil export makes one")
-    try:
-        whole = read_json(folder / MODEL)
-        rest = {key: value for key, value in whole.items() if key != "fingerprint"}
-        same = whole["fingerprint"] == fingerprint(rest, 64)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        same = False
-    if not same:
-        raise InputError(f"{MODEL} in {folder.name} is not what was written: do not trust it, copy the folder again")
-    if whole["format"] != FORMAT:
-        raise InputError(f"{folder.name} is of format {whole['format']}, and this version of dmsmil reads {FORMAT}: "
-                         "export it again")
-    return whole
 
 
 def _member(whole: dict, panel: str, fold: int, seed: int, weights: dict[str, torch.Tensor]) -> Member:

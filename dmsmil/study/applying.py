@@ -1,22 +1,24 @@
-"""`dmsmil apply` and `dmsmil export`: a finished study, or a folder exported from one, and slides to predict."""
+"""`dmsmil apply` and `dmsmil export`: a finished study, or a folder exported from one, and slides to predict.
+
+What takes seconds to import is imported where it is needed: `dmsmil apply` itself only starts a notebook.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from dmsmil.apply.kit import Kit, check_same, made_by, study_kit
-from dmsmil.apply.known import known_by
-from dmsmil.apply.travel import is_kit, read_about, read_kit, write_kit
+from dmsmil.apply.folder import is_kit, read_model
+from dmsmil.apply.words import known_by
 from dmsmil.jobs.files import ROOT, InputError
-from dmsmil.study.opening import open_study
 from dmsmil.study.params import complete, read_params
 from dmsmil.study.place import folder_of, is_name, resolve, shown
-from dmsmil.study.run import APPLY, run
 from dmsmil.study.terminal import say
+
+if TYPE_CHECKING:
+    from dmsmil.apply.kit import Kit
 
 NOTHING = "nothing to apply to: dmsmil apply params/mine.yaml SLIDES"
 FREE = ("study", "outputs", "features", "encoder_weights", "device", "workers", "scheduler")  # what a model leaves open
@@ -30,6 +32,10 @@ def open_kit(model: str, study: str, outputs: str, *, scales: list[int], tile_px
 
     Raises InputError that names the parameter in which tiles, features or method would be others than the study's.
     """
+    from dmsmil.apply.kit import check_same, made_by, study_kit
+    from dmsmil.apply.travel import read_kit
+    from dmsmil.study.opening import open_study
+
     wanted = {"scales": scales, "tile_px": tile_px, "k": k, "min_density": min_density, "black": black, "seed": seed,
               "fallback_mpp": mpp, "encoder": {"name": encoder, **({"px": encoder_px} if encoder_px else {})}}
     if model:
@@ -50,6 +56,8 @@ def apply(what: str, place: str, overrides: dict[str, str]) -> int:
     slides = _typed(place)
     if not slides.exists():
         raise InputError(f"there is no {place} to apply to: name a slide, a folder of slides, or a table of them")
+    from dmsmil.study.run import APPLY, run
+
     status = run({**params, "apply_to": _written(slides)}, [APPLY])
     if status != 2:
         for line in said_lines(folder_of(params["study"], params["outputs"])):
@@ -59,6 +67,8 @@ def apply(what: str, place: str, overrides: dict[str, str]) -> int:
 
 def said_lines(home: Path, most: int = 20) -> list[str]:
     """What 10_apply said of the first slides, a line a slide."""
+    import pandas as pd
+
     table = pd.read_csv(home / "tables/10_apply.csv", dtype=str, keep_default_na=False)
     wide, lines = max(map(len, table.slide_id)), []
     for row in table.head(most).to_dict("records"):
@@ -74,6 +84,8 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
 
 def export(params: dict, place: str) -> int:
     """Write the kit of a finished study into a new folder, named from where the person is."""
+    from dmsmil.apply.travel import write_kit
+
     kit = open_kit(**{name: params[name] for name in inspect.signature(open_kit).parameters})
     folder = write_kit(kit, Path.cwd() / os.path.expanduser(place))
     say(f"{shown(folder)}   {kit.about['name']}, {len(kit.panels[kit.about['name']])} models of the study "
@@ -90,7 +102,7 @@ def model_params(folder: Path, overrides: dict[str, str]) -> dict:
     if fixed := [name for name in overrides if name not in FREE]:
         raise InputError(f"'{fixed[0]}' cannot be set, for the model in {folder.name} says it: leave it out, or export "
                          "anew")
-    about = read_about(folder)
+    about = read_model(folder)["about"]
     made, config = about["made"], about["config"]
     values = {name: made[name] for name in ("scales", "tile_px", "k", "min_density", "black", "seed") if name in made}
     values |= {name: config[name] for name in ("method", "epochs", "lr", "weight_decay", "batch_size", "select")}

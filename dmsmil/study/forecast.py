@@ -24,7 +24,6 @@ from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.runs import ON_CPU, ON_GPU
 from dmsmil.training.together import stacks
 
-TRAINING = ("03_train", "04_compare", "05_ablation", "06_lambda")  # the notebooks that train
 MANY = 500  # tiles from which on the exact transport is most of a step
 
 

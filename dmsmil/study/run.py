@@ -9,20 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from dmsmil.apply.features import FOLDER
+from dmsmil.apply.folder import OTHERS
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, one_line, sweep, write_json, write_text
 from dmsmil.study.environment import environment
 from dmsmil.study.execute import execute
-from dmsmil.study.forecast import TRAINING
 from dmsmil.study.lock import alone
 from dmsmil.study.params import notebooks
 from dmsmil.study.place import shown, study_folder
 from dmsmil.study.terminal import Bar
-from dmsmil.study.times import begin_time, end_time
-from dmsmil.study.trial import settings
+from dmsmil.study.times import TRAINING, begin_time, end_time
 from dmsmil.study.unchanged import Memory
-from dmsmil.study.watch import Watch, result_lines
 
 REPORT, APPLY = "09_report", "10_apply"
 
@@ -46,9 +43,8 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         chosen = [notebook for notebook in chosen if notebook.stem != APPLY]
     applies = chosen[-1].stem == APPLY and bool(params["apply_to"])
     studies = chosen[0].stem != APPLY
-    for good, line in settings(params) if studies else ():
-        if not good:
-            raise InputError(" ".join(line.split()))
+    if studies:
+        _try(params)
     home = study_folder(params["study"], params["outputs"])
     with alone(home):
         sweep(home)
@@ -63,7 +59,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
             problem = _build_book(home, say)
             if not problem:
                 memory.end_book()
-        places = ([home] if studies else []) + ([home / FOLDER] if applies else [])
+        places = ([home] if studies else []) + ([home / OTHERS] if applies else [])
         failed = {place: read_failures(place) for place in places}
     what = f"study '{params['study']}'" if whole else f"{', '.join(n.stem for n in chosen)} of '{params['study']}'"
     say(f"{what} done in {time.perf_counter() - started:.0f} s. Where to look:")
@@ -71,7 +67,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         + ("the result on one page" if whole else "what came last") + ", and the other notebooks beside it")
     say(f"  {shown(home)}/tables/ and figures/   every number and figure so far, with the data behind each")
     if applies:
-        say(f"  {shown(home / FOLDER)}/index.html   a page for each slide that was asked about")
+        say(f"  {shown(home / OTHERS)}/index.html   a page for each slide that was asked about")
     if problem:
         say(f"the book could not be built: {problem}")
         say("all results are kept; `dmsmil book` with the same params file tries again")
@@ -85,6 +81,15 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
     if problem:
         return 2
     return 1 if any(map(len, failed.values())) and not params["allow_failures"] else 0
+
+
+def _try(params: dict) -> None:
+    """InputError for settings that no method can do with."""
+    from dmsmil.study.trial import settings  # seconds, which 10_apply need not spend
+
+    for good, line in settings(params):
+        if not good:
+            raise InputError(" ".join(line.split()))
 
 
 def choose(only: list[str] | None) -> list[Path]:
@@ -110,8 +115,10 @@ def _notebooks(chosen: list[Path], asked: bool, home: Path, params: dict, memory
         first, clock = begin_time(home, notebook.stem), time.perf_counter()
         memory.begin(notebook)
         trains = notebook.stem in TRAINING
-        if trains and watch is None:
-            watch = Watch(home, params, say)
+        if trains:
+            from dmsmil.study.watch import Watch, result_lines
+
+            watch = watch or Watch(home, params, say)
         with watch.over(notebook.stem) if trains else nullcontext(say) as tell:
             problem = execute(notebook, home / "notebooks", params, tell)
         if problem:
@@ -122,7 +129,7 @@ def _notebooks(chosen: list[Path], asked: bool, home: Path, params: dict, memory
         seconds = time.perf_counter() - clock
         end_time(home, notebook.stem, seconds, first)
         say(f"{notebook.stem}  done in {seconds:.0f} s")
-        for line in result_lines(home, notebook.stem):
+        for line in result_lines(home, notebook.stem) if trains else ():
             say(line)
     return True
 

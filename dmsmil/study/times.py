@@ -8,6 +8,7 @@ import pandas as pd
 
 from dmsmil.jobs.files import write_csv
 
+TRAINING = ("03_train", "04_compare", "05_ablation", "06_lambda")  # the notebooks that train
 COLUMNS = ["notebook", "first", "latest"]  # seconds; first is empty where the first attempt did not end
 
 

@@ -11,8 +11,8 @@ import pytest
 import tifffile
 
 from dmsmil.apply import pages
-from dmsmil.apply.card import NOT_FOR
 from dmsmil.apply.pages import make_pages, warnings_of
+from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.failures import read_failures
 from tests.apply.conftest import NEW, quiet
 

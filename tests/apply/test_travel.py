@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmsmil.apply.card import NOT_FOR
-from dmsmil.apply.travel import MODEL, WEIGHTS, is_kit, read_about, read_kit, write_kit
+from dmsmil.apply.folder import MODEL, is_kit, read_model
+from dmsmil.apply.travel import WEIGHTS, read_kit, write_kit
+from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.files import ROOT, InputError, fingerprint, read_json, write_json
 from tests.apply.conftest import NEW
 from tests.conftest import assert_one_line
@@ -35,14 +36,14 @@ def test_without_the_study_it_says_the_same(made, whole, folder, tmp_path):
     assert not (home / "runs").exists() and not (home / "folds.csv").exists()
     pd.testing.assert_frame_equal(kit.results, made.kit.results, rtol=1e-6)
     pd.testing.assert_frame_equal(kit.trained, made.kit.trained)
-    assert kit.about == json.loads(json.dumps(made.kit.about)) == read_about(folder)
+    assert kit.about == json.loads(json.dumps(made.kit.about)) == read_model(folder)["about"]
 
 
 def test_the_folder_is_what_the_design_says(folder, made):
     names = {path.name for path in folder.iterdir()}
     assert names == {"model.json", "weights.safetensors", "reference.safetensors", "trained_on.csv", "results.csv",
                      "out_of_fold.csv", "MODEL_CARD.md"}
-    about = read_about(folder)
+    about = read_model(folder)["about"]
     assert about["classes"] == ["ductal-like", "lobular-like"] and about["made"]["k"] == 6
     assert about["made"]["encoder"]["weights"] and about["config"]["method"] == "dmsmil"
     text = "".join((folder / name).read_text() for name in names if not name.endswith(".safetensors"))

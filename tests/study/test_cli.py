@@ -29,7 +29,8 @@ def loaded(*args):
 
 @pytest.mark.parametrize("args, status", [
     (["--help"], 0), (["run", "--help"], 0), (["rum", "params/smoke.yaml"], 2), ([], 2),
-    (["run", "params/smoke.yaml", "-p", "epoch", "5"], 2), (["check", "params/smoke.yaml", "-p", "epochs", "0"], 2)])
+    (["run", "params/smoke.yaml", "-p", "epoch", "5"], 2), (["apply", "params/smoke.yaml", "/no/slides"], 2),
+    (["apply", "notebooks", "/no/slides"], 2), (["check", "params/smoke.yaml", "-p", "epochs", "0"], 2)])
 def test_what_needs_no_work_loads_no_library_and_so_answers_at_once(args, status):
     assert loaded(*args) == (status, set())
 
