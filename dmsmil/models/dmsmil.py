@@ -105,8 +105,8 @@ class DAMIL(BranchedMIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "cells", offset_lr: float = 1.0,
-                 query: str = "plain", head: str = "ce", activation: str = "none", standardise: bool = False,
+                 attention: str = "linear", softmax: str = "points", offset: str = "dat", offset_lr: float = 0.1,
+                 query: str = "norm", head: str = "ce", activation: str = "none", standardise: bool = False,
                  score: str = "mass"):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) != 1:
@@ -146,9 +146,9 @@ class DMSMIL(BranchedMIL):
                  "position": a tile lies where it lies in the slide, empty places hold nothing (`maps.lay_in_place`)
     attention    "linear" logits from the query, eq. (4); "dot": keys and values, eq. (6)
     softmax      eq. (4) over the "points" of a head; "all": over heads and points
-    offset       c of eq. (3) is U + 1 "cells", on rings; "dat": s/H with s = 2
-    offset_lr    the offsets' layer learns at this share of the rate; Deformable DETR's is 0.1
-    query        offsets and logits of eq. (3) and (4) come from z_q as it is ("plain") or normalised ("norm"), as DAT's
+    offset       c of eq. (3) is one cell, s/H with s = 2 ("dat"); "cells": U + 1 cells, starting on rings
+    offset_lr    the offsets' layer learns at this share of the rate; 0.1 is Deformable DETR's
+    query        offsets and logits of eq. (3) and (4) come from z_q normalised ("norm"), as DAT's, or as it is ("plain")
     gate         eq. (11) on "pooled" x^; "projection": on the mean of x_j; "projected": omega^T tanh(V x^ + b)
     head         eq. (13) "ce" of a logit a class; "sigmoid": one logit
     shared       one set of weights for all scales instead of one each
@@ -163,8 +163,8 @@ class DMSMIL(BranchedMIL):
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, fusion: str = "attention",
                  ot: str = "exact", ot_on: str = "projection", map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "cells", offset_lr: float = 1.0,
-                 query: str = "plain", gate: str = "pooled", head: str = "ce", shared: bool = False,
+                 attention: str = "linear", softmax: str = "points", offset: str = "dat", offset_lr: float = 0.1,
+                 query: str = "norm", gate: str = "pooled", head: str = "ce", shared: bool = False,
                  activation: str = "none", standardise: bool = False, score: str = "mass", lam: float = 1.0):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) < 2:

@@ -128,7 +128,7 @@ def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
 # ------------------------------------------------------------------------------------------------ readings
 
 
-SWITCHES = {("shared", True), ("offset_lr", 0.1), ("standardise", True)}  # readings that are no choice among words
+SWITCHES = {("shared", True), ("offset_lr", 1.0), ("standardise", True)}  # readings that are no choice among words
 
 
 def test_every_choice_of_the_model_is_a_reading():

@@ -17,10 +17,10 @@ DIM, D = 32, 8
 VARIANTS = [
     {}, dict(deformable=False), dict(fusion="mean"), dict(ot="none"), dict(ot="entropic"), dict(ot="paired"),
     dict(ot="squared"), dict(ot_on="raw"), dict(ot_on="unit"), dict(map="tile"), dict(grid="square"),
-    dict(attention="dot"), dict(softmax="all"), dict(offset="dat"), dict(gate="projection"), dict(gate="projected"),
+    dict(attention="dot"), dict(softmax="all"), dict(offset="cells", offset_lr=1.0, query="plain"), dict(gate="projection"), dict(gate="projected"),
     dict(head="sigmoid"), dict(shared=True), dict(activation="relu"), dict(activation="gelu"),
     dict(activation="layernorm"), dict(activation="layernorm_relu"), dict(score="norm"), dict(lam=10.0),
-    dict(ot_on="relative"), dict(ot_on="relative", ot="squared"), dict(query="norm"), dict(offset_lr=0.1),
+    dict(ot_on="relative"), dict(ot_on="relative", ot="squared"), dict(query="plain"), dict(offset_lr=1.0),
     dict(offset="dat", offset_lr=0.1, query="norm", ot_on="relative"), dict(offset="cells"), dict(ot_on="projection"),
     dict(deformable=False, ot="none"), dict(map="tile", attention="dot", gate="projection", score="norm"),
     dict(grid="square", attention="dot", softmax="all", shared=True, activation="layernorm", score="norm"),

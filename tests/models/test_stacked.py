@@ -8,12 +8,12 @@ from dmsmil.models import METHODS, create, method
 from dmsmil.models.stacked import Stack
 
 SLIDES, K, CHANNELS = 8, 12, 80
-STACKING = ["dmsmil", "damil", "abmil", "meanpool", "maxpool", "topk"]
+STACKING = ["dmsmil", "dmsmil_select", "damil", "abmil", "meanpool", "maxpool", "topk"]
 OPTIONS = [dict(shared=True), dict(shared=True, score="norm"), dict(deformable=False), dict(map="tile"),
-           dict(grid="square"), dict(attention="dot"), dict(softmax="all"), dict(offset="dat"), dict(fusion="mean"),
+           dict(grid="square"), dict(attention="dot"), dict(softmax="all"), dict(offset="cells"), dict(fusion="mean"),
            dict(gate="projection"), dict(gate="projected"), dict(head="sigmoid"), dict(activation="layernorm_relu"),
            dict(ot="none"), dict(ot="paired"), dict(ot="squared"), dict(ot="entropic"), dict(ot_on="raw"),
-           dict(ot_on="unit"), dict(ot_on="relative"), dict(grid="position"), dict(offset_lr=0.1), dict(query="norm"),
+           dict(ot_on="unit"), dict(ot_on="relative"), dict(grid="position"), dict(offset_lr=1.0), dict(query="plain"),
            dict(standardise=True), dict(standardise=True, shared=True)]
 
 
