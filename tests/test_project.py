@@ -112,7 +112,7 @@ def imports(path):
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "dmsmil":
-            found |= {name.name for name in node.names}
+            found |= {name.name for name in node.names if name.name != "__version__"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil."):
             module = node.module.removeprefix("dmsmil.")
             names = [name.name for name in node.names]
