@@ -86,6 +86,54 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
     assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
 
 
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+
+
+def commands(job):
+    """What a job of the workflow types."""
+    return [step["run"] for step in WORKFLOW["jobs"][job]["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_what_ci_runs_on_each_python():
+    """The keys; `make lint` holds the whole file against the schema of workflows."""
+    assert set(WORKFLOW["on"]) == {"push", "pull_request"} and WORKFLOW["permissions"] == {"contents": "read"}
+    assert commands("test") == ["bash .ci/run"]
+    strategy = WORKFLOW["jobs"]["test"]["strategy"]
+    assert strategy == {"fail-fast": False, "matrix": {"python": ["3.11", "3.12", "3.13"]}}
+    assert f">={strategy['matrix']['python'][0]}" == PROJECT["requires-python"]
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for name, job in WORKFLOW["jobs"].items():
+        assert job["timeout-minutes"] <= 90, name
+        assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step), name
+        assert set(re.findall(r"^make (\w+)$", "\n".join(commands(name)), re.M)) <= targets, name
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/setup-python"):
+                assert step["with"]["cache"] == "pip" and (ROOT / step["with"]["cache-dependency-path"]).exists(), name
+                wanted = "${{ matrix.python }}" if name == "test" else "3.11"
+                assert step["with"]["python-version"] == wanted, name
+
+
+def test_the_workflow_hands_out_the_book_of_the_smoke_study():
+    assert commands("book")[-1] == ".venv/bin/dmsmil run params/smoke.yaml"
+    study = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())["study"]
+    handed = WORKFLOW["jobs"]["book"]["steps"][-1]
+    assert handed["uses"].startswith("actions/upload-artifact@")
+    assert (handed["with"]["path"], handed["with"]["if-no-files-found"]) == (f"outputs/{study}/book", "error")
+
+
+def test_tools_that_read_the_code_are_pinned_to_one_version():
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", tool) for tool in PROJECT["optional-dependencies"]["dev"])
+
+
+def test_a_form_for_an_issue_or_a_pull_request_has_five_lines():
+    forms = [*(ROOT / ".github/ISSUE_TEMPLATE").glob("*.md"), ROOT / ".github/pull_request_template.md"]
+    assert len(forms) == 3
+    for form in forms:
+        front, body = re.fullmatch(r"(?:---\n(.*?)---\n)?(.*)", form.read_text(encoding="utf-8"), re.S).groups()
+        assert len(body.splitlines()) == 5, form.name
+        assert front is None or set(yaml.safe_load(front)) == {"name", "about"}, form.name
+
+
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
