@@ -121,6 +121,36 @@ def test_the_workflow_hands_out_the_book_of_the_smoke_study():
     assert (handed["with"]["path"], handed["with"]["if-no-files-found"]) == (f"outputs/{study}/book", "error")
 
 
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_image_is_the_demo_on_the_lock():
+    """What can be said of it without a Docker daemon; `make lint` asks hadolint too, the workflow builds both."""
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.M))
+    assert set(arguments) == {"PYTHON", "DEVICE", "USER_ID"} and arguments["DEVICE"] == "cpu"
+    assert not set(arguments) & {"UID", "EUID"}, "bash has these for itself"
+    assert f">={arguments['PYTHON']}" == PROJECT["requires-python"]
+    assert "FROM python:${PYTHON}-slim" in DOCKERFILE and "--requirement requirements.lock" in DOCKERFILE
+    command = json.loads(re.search(r"^CMD (.+)$", DOCKERFILE, re.M)[1])
+    demo = re.search(r"^demo:.*\n\t\$\(BIN\)/(.+)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert " ".join(command) == demo
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["$USER_ID"], "not root"
+    assert WORKFLOW["jobs"]["image"]["strategy"]["matrix"]["device"] == re.findall(r"^ {6}(\w+)\) ", DOCKERFILE, re.M)
+    assert "docker build --build-arg DEVICE=${{ matrix.device }} --tag dmsmil ." in commands("image")
+
+
+def test_the_cpu_image_leaves_out_what_only_a_gpu_needs_and_nothing_else():
+    left_out = re.compile(re.search(r"grep -vE '(.+?)'", DOCKERFILE)[1])
+    names = {requirement.name for requirement in LOCK if left_out.search(str(requirement))}
+    assert names == {r.name for r in LOCK if r.marker is not None and "x86_64" in str(r.marker)}
+
+
+def test_an_image_holds_nothing_that_git_ignores():
+    wanted = {line.strip("/").removeprefix("**/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    there = {line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"}
+    assert wanted <= there and {".git", ".venv"} <= there
+
+
 def test_tools_that_read_the_code_are_pinned_to_one_version():
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", tool) for tool in PROJECT["optional-dependencies"]["dev"])
 
