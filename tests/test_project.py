@@ -174,7 +174,8 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
                 "truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
-    "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings claims",
+    "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings "
+                "claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook

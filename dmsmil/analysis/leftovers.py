@@ -18,7 +18,8 @@ from dmsmil.training.config import code_version
 from dmsmil.training.record import read_record
 from dmsmil.training.results import run_stem
 
-NO_RESULT = ("study", "outputs", "paper", "device", "workers", "scheduler", "allow_failures", "apply_to", "model")  # decide no table
+# parameters that decide no table
+NO_RESULT = ("study", "outputs", "paper", "device", "workers", "scheduler", "allow_failures", "apply_to", "model")
 
 
 def parameters(home: str | Path) -> dict:

@@ -148,7 +148,7 @@ class DMSMIL(BranchedMIL):
     softmax      eq. (4) over the "points" of a head; "all": over heads and points
     offset       c of eq. (3) is one cell, s/H with s = 2 ("dat"); "cells": U + 1 cells, starting on rings
     offset_lr    the offsets' layer learns at this share of the rate; 0.1 is Deformable DETR's
-    query        offsets and logits of eq. (3) and (4) come from z_q normalised ("norm"), as DAT's, or as it is ("plain")
+    query        offsets and logits of eq. (3) and (4) come from z_q normalised ("norm", as DAT's), or "plain"
     gate         eq. (11) on "pooled" x^; "projection": on the mean of x_j; "projected": omega^T tanh(V x^ + b)
     head         eq. (13) "ce" of a logit a class; "sigmoid": one logit
     shared       one set of weights for all scales instead of one each

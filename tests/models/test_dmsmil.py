@@ -17,7 +17,8 @@ DIM, D = 32, 8
 VARIANTS = [
     {}, dict(deformable=False), dict(fusion="mean"), dict(ot="none"), dict(ot="entropic"), dict(ot="paired"),
     dict(ot="squared"), dict(ot_on="raw"), dict(ot_on="unit"), dict(map="tile"), dict(grid="square"),
-    dict(attention="dot"), dict(softmax="all"), dict(offset="cells", offset_lr=1.0, query="plain"), dict(gate="projection"), dict(gate="projected"),
+    dict(attention="dot"), dict(softmax="all"), dict(offset="cells", offset_lr=1.0, query="plain"),
+    dict(gate="projection"), dict(gate="projected"),
     dict(head="sigmoid"), dict(shared=True), dict(activation="relu"), dict(activation="gelu"),
     dict(activation="layernorm"), dict(activation="layernorm_relu"), dict(score="norm"), dict(lam=10.0),
     dict(ot_on="relative"), dict(ot_on="relative", ot="squared"), dict(query="plain"), dict(offset_lr=1.0),

@@ -78,7 +78,7 @@ def trained(model, lr_of, steps=4):
 def test_slow_offsets_are_those_of_a_smaller_rate():
     """Against an optimiser that gives the offsets' own weights a tenth of the rate."""
     options = dict(projection_dim=8, heads=2, points=3, ot="none")
-    plain, slow = (model_of("dmsmil", 2, DIM, **options, **more).double() for more in ({"offset_lr": 1.0}, {"offset_lr": 0.1}))
+    plain, slow = (model_of("dmsmil", 2, DIM, **options, offset_lr=rate).double() for rate in (1.0, 0.1))
     attend = slow.branches.attend
     edge = 2 * attend.heads * attend.points
 

@@ -28,6 +28,9 @@ EXECUTED = {  # command: the file and test that types it, or its equal at smoke 
     "dmsmil run params/mine.yaml": ("study/test_commands.py", "test_own_slides_as_readme_says"),
     "papermill notebooks/03_train.ipynb out.ipynb -f params/mine.yaml -p epochs 5":
         ("study/test_notebooks.py", "test_plain_papermill_works_with_a_params_file"),
+    "dmsmil apply params/mine.yaml SLIDES": ("apply/test_command.py", "test_apply_predicts_and_says_it"),
+    "dmsmil export params/mine.yaml OUT":
+        ("apply/test_command.py", "test_an_exported_model_is_asked_without_the_study"),
     "dmsmil check params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_what_check_says_of_a_cohort_by_name"),
     "dmsmil run params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_the_papers_study_streams_its_slides"),
     "dmsmil run params/tcga_nsclc.yaml":
