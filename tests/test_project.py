@@ -155,6 +155,23 @@ def test_tools_that_read_the_code_are_pinned_to_one_version():
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", tool) for tool in PROJECT["optional-dependencies"]["dev"])
 
 
+def test_the_hooks_use_the_tools_of_the_environment():
+    """So that each version stands in pyproject.toml alone, and a hook says what `make lint` and `make test` say."""
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = {hook["id"]: hook for hook in repo["hooks"]}
+    assert repo["repo"] == "local" and all(hook["language"] == "system" for hook in hooks.values())
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks.values()} - {"python"}
+    pinned = {tool.split("==")[0].removesuffix("-bin") for tool in PROJECT["optional-dependencies"]["dev"]}
+    assert programs == {"ruff", "check-jsonschema", "hadolint"} and programs | {"pre-commit"} <= pinned
+    assert all("jupyter" in hooks[name]["types_or"] for name in ("ruff", "ruff-format"))
+    assert hooks["ruff-format"]["stages"] == ["manual"], "the code is not formatted yet"
+    walkthroughs = sorted((ROOT / "notebooks/walkthroughs").glob("*.ipynb"))
+    assert all(re.search(hooks["nbval"]["files"], str(path.relative_to(ROOT))) for path in walkthroughs)
+    strict = (ROOT / "tests/walkthroughs/test_walkthroughs.py").read_text()
+    for option in re.findall(r" (-\S+)", hooks["nbval"]["entry"]):
+        assert f'"{option}"' in strict, option
+
+
 def test_a_form_for_an_issue_or_a_pull_request_has_five_lines():
     forms = [*(ROOT / ".github/ISSUE_TEMPLATE").glob("*.md"), ROOT / ".github/pull_request_template.md"]
     assert len(forms) == 3
