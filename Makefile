@@ -1,6 +1,6 @@
 # make demo   the whole study on the embedded cohort, into outputs/demo/
 # make test   everything CI runs
-# make lint   what CI checks without executing: style, the workflow and the Dockerfile
+# make lint   what CI checks without executing: style, types, the workflow, the Dockerfile
 # make lab    JupyterLab on the notebooks
 # make readme numbers of README from the demo study's files
 # make book   the book of the demo study once more, into outputs/demo/book/
@@ -21,6 +21,7 @@ test: $(READY)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/hadolint Dockerfile

@@ -155,6 +155,20 @@ def test_tools_that_read_the_code_are_pinned_to_one_version():
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", tool) for tool in PROJECT["optional-dependencies"]["dev"])
 
 
+def test_types_are_checked_and_each_exception_is_a_module_that_exists():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    tests, *exceptions = settings.pop("overrides")
+    assert tests == {"module": ["tests.*"], "follow_imports": "silent"}
+    assert settings["packages"] == ["dmsmil"] and f">={settings['python_version']}" == PROJECT["requires-python"]
+    assert not {"ignore_errors", "follow_imports", "exclude", "disable_error_code"} & set(settings), "nothing at large"
+    for exception in exceptions:
+        assert set(exception) == {"module", "disable_error_code"}
+        for module in exception["module"]:
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
+    assert "\t$(BIN)/mypy\n" in (ROOT / "Makefile").read_text()
+
+
 def test_the_hooks_use_the_tools_of_the_environment():
     """So that each version stands in pyproject.toml alone, and a hook says what `make lint` and `make test` say."""
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
