@@ -28,7 +28,7 @@ class SlideFiles:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    @cached_property
+    @property
     def paths(self) -> list[Path]:
         """All of them, by path; of a DICOM slide the one file that it is opened by."""
         others = {path for one in self._series for path in one.files if path != one.path}

@@ -29,18 +29,26 @@ def copy(smoke, tmp_path_factory):
     return place
 
 
-def test_apply_predicts_and_says_it(copy):
+@pytest.fixture(scope="module")
+def applied(copy):
+    """What the command said of the new slides, and its table."""
     before = (copy / "smoke/params.yaml").read_bytes()
     done = dmsmil("apply", "params/smoke.yaml", copy / "new", "-p", "outputs", copy)
     assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(copy / "smoke/tables/10_apply.csv", dtype=str, keep_default_na=False)
+    assert (copy / "smoke/params.yaml").read_bytes() == before
+    return done, pd.read_csv(copy / "smoke/tables/10_apply.csv", dtype={"known": str, "unlike": str},
+                             keep_default_na=False)
+
+
+def test_apply_predicts_and_says_it(copy, applied):
+    done, table = applied
     assert list(table.slide_id) == ["other-0", "other-1"] and set(table.known) == {"content"}
     for row in table.itertuples():
         line = rf"^  {row.slide_id}  {row.pred} 0\.\d+, spread .*; the study knows it: what its tiles show$"
         assert re.search(line, done.stdout, re.M), done.stdout
         for name in (f"pages/{row.slide_id}.html", f"qupath/{row.slide_id}.geojson", f"qupath/{row.slide_id}.ome.tif"):
             assert (copy / "smoke/apply" / name).is_file()
-    assert (copy / "smoke/params.yaml").read_bytes() == before and not (copy / "smoke/apply/failures.csv").exists()
+    assert not (copy / "smoke/apply/failures.csv").exists()
     record = nbformat.read(copy / "smoke/notebooks/10_apply.ipynb", 4).cells[-1]
     assert "'slides': 2, 'known': 2" in " ".join(record.outputs[0]["data"]["text/plain"].split())
     figures = {path.stem for path in (copy / "smoke/figures").glob("10_*.png")}
@@ -55,11 +63,10 @@ def test_what_differs_is_one_line_that_names_it(copy):
         assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
 
 
-def test_an_exported_model_is_asked_without_the_study(copy, capsys, monkeypatch):
+def test_an_exported_model_is_asked_without_the_study(copy, applied, capsys):
     args = ["-p", "outputs", str(copy)]
     assert main(["export", "params/smoke.yaml", str(copy / "model"), "--method", "dmsmil", *args]) == 0
     assert "DMSMIL, 2 models of the study 'smoke'" in capsys.readouterr().out
-    study = pd.read_csv(copy / "smoke/tables/10_apply.csv", dtype={"known": str, "unlike": str}, keep_default_na=False)
     (copy / "smoke").rename(copy / "gone")
     try:
         done = dmsmil("apply", copy / "model", copy / "new", *args)
@@ -67,7 +74,7 @@ def test_an_exported_model_is_asked_without_the_study(copy, capsys, monkeypatch)
         (copy / "gone").rename(copy / "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(copy / "model/tables/10_apply.csv", dtype={"known": str, "unlike": str}, keep_default_na=False)
-    pd.testing.assert_frame_equal(table, study, atol=1e-6, rtol=0)
+    pd.testing.assert_frame_equal(table, applied[1], atol=1e-6, rtol=0)
     assert read_json(copy / "model/model.json")["about"]["study"] == "smoke"
 
 

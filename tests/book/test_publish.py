@@ -279,7 +279,7 @@ def test_the_smoke_study_can_be_published(smoke, tmp_path):
     home, notebooks = tmp_path / "smoke", tmp_path / "notebooks"
     for folder in (home / "notebooks", notebooks):
         folder.mkdir(parents=True)
-    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+    for path in (ROOT / "notebooks").glob("0[0-9]*.ipynb"):  # 10 runs only where there is something to apply to
         shutil.copy(path, notebooks)
         text = (smoke[0] / "notebooks" / path.name).read_text()
         (home / "notebooks" / path.name).write_text(text.replace(str(smoke[0].parent), "outputs"))  # it ran elsewhere
