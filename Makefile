@@ -1,5 +1,6 @@
 # make demo   the whole study on the embedded cohort, into outputs/demo/
 # make test   everything CI runs
+# make lint   what CI checks without executing: style, types, the workflow, the Dockerfile
 # make lab    JupyterLab on the notebooks
 # make readme numbers of README from the demo study's files
 # make book   the book of the demo study once more, into outputs/demo/book/
@@ -8,14 +9,22 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
+DEV    := $(VENV)/dev
 
-.PHONY: demo test lab readme book notebooks bench clean
+.PHONY: demo test lint lab readme book notebooks bench clean
 
 demo: $(READY)
 	$(BIN)/dmsmil run params/demo.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/hadolint Dockerfile
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
@@ -42,6 +51,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(READY)
+
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev]"
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) outputs/*/

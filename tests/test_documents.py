@@ -3,11 +3,15 @@
 import inspect
 import re
 import tomllib
+from datetime import date
+from itertools import pairwise
 
 import pandas as pd
 import pytest
 import yaml
+from packaging.version import Version
 
+from dmsmil import __version__
 from dmsmil.book.readme import BLOCKS, RESULTS, fill, pages
 from dmsmil.cohorts.gdc import COHORTS
 from dmsmil.cohorts.made.demo import plan_cohort
@@ -22,7 +26,8 @@ from dmsmil.study.params import known_parameters, read_params
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.metrics import score
 
-NAMES = ("CONTRIBUTING.md", "docs/model_card.md", "docs/data_cards.md", "docs/guide.md", "docs/guide.zh-CN.md")
+NAMES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/model_card.md", "docs/data_cards.md", "docs/guide.md",
+         "docs/guide.zh-CN.md")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 MADE = {"cohort.csv", "manifest.csv"}  # files of a study, not of the checkout
 CODE = "\n".join(p.read_text(encoding="utf-8") for folder in ("dmsmil", "tests") for p in (ROOT / folder).rglob("*.py"))
@@ -155,9 +160,37 @@ def test_the_citation_has_what_cff_1_2_asks_for():
 
 def test_the_citation_is_of_this_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (CITATION["version"], CITATION["license"]) == (project["version"], project["license"])
+    assert (CITATION["version"], CITATION["license"]) == (__version__, project["license"])
     holder = re.search(r"Copyright \(c\) \d+ (.+)", (ROOT / "LICENSE").read_text())[1]
     assert CITATION["authors"] == [{"name": holder}]
     paper = CITATION["references"][0]
     assert paper["type"] == "article" and paper["languages"] == ["zh"] and "DMSMIL" in paper["title"]
     assert "not known" in paper["notes"], "nothing of the paper is guessed"
+
+
+# ------------------------------------------------------------------------------------------- the version, CHANGELOG.md
+
+KINDS = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")  # of changes, in Keep a Changelog's words
+
+
+def test_the_version_is_said_once():
+    """pyproject.toml reads it of the package, so that a checkout and an installation never disagree."""
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert whole["project"]["dynamic"] == ["version"] and "version" not in whole["project"]
+    assert whole["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "dmsmil.__version__"}
+    assert str(Version(__version__)) == __version__
+
+
+def test_the_changelog_keeps_its_form_and_ends_at_this_version():
+    text = DOCUMENTS["CHANGELOG.md"]
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    assert headings[0] == "[Unreleased]"
+    releases = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", heading).groups() for heading in headings[1:]]
+    assert releases[0][0] == __version__
+    for (newer, later), (older, earlier) in pairwise(releases):
+        assert Version(newer) > Version(older) and date.fromisoformat(later) >= date.fromisoformat(earlier)
+    for part in re.split(r"^## ", text, flags=re.M)[2:]:
+        kinds = re.findall(r"^### (.+)$", part, re.M)
+        assert kinds and kinds == [kind for kind in KINDS if kind in kinds], part.splitlines()[0]
+        for changes in re.split(r"^### .+$", part, flags=re.M)[1:]:
+            assert changes.strip().startswith("- "), "a heading without a change"

@@ -86,6 +86,115 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
     assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
 
 
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+
+
+def commands(job):
+    """What a job of the workflow types."""
+    return [step["run"] for step in WORKFLOW["jobs"][job]["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_what_ci_runs_on_each_python():
+    """The keys; `make lint` holds the whole file against the schema of workflows."""
+    assert set(WORKFLOW["on"]) == {"push", "pull_request"} and WORKFLOW["permissions"] == {"contents": "read"}
+    assert commands("test") == ["bash .ci/run"]
+    strategy = WORKFLOW["jobs"]["test"]["strategy"]
+    assert strategy == {"fail-fast": False, "matrix": {"python": ["3.11", "3.12", "3.13"]}}
+    assert f">={strategy['matrix']['python'][0]}" == PROJECT["requires-python"]
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for name, job in WORKFLOW["jobs"].items():
+        assert job["timeout-minutes"] <= 90, name
+        assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step), name
+        assert set(re.findall(r"^make (\w+)$", "\n".join(commands(name)), re.M)) <= targets, name
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/setup-python"):
+                assert step["with"]["cache"] == "pip" and (ROOT / step["with"]["cache-dependency-path"]).exists(), name
+                wanted = "${{ matrix.python }}" if name == "test" else "3.11"
+                assert step["with"]["python-version"] == wanted, name
+
+
+def test_the_workflow_hands_out_the_book_of_the_smoke_study():
+    assert commands("book")[-1] == ".venv/bin/dmsmil run params/smoke.yaml"
+    study = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())["study"]
+    handed = WORKFLOW["jobs"]["book"]["steps"][-1]
+    assert handed["uses"].startswith("actions/upload-artifact@")
+    assert (handed["with"]["path"], handed["with"]["if-no-files-found"]) == (f"outputs/{study}/book", "error")
+
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_image_is_the_demo_on_the_lock():
+    """What can be said of it without a Docker daemon; `make lint` asks hadolint too, the workflow builds both."""
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.M))
+    assert set(arguments) == {"PYTHON", "DEVICE", "USER_ID"} and arguments["DEVICE"] == "cpu"
+    assert not set(arguments) & {"UID", "EUID"}, "bash has these for itself"
+    assert f">={arguments['PYTHON']}" == PROJECT["requires-python"]
+    assert "FROM python:${PYTHON}-slim" in DOCKERFILE and "--requirement requirements.lock" in DOCKERFILE
+    command = json.loads(re.search(r"^CMD (.+)$", DOCKERFILE, re.M)[1])
+    demo = re.search(r"^demo:.*\n\t\$\(BIN\)/(.+)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert " ".join(command) == demo
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["$USER_ID"], "not root"
+    assert WORKFLOW["jobs"]["image"]["strategy"]["matrix"]["device"] == re.findall(r"^ {6}(\w+)\) ", DOCKERFILE, re.M)
+    assert "docker build --build-arg DEVICE=${{ matrix.device }} --tag dmsmil ." in commands("image")
+
+
+def test_the_cpu_image_leaves_out_what_only_a_gpu_needs_and_nothing_else():
+    left_out = re.compile(re.search(r"grep -vE '(.+?)'", DOCKERFILE)[1])
+    names = {requirement.name for requirement in LOCK if left_out.search(str(requirement))}
+    assert names == {r.name for r in LOCK if r.marker is not None and "x86_64" in str(r.marker)}
+
+
+def test_an_image_holds_nothing_that_git_ignores():
+    wanted = {line.strip("/").removeprefix("**/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    there = {line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"}
+    assert wanted <= there and {".git", ".venv"} <= there
+
+
+def test_tools_that_read_the_code_are_pinned_to_one_version():
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", tool) for tool in PROJECT["optional-dependencies"]["dev"])
+
+
+def test_types_are_checked_and_each_exception_is_a_module_that_exists():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    tests, *exceptions = settings.pop("overrides")
+    assert tests == {"module": ["tests.*"], "follow_imports": "silent"}
+    assert settings["packages"] == ["dmsmil"] and f">={settings['python_version']}" == PROJECT["requires-python"]
+    assert not {"ignore_errors", "follow_imports", "exclude", "disable_error_code"} & set(settings), "nothing at large"
+    for exception in exceptions:
+        assert set(exception) == {"module", "disable_error_code"}
+        for module in exception["module"]:
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
+    assert "\t$(BIN)/mypy\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_hooks_use_the_tools_of_the_environment():
+    """So that each version stands in pyproject.toml alone, and a hook says what `make lint` and `make test` say."""
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = {hook["id"]: hook for hook in repo["hooks"]}
+    assert repo["repo"] == "local" and all(hook["language"] == "system" for hook in hooks.values())
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks.values()} - {"python"}
+    pinned = {tool.split("==")[0].removesuffix("-bin") for tool in PROJECT["optional-dependencies"]["dev"]}
+    assert programs == {"ruff", "check-jsonschema", "hadolint"} and programs | {"pre-commit"} <= pinned
+    assert all("jupyter" in hooks[name]["types_or"] for name in ("ruff", "ruff-format"))
+    assert hooks["ruff-format"]["stages"] == ["manual"], "the code is not formatted yet"
+    walkthroughs = sorted((ROOT / "notebooks/walkthroughs").glob("*.ipynb"))
+    assert all(re.search(hooks["nbval"]["files"], str(path.relative_to(ROOT))) for path in walkthroughs)
+    strict = (ROOT / "tests/walkthroughs/test_walkthroughs.py").read_text()
+    for option in re.findall(r" (-\S+)", hooks["nbval"]["entry"]):
+        assert f'"{option}"' in strict, option
+
+
+def test_a_form_for_an_issue_or_a_pull_request_has_five_lines():
+    forms = [*(ROOT / ".github/ISSUE_TEMPLATE").glob("*.md"), ROOT / ".github/pull_request_template.md"]
+    assert len(forms) == 3
+    for form in forms:
+        front, body = re.fullmatch(r"(?:---\n(.*?)---\n)?(.*)", form.read_text(encoding="utf-8"), re.S).groups()
+        assert len(body.splitlines()) == 5, form.name
+        assert front is None or set(yaml.safe_load(front)) == {"name", "about"}, form.name
+
+
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
@@ -113,7 +222,7 @@ def imports(path):
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "dmsmil":
-            found |= {name.name for name in node.names}
+            found |= {name.name for name in node.names if name.name != "__version__"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil."):
             module = node.module.removeprefix("dmsmil.")
             names = [name.name for name in node.names]

@@ -60,7 +60,7 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
 
 
 def _columns(values: dict, low: dict, high: dict) -> dict:
-    found = {}
+    found: dict = {}
     for metric in METRICS:
         found |= {metric: values[metric], f"{metric}_low": low[metric], f"{metric}_high": high[metric]}
     return found

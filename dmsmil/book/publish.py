@@ -198,7 +198,7 @@ class _Spelled(ast.NodeTransformer):
 
 
 def _flat(found: dict, above: str = "") -> dict[str, object]:
-    flat = {}
+    flat: dict = {}
     for key, value in found.items():
         flat |= _flat(value, f"{above}{key} · ") if isinstance(value, dict) else {f"{above}{key}": value}
     return flat

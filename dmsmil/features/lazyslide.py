@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def read_lazyslide(files: Files, scale: int, tile_px: int, mpp: float, encoder: 
     path = files["features"]
     try:
         store = zarr.open_group(path, mode="r")
-        about = dict(store.attrs)
+        about: dict[str, Any] = dict(store.attrs)
         key = _tile_key(path, about.get("tile_spec", {}), scale, tile_px)
         table = _table(path, store["tables"], key, encoder)
         if absent := table["X"].nchunks - table["X"].nchunks_initialized:  # zarr would read zeros

@@ -49,7 +49,7 @@ def _linked(here: ScaleFeatures, parents: np.ndarray, slide_id: str, scale: int)
     if here.parent is None:
         raise InputError(f"the features of slide {slide_id} at {scale}x are not linked to the first scale (no "
                          f"'parent'): use scales: [{scale}] alone")
-    children = {}
+    children: dict = {}
     for row, parent in enumerate(here.parent.tolist()):
         children.setdefault(parent, row)  # of several, the first
     return np.array([children.get(parent, -1) for parent in parents.tolist()], np.int64)

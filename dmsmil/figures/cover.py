@@ -36,7 +36,7 @@ def cover(results: pd.DataFrame | None, slide: dict | None, out) -> Figure:
     widths = [5.9 if part is slide else 3.9 for part in parts]
     figure, axes = plt.subplots(1, len(parts), figsize=(sum(widths), 5.0), width_ratios=widths, squeeze=False,
                                 facecolor=NIGHT)
-    data = {}
+    data: dict = {}
     for ax, part in zip(axes[0], parts):
         ax.set_facecolor(NIGHT)
         data |= _planes(ax, part) if part is slide else _intervals(ax, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +37,8 @@ def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFr
     if extra is not None:
         scores = scores.merge(extra, on=["scale", "place"], how="left", validate="one_to_one")
     numbers = [c for c in scores if c not in ("slide_id", "patient_id", "label", "fold", "scale", "place", "x", "y")]
-    top, parents = [], {}
+    top: list = []
+    parents: dict = {}
     for scale in scales:
         for row in scores[scores.scale == scale].to_dict("records"):
             feature = _feature(slide_id, row, side[scale], numbers, origin)
@@ -129,7 +131,7 @@ def write_heatmap(scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int,
     names = [f"score {scale}x" for scale in sorted(scores.scale.unique())]
     size = {"PhysicalSizeX": mpp * step, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp * step,
             "PhysicalSizeYUnit": "µm"}
-    options = dict(photometric="minisblack", tile=(256, 256), compression="zlib")
+    options: dict[str, Any] = dict(photometric="minisblack", tile=(256, 256), compression="zlib")
     with atomic(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as tif:
         tif.write(image, subifds=levels, metadata={"axes": "CYX", "Channel": {"Name": names}, **size}, **options)
         for level in range(1, levels + 1):

@@ -93,7 +93,7 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
     todo = list(units)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_here,
                              initargs=(os.getpid(), initializer, initargs)) as pool:
-        flying = {}
+        flying: dict = {}
         try:
             while todo or flying:
                 while todo and len(flying) < workers:  # few in flight: a death makes few suspects

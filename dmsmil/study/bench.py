@@ -83,7 +83,7 @@ def step(quick: bool):
     torch.manual_seed(0)
     features = torch.randn(2, 16, 200, 2048).transpose(0, 1)  # laid out as bags.batches does
     labels = torch.arange(16) % 2
-    alone = []
+    alone: list = []
     for batch in (1, 16):
         model = create("dmsmil")
         naive = NaiveDMSMIL.like(model)

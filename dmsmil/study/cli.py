@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dmsmil import __version__
 from dmsmil.jobs.files import InputError
 from dmsmil.study.params import read_params
 from dmsmil.study.place import folder_of, shown
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
                                      epilog=" ".join(__doc__.split("\n\n")[-1].split()))
+    parser.add_argument("--version", action="version", version=f"dmsmil {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,apply,export,export-bags,book,choose,"
                                                                       "methods,bench}")
     for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from dmsmil import __version__
 from dmsmil.jobs.files import ROOT
 from dmsmil.study.cli import main
 
@@ -28,11 +29,17 @@ def loaded(*args):
 
 
 @pytest.mark.parametrize("args, status", [
-    (["--help"], 0), (["run", "--help"], 0), (["rum", "params/smoke.yaml"], 2), ([], 2),
+    (["--help"], 0), (["--version"], 0), (["run", "--help"], 0), (["rum", "params/smoke.yaml"], 2), ([], 2),
     (["run", "params/smoke.yaml", "-p", "epoch", "5"], 2), (["apply", "params/smoke.yaml", "/no/slides"], 2),
     (["apply", "notebooks", "/no/slides"], 2), (["check", "params/smoke.yaml", "-p", "epochs", "0"], 2)])
 def test_what_needs_no_work_loads_no_library_and_so_answers_at_once(args, status):
     assert loaded(*args) == (status, set())
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as told:
+        main(["--version"])
+    assert told.value.code == 0 and capsys.readouterr().out == f"dmsmil {__version__}\n"
 
 
 @pytest.mark.parametrize("args", [["methods"], ["check", "params/smoke.yaml"]])
