@@ -50,6 +50,8 @@ class Branches(nn.Module):
         scores (B, S, K)          what `score` makes of them
     """
 
+    Attention = DeformableAttention
+
     def __init__(self, in_dim: int, n_scales: int, *, projection_dim: int, heads: int, points: int, deformable: bool,
                  map: str, grid: str, attention: str, softmax: str, offset: str, offset_lr: float, query: str,
                  activation: str, standardise: bool, score: str, shared: bool):
@@ -74,8 +76,8 @@ class Branches(nn.Module):
         if "layernorm" in activation:
             self.norm_weight = nn.Parameter(torch.ones(groups, 1, projection_dim))
             self.norm_bias = nn.Parameter(torch.zeros(groups, 1, projection_dim))
-        self.attend = DeformableAttention(groups, projection_dim, heads, points, offset, attention, softmax, offset_lr,
-                                          query) if deformable else None
+        self.attend = self.Attention(groups, projection_dim, heads, points, offset, attention, softmax, offset_lr,
+                                     query) if deformable else None
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:

@@ -82,13 +82,11 @@ class SelectingBranches(Branches):
     forward gives projection, pooled and scores as there; scores are the gates a_j, with their graph as "gates".
     """
 
+    Attention = TileAttention
+
     def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, **options):
         super().__init__(in_dim, n_scales, **options)
-        dim = options["projection_dim"]
-        if self.attend is not None:
-            self.attend = TileAttention(n_scales, dim, *(options[name] for name in (
-                "heads", "points", "offset", "attention", "softmax", "offset_lr", "query")))
-        self.gate = Gate(n_scales, dim, hidden) if select else None
+        self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
 
     def forward(self, bags: Tensor | list[Tensor], mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = mask.transpose(0, 1)
