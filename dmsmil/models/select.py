@@ -2,7 +2,7 @@
 
 What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
 
-    x_j = projection of the standardised feature       the unit of the encoder does not matter
+    x_j = projection of the whitened feature           neither the unit of the encoder nor what most tiles share matters
     y_j = x_j + sum_m W_m sum_u A_mju W'_m x(r_j + dr_mju)
                                                        eq. (8) of each tile, kept; with the keys of eq. (6) a point is
                                                        preferred for what lies there; offsets within one cell, learned
@@ -23,6 +23,7 @@ None of this is the paper's, and no claim of the paper is judged by it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -33,12 +34,13 @@ from torch import Tensor, nn
 from dmsmil.jobs.files import InputError
 from dmsmil.models.base import Output, masked_softmax, mean_cross_entropy
 from dmsmil.models.branches import Branches
-from dmsmil.models.deformable import DeformableAttention, ScaleLinear
+from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine_each
 from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.maps import Maps
 from dmsmil.models.transport import mean_distance
 
 TEMPERATURE = 0.1  # of L_link, in mean distances of the bag
+FLOOR = 1e-3  # of the variance of a component, in the mean variance of those that are kept
 
 
 class TileAttention(DeformableAttention):
@@ -79,14 +81,50 @@ class Gate(nn.Module):
 class SelectingBranches(Branches):
     """`Branches` in which every tile keeps its own output, and a gate weighs the tiles.
 
-    forward gives projection, pooled and scores as there; scores are the gates a_j, with their graph as "gates".
+    components: the projection reads so many principal components of a scale's tiles, each of unit variance, in place
+    of the features; 0: the features. forward gives projection, pooled and scores as there; scores are the gates a_j,
+    with their graph as "gates".
     """
 
     Attention = TileAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, **options):
-        super().__init__(in_dim, n_scales, **options)
+    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, components: int, **options):
+        components = min(components, in_dim)
+        super().__init__(components or in_dim, n_scales, **options)
+        self.whiten = components > 0
+        if self.whiten:  # not trained: parameters, so that a stack of runs has those of each
+            self.whitening = nn.Parameter(torch.eye(in_dim, components).repeat(n_scales, 1, 1), requires_grad=False)
+            self.shift = nn.Parameter(torch.zeros(n_scales, components), requires_grad=False)
         self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
+
+    @torch.no_grad()
+    def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
+        """With `components`, the principal components of the tiles that are trained on, for each scale: see `Branches`
+        for the arguments. A component of which the tiles have next to nothing is left small, not blown up."""
+        if not self.whiten:
+            return super().learn_inputs(bags, masks)
+        count, total, products = 0, 0, 0
+        for bag, mask in zip(bags, masks):
+            x = bag.double() * mask.unsqueeze(-1)
+            count, total, products = count + mask.sum(-1), total + x.sum(1), products + x.transpose(1, 2) @ x
+        mean = total / count.unsqueeze(-1)
+        covariance = products / count[:, None, None] - mean.unsqueeze(2) * mean.unsqueeze(1)
+        variance, axes = torch.linalg.eigh(covariance)  # ascending
+        variance, axes = variance.flip(-1)[:, :self.shift.shape[-1]], axes.flip(-1)[..., :self.shift.shape[-1]]
+        floor = FLOOR * variance.clamp(min=0).sum(-1, keepdim=True) / variance.shape[-1]
+        whitening = axes / (variance.clamp(min=0) + floor).sqrt().unsqueeze(1)
+        self.whitening.copy_(whitening)
+        self.shift.copy_(-(mean.unsqueeze(1) @ whitening).squeeze(1))
+
+    def project_tiles(self, bags: Tensor | list[Tensor], mask: Tensor) -> Tensor:
+        """See `Branches`."""
+        if not self.whiten:
+            return super().project_tiles(bags, mask)
+        s, b, k = mask.shape
+        runs = bags if isinstance(bags, list) else [bags]
+        tiles = [run.transpose(0, 1).reshape(run.shape[1], b * k, -1) for run in runs]
+        white = affine_each(tiles, self.whitening, self.shift)  # (S, B K, components)
+        return super().project_tiles(white.unflatten(1, (b, k)).transpose(0, 1), mask)
 
     def forward(self, bags: Tensor | list[Tensor], mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = mask.transpose(0, 1)
@@ -106,6 +144,7 @@ class SelectingBranches(Branches):
 class DMSMILSelect(DMSMIL):
     """See above. Options, of which those that `DMSMIL` has mean what they mean there:
 
+    components      the projection reads so many whitened principal components; 0: features as `standardise` says
     hidden          width of the gate's V and U
     select          False: the plain mean of eq. (9) over y_j
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
@@ -118,7 +157,7 @@ class DMSMILSelect(DMSMIL):
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, hidden: int = 64,
                  transport: str = "gates", link: bool = True, mu: float = 0.1, grid: str = "position",
-                 attention: str = "dot", offset_lr: float = 0.1, standardise: bool = True):
+                 attention: str = "dot", offset_lr: float = 0.1, components: int = 256, standardise: bool = False):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
                        attention=attention, offset="dat", offset_lr=offset_lr, query="norm", standardise=standardise)
         super().__init__(in_dim, n_classes, scales, **options)
@@ -126,8 +165,9 @@ class DMSMILSelect(DMSMIL):
             raise InputError(f"unknown transport '{transport}': choose one of gates, plain, none")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
-        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, map="slide",
-                                          softmax="points", activation="none", score="mass", shared=False, **options)
+        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, components=components,
+                                          map="slide", softmax="points", activation="none", score="mass", shared=False,
+                                          **options)
         self.transport, self.link, self.mu = transport, link, mu
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
