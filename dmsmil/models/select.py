@@ -83,12 +83,13 @@ class SelectingBranches(Branches):
 
     components: the projection reads so many principal components of a scale's tiles, each of unit variance, in place
     of the features; 0: the features. forward gives projection, pooled and scores as there; scores are the gates a_j,
-    with their graph as "gates".
+    with their graph as "gates". joint: linked tiles have one gate, made of what each scale sees there.
     """
 
     Attention = TileAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, components: int, **options):
+    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, components: int,
+                 **options):
         components = min(components, in_dim)
         super().__init__(components or in_dim, n_scales, **options)
         self.whiten = components > 0
@@ -96,6 +97,7 @@ class SelectingBranches(Branches):
             self.whitening = nn.Parameter(torch.eye(in_dim, components).repeat(n_scales, 1, 1), requires_grad=False)
             self.shift = nn.Parameter(torch.zeros(n_scales, components), requires_grad=False)
         self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
+        self.joint, self.n_scales = joint, n_scales
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
@@ -134,6 +136,9 @@ class SelectingBranches(Branches):
             features, maps, _ = self.lay_maps(x, geometry)
             y = y + self.attend.each(features, maps)
         logits = torch.zeros_like(y[..., 0]) if self.gate is None else self.gate(y)
+        if self.joint:
+            seen = logits.masked_fill(~mask, 0).unflatten(0, (-1, self.n_scales))
+            logits = seen.sum(1, keepdim=True).expand_as(seen).flatten(0, 1)
         gates = masked_softmax(logits, mask)
         pooled = (gates.unsqueeze(2) @ y).squeeze(2)
         found = dict(projection=x.flatten(3), pooled=pooled, gates=gates, weights=gates.detach().unsqueeze(2),
@@ -147,6 +152,7 @@ class DMSMILSelect(DMSMIL):
     components      the projection reads so many whitened principal components; 0: features as `standardise` says
     hidden          width of the gate's V and U
     select          False: the plain mean of eq. (9) over y_j
+    joint           linked tiles have one gate: the logit of a place is the sum of what its tiles say at each scale
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
     link            False: no L_link
     mu              weight of L_ot + L_link beside L_ce
@@ -155,7 +161,8 @@ class DMSMILSelect(DMSMIL):
     """
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
-                 heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, hidden: int = 64,
+                 heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
+                 hidden: int = 64,
                  transport: str = "gates", link: bool = True, mu: float = 0.1, grid: str = "position",
                  attention: str = "dot", offset_lr: float = 0.1, components: int = 256, standardise: bool = False):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
@@ -165,9 +172,9 @@ class DMSMILSelect(DMSMIL):
             raise InputError(f"unknown transport '{transport}': choose one of gates, plain, none")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
-        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, components=components,
-                                          map="slide", softmax="points", activation="none", score="mass", shared=False,
-                                          **options)
+        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, joint=joint,
+                                          components=components, map="slide", softmax="points", activation="none",
+                                          score="mass", shared=False, **options)
         self.transport, self.link, self.mu = transport, link, mu
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -184,6 +191,8 @@ class DMSMILSelect(DMSMIL):
     def parts(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L_ot and L_link, 0 where they are switched off, and L_ce: (...) each, means over slides."""
         ce = mean_cross_entropy(output.logits, labels)
+        if self.transport == "none" and not self.link:
+            return torch.zeros_like(ce), torch.zeros_like(ce), ce
         mask, gates = output.extras["mask"].flatten(0, -3), output.extras["gates"].flatten(0, -3)  # (N, S, K)
         if self.transport == "plain":
             gates = mask / mask.sum(-1, keepdim=True).clamp(min=1).to(gates.dtype)
