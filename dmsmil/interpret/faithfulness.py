@@ -70,7 +70,8 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def random_twin(case: Case, runs: Runs, seed: int = 0) -> Case:
-    """The same slide before the same model with fresh weights."""
+    """The same slide before the same model with fresh weights. What is not trained but taken from the training slides,
+    such as the mean of the features, is kept: it is part of what a model is given."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -78,6 +79,8 @@ def random_twin(case: Case, runs: Runs, seed: int = 0) -> Case:
                        **runs.config.options)
     finally:
         torch.random.set_rng_state(state)
+    given = {name: value for name, value in case.model.named_parameters() if not value.requires_grad}
+    model.load_state_dict(given, strict=False)
     return replace(case, model=model.eval())
 
 

@@ -209,3 +209,14 @@ def test_sentences_turn_with_the_sign():
            "replaced_low": -0.3, "replaced_high": -0.1, "removed": 0.1, "removed_low": 0.0, "removed_high": 0.2}
     said = map_sentences(pd.DataFrame([row]))
     assert "0.20 [0.10, 0.30] higher with tiles replaced, 0.10 [0.00, 0.20] lower with tiles removed" in said
+
+
+def test_a_fresh_twin_is_given_the_same_features(trained, tmp_path):
+    """Mean and deviation of the features are data, not weights: without them a twin sees other features."""
+    bags, folds, _ = trained
+    config = quick(bags, folds, epochs=1, options={"standardise": True})
+    runs, = get_runs(tmp_path, bags, folds, [config], workers=1, report=lambda line: None)
+    c = next(cases(runs, bags))
+    mine, fresh = (one.model.branches for one in (c, random_twin(c, runs)))
+    assert torch.equal(fresh.centre, mine.centre) and torch.equal(fresh.deviation, mine.deviation)
+    assert mine.centre.abs().sum() > 0 and not torch.equal(fresh.project.weight, mine.project.weight)
