@@ -79,6 +79,8 @@ VARIANTS = {
 
 PARTS = {
     "no_gate": Variant("selection", "the plain mean over tiles", {"select": False}),
+    "own_gates": Variant("selection", "each scale weighs its own tiles", {"joint": False}),
+    "free_gate": Variant("selection", "no bound on what a tile may weigh", {"bound": 0}),
     "no_attention": Variant("content", "no deformable attention", {"deformable": False}),
     "no_keys": Variant("content", "logits from the query alone", {"attention": "linear"}),
     "no_transport": Variant("transport", "no L_ot", {"transport": "none"}),
@@ -86,7 +88,8 @@ PARTS = {
     "no_link": Variant("transport", "no L_link", {"link": False}),
     "neither": Variant("transport", "neither L_ot nor L_link", {"transport": "none", "link": False}),
     "fill": Variant("space", "tiles fill the map row by row", {"grid": "fill"}),
-    "given": Variant("small samples", "features as the encoder gives them", {"standardise": False}),
+    "standardised": Variant("small samples", "features standardised, not whitened", {"inputs": "standardised"}),
+    "given": Variant("small samples", "features as the encoder gives them", {"inputs": "given"}),
 }
 BASES = {"dmsmil": VARIANTS, "dmsmil_select": PARTS}  # method: its other forms, by name
 

@@ -7,7 +7,10 @@ What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles 
                                                        eq. (8) of each tile, kept; with the keys of eq. (6) a point is
                                                        preferred for what lies there; offsets within one cell, learned
                                                        slowly; tiles where they lie in the slide
-    a_j = softmax_j w^T ( tanh(V y_j) * sigma(U y_j) ) a gate (ABMIL's) in place of the plain mean of eq. (9)
+    l_j = sum_s w_s^T ( tanh(V_s y_sj) * sigma(U_s y_sj) )
+    a_j = softmax_j b tanh(l_j / b)                    a gate (ABMIL's) in place of the plain mean of eq. (9); linked
+                                                       tiles have one gate, and no tile weighs more than e^2b times
+                                                       another
     x^  = sum_j a_j y_j                                then fusion and classifier, eq. (10)-(12)
     L   = L_ce + mu (L_ot + L_link)
 
@@ -81,15 +84,16 @@ class Gate(nn.Module):
 class SelectingBranches(Branches):
     """`Branches` in which every tile keeps its own output, and a gate weighs the tiles.
 
-    components: the projection reads so many principal components of a scale's tiles, each of unit variance, in place
-    of the features; 0: the features. forward gives projection, pooled and scores as there; scores are the gates a_j,
-    with their graph as "gates". joint: linked tiles have one gate, made of what each scale sees there.
+    components: the projection reads so many whitened components in place of the features, see `DMSMILSelect`; 0: the
+    features. forward gives projection, pooled and scores as there; scores are the gates a_j,
+    with their graph as "gates". joint: linked tiles have one gate, made of what each scale sees there. bound: of the
+    logits of the gates, see `DMSMILSelect`.
     """
 
     Attention = TileAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, components: int,
-                 **options):
+    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, bound: float,
+                 components: int, **options):
         components = min(components, in_dim)
         super().__init__(components or in_dim, n_scales, **options)
         self.whiten = components > 0
@@ -97,7 +101,7 @@ class SelectingBranches(Branches):
             self.whitening = nn.Parameter(torch.eye(in_dim, components).repeat(n_scales, 1, 1), requires_grad=False)
             self.shift = nn.Parameter(torch.zeros(n_scales, components), requires_grad=False)
         self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
-        self.joint, self.n_scales = joint, n_scales
+        self.joint, self.bound, self.n_scales = joint, bound, n_scales
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
@@ -135,24 +139,34 @@ class SelectingBranches(Branches):
         if self.attend is not None:
             features, maps, _ = self.lay_maps(x, geometry)
             y = y + self.attend.each(features, maps)
-        logits = torch.zeros_like(y[..., 0]) if self.gate is None else self.gate(y)
-        if self.joint:
-            seen = logits.masked_fill(~mask, 0).unflatten(0, (-1, self.n_scales))
-            logits = seen.sum(1, keepdim=True).expand_as(seen).flatten(0, 1)
-        gates = masked_softmax(logits, mask)
+        gates = masked_softmax(self.gate_logits(y, mask), mask)
         pooled = (gates.unsqueeze(2) @ y).squeeze(2)
         found = dict(projection=x.flatten(3), pooled=pooled, gates=gates, weights=gates.detach().unsqueeze(2),
                      scores=gates.detach())
         return {name: value.transpose(0, 1) for name, value in found.items()}
 
+    def gate_logits(self, y: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the gates: y (S, B, K, d), mask (S, B, K) -> (S, B, K)."""
+        if self.gate is None:
+            return torch.zeros_like(y[..., 0])
+        logits = self.gate(y)
+        if self.joint:
+            seen = logits.masked_fill(~mask, 0).unflatten(0, (-1, self.n_scales))  # (R, scales, B, K)
+            logits = seen.sum(1, keepdim=True).expand_as(seen).flatten(0, 1)
+        return self.bound * (logits / self.bound).tanh() if self.bound else logits
+
 
 class DMSMILSelect(DMSMIL):
     """See above. Options, of which those that `DMSMIL` has mean what they mean there:
 
-    components      the projection reads so many whitened principal components; 0: features as `standardise` says
+    inputs          what the projection reads: "whitened": the leading principal components of a scale's tiles, each of
+                    unit variance; "standardised": each feature by its mean and deviation; "given": features as they are
+    components      how many, of whitened inputs
     hidden          width of the gate's V and U
     select          False: the plain mean of eq. (9) over y_j
     joint           linked tiles have one gate: the logit of a place is the sum of what its tiles say at each scale
+    bound           logits of the gates lie within -bound and bound, so that no tile weighs more than e^(2 bound) times
+                    another: 7.4 times at 1; 0: without bound
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
     link            False: no L_link
     mu              weight of L_ot + L_link beside L_ce
@@ -162,19 +176,26 @@ class DMSMILSelect(DMSMIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
-                 hidden: int = 64,
-                 transport: str = "gates", link: bool = True, mu: float = 0.1, grid: str = "position",
-                 attention: str = "dot", offset_lr: float = 0.1, components: int = 256, standardise: bool = False):
+                 bound: float = 1.0, hidden: int = 64, transport: str = "gates", link: bool = True, mu: float = 0.1,
+                 grid: str = "position", attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened",
+                 components: int = 256):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
-                       attention=attention, offset="dat", offset_lr=offset_lr, query="norm", standardise=standardise)
+                       attention=attention, offset="dat", offset_lr=offset_lr, query="norm",
+                       standardise=inputs == "standardised")
         super().__init__(in_dim, n_classes, scales, **options)
-        if transport not in ("gates", "plain", "none"):
-            raise InputError(f"unknown transport '{transport}': choose one of gates, plain, none")
+        for name, value, known in (("transport", transport, ("gates", "plain", "none")),
+                                   ("inputs", inputs, ("whitened", "standardised", "given"))):
+            if value not in known:
+                raise InputError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
+        if bound < 0 or inputs == "whitened" and components < 1:
+            raise InputError(f"bound is {bound}, components is {components}: give a bound of 0 or more, and 1 or more "
+                             "components")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
         self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, joint=joint,
-                                          components=components, map="slide", softmax="points", activation="none",
-                                          score="mass", shared=False, **options)
+                                          bound=bound, components=components if inputs == "whitened" else 0,
+                                          map="slide", softmax="points", activation="none", score="mass", shared=False,
+                                          **options)
         self.transport, self.link, self.mu = transport, link, mu
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ import numpy as np
 import ot
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from dmsmil.jobs.files import InputError
 from dmsmil.models import create
@@ -156,7 +157,54 @@ def test_runs_in_one_pass_are_what_they_are_alone():
         torch.testing.assert_close(losses[i], model.loss(alone, labels[i:i + 1])[0])
 
 
-@pytest.mark.parametrize("wrong", [{"transport": "some"}, {"grid": "square"}, {"attention": "full"}])
+def test_what_is_whitened_is_what_scikit_learn_whitens():
+    bags, mask, _, _ = data((40, 30, 25))
+    model = model_of(moved=0, components=6)
+    model.learn_inputs(bags, mask)
+    for s in range(2):
+        x = torch.cat([bag[s, there[s]] for bag, there in zip(bags, mask)]).numpy()
+        white = x @ model.branches.whitening[s].numpy() + model.branches.shift[s].numpy()
+        theirs = PCA(6, whiten=True, svd_solver="full").fit_transform(x) * np.sqrt(len(x) / (len(x) - 1))
+        np.testing.assert_allclose(np.abs((white * theirs).mean(0)), 1, rtol=2e-3)  # up to sign, and FLOOR
+        np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=2e-3)
+
+
+def test_whitened_tiles_do_not_depend_on_how_the_encoder_mixes_its_features():
+    """Distances between whitened tiles are Mahalanobis distances: any invertible mixing leaves them."""
+    bags, mask, _, _ = data((60, 50, 40))
+    mixing = torch.eye(DIM).double() + 0.05 * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for given in (bags, bags @ mixing):
+        model = model_of(moved=0, components=DIM)
+        model.learn_inputs(given, mask)
+        found.append(torch.cdist(*2 * [given[0, 0] @ model.branches.whitening[0]]))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
+
+
+def test_linked_tiles_have_one_gate_and_none_weighs_more_than_the_bound_allows():
+    bags, mask, coords, _ = data((23, 14, 7))
+    gates = model_of(moved=9.0)(100 * bags, mask, coords).extras["gates"]
+    torch.testing.assert_close(gates[:, 0], gates[:, 1])
+    weighs = [row[row > 0] for row in gates[:, 0]]
+    assert max((row.max() / row.min()).item() for row in weighs) == pytest.approx(np.exp(2), rel=1e-3)
+    own = model_of(moved=9.0, joint=False)(100 * bags, mask, coords).extras["gates"]
+    assert not torch.allclose(own[:, 0], own[:, 1])
+    free = model_of(moved=9.0, bound=0)(100 * bags, mask, coords).extras["gates"]
+    assert free.max() > 0.99
+
+
+def test_the_gate_of_a_place_is_made_of_the_scales_that_have_a_tile_there():
+    bags, mask, coords, _ = data((9, 9))
+    model = model_of()
+    full = model(bags, mask, coords).extras["gates"]
+    mask[:, 1, 4] = False
+    part = model(bags * mask.unsqueeze(-1), mask, coords).extras["gates"]
+    assert (part[:, 1, 4] == 0).all() and not torch.allclose(full[:, 0, 4], part[:, 0, 4])
+    torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
+
+
+@pytest.mark.parametrize("wrong", [{"transport": "some"}, {"grid": "square"}, {"attention": "full"}, {"inputs": "some"},
+                                   {"components": 0}, {"bound": -1.0}])
 def test_an_option_that_cannot_be_is_one_clear_line(wrong):
     with pytest.raises(InputError):
         model_of(**wrong)
