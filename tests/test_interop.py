@@ -10,6 +10,7 @@ import yaml
 from dmsmil.features.handing import hand_out
 from dmsmil.interpret.export import qupath_features, write_qupath
 from dmsmil.jobs.files import ROOT
+from dmsmil.slides.given import open_given
 from dmsmil.study.cli import _parser
 from dmsmil.study.params import known_parameters
 from tests.features.test_formats import own_study
@@ -54,10 +55,17 @@ def test_every_program_of_the_table_with_a_python_reader_has_its_lines():
 def test_the_yaml_of_the_page_has_keys_of_a_study():
     found = [yaml.safe_load(code) for kind, code in BLOCKS if kind == "yaml"]
     known = known_parameters()
-    assert len(found) == 5
+    assert len(found) == 7
     for values in found:
         for key, value in values.items():
             assert not known[key].problem(value), key
+
+
+def test_the_table_of_tiles_on_the_page_is_one(tmp_path):
+    (table,) = [code for kind, code in BLOCKS if code.startswith("slide_id,x,y\n")]
+    (tmp_path / "chosen.csv").write_text(table)
+    found = open_given(tmp_path / "chosen.csv", ["S-001"], 10, 256)
+    assert found["S-001"].corners.tolist() == [[20480, 10240], [21504, 10240]], "neighbours on a 40x slide"
 
 
 def test_the_commands_of_the_page_are_commands():

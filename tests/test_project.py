@@ -200,7 +200,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
                "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted originals stains mosaics",
-    "slides": "tiff wsi ome magnification reader density tiles hdf5 store stages linking",
+    "slides": "tiff wsi ome magnification reader density tiles hdf5 store linking hs2p given stages",
     "features": "weights encoders foreign lazyslide slide2vec sources formats handing rehearsal stages plan cache bags "
                 "truth views probes",
     "models": "",  # one file a method

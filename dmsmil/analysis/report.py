@@ -15,6 +15,7 @@ from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, fingerprint, read_json
 from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS
+from dmsmil.slides.given import whose_tiles
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import scored
@@ -52,6 +53,12 @@ def saved_results(home: str | Path) -> pd.DataFrame:
 def saved_cohort(home: str | Path) -> pd.DataFrame:
     """Patients and slides of a study by class and site, as `describe`."""
     return describe(read_cohort(home)[0])
+
+
+def saved_tiles(home: str | Path) -> str:
+    """Markdown: who chose the tiles of a study."""
+    values = parameters(home)
+    return whose_tiles(values.get("tiles", ""), values.get("k", 0), values.get("features", ""))
 
 
 def saved_settings(home: str | Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.text import as_written
+from dmsmil.slides.given import BY
 from dmsmil.training.metrics import METRICS
 
 
@@ -13,7 +14,8 @@ def made_in_words(made: dict) -> str:
     encoder = made["encoder"]
     eyes = f"{encoder['name']}" + (f" at {encoder['px']} px, {encoder['precision']}" if "px" in encoder else "")
     scales = " and ".join(f"{scale:g}x" for scale in made["scales"])
-    return f"at most {made['k']} tiles of {made['tile_px']} px at {scales}, features by {eyes}"
+    whose = f", chosen elsewhere ({BY[made['tiles']]})" if "tiles" in made else ""
+    return f"at most {made['k']} tiles of {made['tile_px']} px at {scales}{whose}, features by {eyes}"
 
 
 def card(kit: Kit) -> str:

@@ -13,17 +13,19 @@ from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.stages import encode_cohort, take_features
 from dmsmil.jobs.failures import write_failures
 from dmsmil.jobs.files import InputError
+from dmsmil.slides.given import BY, chosen_by
 from dmsmil.slides.store import Store
 
 
 def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[dict], features: str = "",
              weights: str = "", device: str = "auto", workers: int = 0, scheduler: str = "",
-             report: Callable[[str], None] = print) -> Bags:
+             report: Callable[[str], None] = print, tiles: str = "") -> Bags:
     """The bags of `slides`, made as the study made its own: what is done is not done again, a slide that fails is a row
     of <home>/apply/failures.csv, beside `failures`, which `read_slides` found.
 
-    features: where they were made elsewhere, as `take_features` takes it; weights: a local file of the encoder's.
-    Raises InputError where the encoder here is not the study's, which it names, and when no slide could be done.
+    features, tiles: where they were made or chosen elsewhere, as `take_features` and `tile_cohort` take them; weights:
+    a local file of the encoder's. Raises InputError where the encoder here is not the study's, which it names, where
+    tiles were chosen otherwise than the study's, and when no slide could be done.
     """
     made, home = kit.about["made"], Path(home) / OTHERS
     store = Store(home, made["tile_px"], tuple(made["scales"]), made["encoder"]["name"])
@@ -37,8 +39,23 @@ def new_bags(kit: Kit, home: str | Path, slides: pd.DataFrame, failures: list[di
         if "weights" not in made["encoder"]:
             raise InputError("the features of this study were made elsewhere: name those of the new slides with the "
                              "key 'features'")
-        encode_cohort(store, slides, min_density=made["min_density"], black=made["black"], weights=weights,
-                      px=made["encoder"]["px"], device=device, **work,
+        _check_tiles(made, tiles)
+        encode_cohort(store, slides, min_density=made.get("min_density", 0.0), black=made["black"], weights=weights,
+                      px=made["encoder"]["px"], device=device, tiles=tiles, **work,
                       agree=lambda identity: check_same({"encoder": identity}, [made]))
     bags = load_bags(store, slides, made["k"], store.scales, report=report)
     return with_classes(bags, kit.classes, slides.set_index("slide_id").label)
+
+
+def _check_tiles(made: dict, tiles: str) -> None:
+    """InputError unless the tiles of new slides are chosen by whom those of the study were."""
+    theirs, ours = made.get("tiles", ""), chosen_by(tiles)
+    if theirs and not ours:
+        raise InputError(f"the tiles of this study were chosen elsewhere ({BY[theirs]}): name those of the new slides "
+                         "with the key 'tiles'")
+    if ours and not theirs:
+        raise InputError("this study chose its tiles itself, and so it does those of new slides: leave the key 'tiles' "
+                         "empty")
+    if ours != theirs:
+        raise InputError(f"the tiles of this study were chosen {BY[theirs]}, and those of the new slides {BY[ours]}: "
+                         "it is applied as it was made, or not at all")

@@ -24,7 +24,8 @@ from dmsmil.training.metrics import METRICS, positive_class
 from dmsmil.training.results import note, result_table, run_names
 from dmsmil.training.runs import Runs, check_seeds, finished, get_runs, run_folder
 
-OF_ONE_SLIDE = ("bytes", "mpp", "files", "label", "site")  # what made a slide's features, and is not the study's
+# what made a slide's features, and is not the study's
+OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
 RIVAL = "meanpool"
 OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled"))]
 

@@ -31,13 +31,14 @@ STYLE = ("body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin:
 
 
 def make_pages(kit: Kit, applied: Applied, slides: pd.DataFrame, store: Store, workers: int = 0, scheduler: str = "",
-               report: Callable[[str], None] = print) -> Path:
+               report: Callable[[str], None] = print, qupath: str = "both") -> Path:
     """Write pages/<slide>.html, qupath/<slide>.geojson and .ome.tif for each slide, and index.html of all, below the
-    store; returns the index. A slide whose page fails is a row of failures.csv."""
+    store; returns the index. qupath: which GeoJSON, as `write_qupath` takes it. A slide whose page fails is a row of
+    failures.csv."""
     home, rows = store.home, slides.set_index("slide_id", drop=False)
     scores = dict(tuple(applied.scores.groupby("slide_id")))
-    units = {said["slide_id"]: (store, rows.loc[[said["slide_id"]]], said, scores.get(said["slide_id"]), kit.about)
-             for said in applied.table.to_dict("records")}
+    units = {name: (store, rows.loc[[name]], said, scores.get(name), kit.about, qupath)
+             for said in applied.table.to_dict("records") for name in [said["slide_id"]]}
     failures, done = [], run_units(_page, units, workers, scheduler=scheduler)
     for number, (name, seconds, error) in enumerate(progress(done, len(units), "pages"), 1):
         if error is not None:
@@ -48,7 +49,8 @@ def make_pages(kit: Kit, applied: Applied, slides: pd.DataFrame, store: Store, w
     return write_text(_index(kit, applied.table, {row["unit"] for row in failures}), home / "index.html")
 
 
-def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | None, about: dict) -> float:
+def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | None, about: dict,
+          qupath: str) -> float:
     """Make the page and the files of one slide (in a worker); returns the seconds it took."""
     started, home, name = time.perf_counter(), store.home, said["slide_id"]
     view = slide_views(row, store, slide_ids=[name], mpp=about["made"].get("fallback_mpp", 0.0))[0]
@@ -62,9 +64,10 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
         if view["path"]:
             figures.extreme_tiles(extremes(view, scores), home / f"figures/{name}_extremes")
             parts.append(_picture("Its highest and lowest tiles", home / f"figures/{name}_extremes.png"))
-        write_qupath(qupath_features(scores, view["side"], origin=view["bounds"][:2]), home / f"qupath/{name}.geojson")
+        tiles = write_qupath(qupath_features(scores, view["side"], origin=view["bounds"][:2]),
+                             home / f"qupath/{name}.geojson", qupath)
         write_heatmap(scores, view["side"], view["bounds"], view["mpp"], home / f"qupath/{name}.ome.tif")
-        parts.append(f'<p>For QuPath: <a href="../qupath/{name}.geojson">tiles with scores</a>, '
+        parts.append(f'<p>For QuPath: <a href="../qupath/{tiles[0].name}">tiles with scores</a>, '
                      f'<a href="../qupath/{name}.ome.tif">heatmap</a>. A score says what the models attended to, not '
                      'why.</p>')
     parts.append('<p><a href="../index.html">All slides</a></p>')

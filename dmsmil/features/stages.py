@@ -16,7 +16,8 @@ from dmsmil.cohorts.download import Remote
 from dmsmil.features.formats import import_features
 from dmsmil.features.rehearsal import DRAWN, draw_features
 from dmsmil.jobs.parallel import is_remote, pick_device, usable_cores, worker_count
-from dmsmil.slides.stages import choose_tiles, open_configured, slide_row, tile_config
+from dmsmil.slides.given import Given
+from dmsmil.slides.stages import choose_tiles, given_tiles, open_configured, slide_row, tile_config
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import read_tiles
 
@@ -33,16 +34,16 @@ def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200,
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                   mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
                   report: Callable[[str], None] = print, scheduler: str = "",
-                  source: Remote | None = None, black: str = "padding",
+                  source: Remote | None = None, black: str = "padding", tiles: str = "",
                   agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
     reading keeps up with encoding. With a scheduler, `auto` is the kind of device that this process has, for the
     features' precision depends on it. source: a slide that is not on the disk is fetched from there (columns file_id,
-    size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. agree: gets the
-    encoder's identity before anything is encoded, and raises where it will not do. Returns one row a slide, as
-    `tile_cohort`.
+    size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. tiles: where they were
+    chosen elsewhere, as `tile_cohort` takes it. agree: gets the encoder's identity before anything is encoded, and
+    raises where it will not do. Returns one row a slide, as `tile_cohort`.
     """
     from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
 
@@ -50,11 +51,12 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
     encoder = create_encoder(store.encoder, weights, device, px)
     agree(encoder.identity)
     report(f"{store.encoder}: {encoder.dim} numbers a tile, fed {encoder.px} x {encoder.px} px; {encoder.weights}")
-    units = {}
+    given, units = given_tiles(store, cohort, tiles, report), {}
     for row in cohort.itertuples():
-        config = tile_config(store, row, k, min_density, seed, mpp, black)
+        own = given.get(row.slide_id)
+        config = tile_config(store, row, k, min_density, seed, mpp, black, own)
         fetch = None if source is None else partial(source.fetch, row.file_id, row.path, row.size, row.md5)
-        units[row.slide_id] = (store, row.slide_id, row.path, fetch, config,
+        units[row.slide_id] = (store, row.slide_id, row.path, fetch, own, config,
                                {**config, "encoder": encoder.identity})
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
@@ -90,16 +92,18 @@ def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
         Path(path).unlink(missing_ok=True)
 
 
-def _encode_slide(store: Store, slide_id: str, path: str, fetch: Callable[[], Path] | None, tiling: dict,
-                  config: dict) -> dict:
+def _encode_slide(store: Store, slide_id: str, path: str, fetch: Callable[[], Path] | None, given: Given | None,
+                  tiling: dict, config: dict) -> dict:
     """Encode and keep the features of one slide (in a worker)."""
     started = time.perf_counter()
+    if given is not None:
+        given.check()  # before a gigabyte is fetched
     with _at_hand(path, fetch), open_configured(path, slide_id, tiling) as slide:
         if store.has_tiles(slide_id, tiling):
             tiles = store.read_tiles(slide_id)
             features = _encode_stream(read_tiles(slide, tiles), tuple(tiles.coords))
         else:  # one decode to choose and to encode
-            tiles = choose_tiles(slide, tiling, pixels=True)
+            tiles = choose_tiles(slide, tiling, given, pixels=True)
             store.write_tiles(tiles, tiling)
             features = {scale: _encoder.encode(images) for scale, images in tiles.pixels.items()}
         store.write_features(slide_id, features, tiles, config)

@@ -13,10 +13,11 @@ import pandas as pd
 import tifffile
 from matplotlib import colormaps
 
-from dmsmil.jobs.files import InputError, atomic
+from dmsmil.jobs.files import InputError, atomic, write_text
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "dmsmil.slides.tiles")  # the same tile has the same id in every export
 BANDS = 5  # classes of the normalised score, so that QuPath colours tiles without a measurement map
+KINDS = ("nested", "flat", "both")  # of GeoJSON: for QuPath, for others, or a file of each
 CELL = 16  # pixels of the heatmap along a tile of the finest scale
 
 
@@ -84,13 +85,21 @@ def _flat(feature: dict, more: dict) -> dict:
     return {**feature, "properties": {**numbers, **said, "scale": scale, **more}}
 
 
-def write_qupath(features: dict, path: str | Path) -> Path:
-    """Write a FeatureCollection as .geojson, for QuPath's File > Import objects, and beside it (at `flat_path`) what
-    `flat_features` makes of it."""
-    for value, place in ((features, Path(path)), (flat_features(features), flat_path(path))):
-        with atomic(place) as temporary:
-            Path(temporary).write_text(json.dumps(value), encoding="utf-8")
-    return Path(path)
+def write_qupath(features: dict, path: str | Path, kind: str = "both") -> list[Path]:
+    """Write a FeatureCollection as .geojson, and return what was written: "nested" at `path`, for QuPath's File >
+    Import objects; "flat" at `flat_path`, what `flat_features` makes of it; or both. A file of the other kind that an
+    earlier call left there goes. Raises InputError for another kind."""
+    if kind not in KINDS:
+        raise InputError(f"qupath is '{kind}': it is {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    places = {"nested": Path(path), "flat": flat_path(path)}
+    chosen = [name for name in places if kind in (name, "both")]
+    for name, place in places.items():
+        if name not in chosen:
+            place.unlink(missing_ok=True)
+            continue
+        value = features if name == "nested" else flat_features(features)
+        write_text(json.dumps(value), place)
+    return [places[name] for name in chosen]
 
 
 def flat_path(path: str | Path) -> Path:

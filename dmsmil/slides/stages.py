@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.slides.density import check_black
+from dmsmil.slides.given import BY, Given, open_given, take_tiles
 from dmsmil.slides.reader import Slide, open_slide, reads_more
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, select_tiles
@@ -17,29 +18,49 @@ from dmsmil.slides.tiles import Tiles, select_tiles
 
 def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
                 mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
-                scheduler: str = "", black: str = "padding") -> pd.DataFrame:
+                scheduler: str = "", black: str = "padding", tiles: str = "") -> pd.DataFrame:
     """Choose the tiles of every slide of a cohort and keep them in the store.
 
-    mpp: of slides that do not say, in the file or in the cohort table; black: as for `select_tiles`; workers,
-    scheduler: as for `run_units`.
+    mpp: of slides that do not say, in the file or in the cohort table; black: as for `select_tiles`; tiles: where they
+    were chosen elsewhere, as for `open_given`, and then `min_density` is not asked; workers, scheduler: as for
+    `run_units`.
     Returns one row a slide that has tiles: slide_id, label, tiles, density (mean), magnification, warnings, seconds.
     Raises InputError when no slide could be tiled, or for an unknown `black`.
     """
-    units = {row.slide_id: (store, row.slide_id, row.path, tile_config(store, row, k, min_density, seed, mpp, black))
-             for row in cohort.itertuples()}
+    given, units = given_tiles(store, cohort, tiles, report), {}
+    for row in cohort.itertuples():
+        own = given.get(row.slide_id)
+        config = tile_config(store, row, k, min_density, seed, mpp, black, own)
+        units[row.slide_id] = store, row.slide_id, row.path, own, config
     return over_slides(store, cohort, units, _tile_slide, "tiles", store.has_tiles, workers, report, scheduler)
 
 
-def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float, black: str = "padding") -> dict:
+def given_tiles(store: Store, cohort: pd.DataFrame, tiles: str, report: Callable[[str], None]) -> dict[str, Given]:
+    """The tiles of each slide that were chosen elsewhere, and a line that says so; none where `tiles` is empty."""
+    if not tiles:
+        return {}
+    found = open_given(tiles, cohort.slide_id, store.scales[0], store.tile_px)
+    whole = [given for given in found.values() if not given.problem]
+    report(f"tiles chosen elsewhere, {BY[next(iter(found.values())).by]} ({Path(tiles).name}): "
+           f"{sum(len(given.corners) for given in whole)} of {len(whole)} slides at {store.scales[0]:g}x")
+    return found
+
+
+def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float, black: str = "padding",
+                given: Given | None = None) -> dict:
     """Everything that decides a slide's tiles; the size of the file stands for its content.
 
-    mpp is the cohort table's word for this slide, fallback_mpp the study's for slides that do not say.
+    mpp is the cohort table's word for this slide, fallback_mpp the study's for slides that do not say. Tiles that were
+    chosen elsewhere are `given`: whose they are and where they lie decide, and no density does.
     """
     check_black(black)
     path = Path(row.path)
     size = path.stat().st_size if path.is_file() else int(getattr(row, "size", 0) or 0)
     config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
               "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size}
+    if given is not None:
+        del config["min_density"]
+        config |= {"tiles": given.by, "corners": given.identity}
     if path.is_file() and reads_more(path):  # other pixels than OpenSlide's, which made what has no such key
         config["reader"] = "tifffile"
     return config
@@ -50,16 +71,19 @@ def open_configured(path: str, slide_id: str, config: dict) -> Slide:
     return open_slide(path, config["mpp"], slide_id, config["fallback_mpp"])
 
 
-def _tile_slide(store: Store, slide_id: str, path: str, config: dict) -> dict:
+def _tile_slide(store: Store, slide_id: str, path: str, given: Given | None, config: dict) -> dict:
     """Choose and keep the tiles of one slide (in a worker)."""
     started = time.perf_counter()
     with open_configured(path, slide_id, config) as slide:
-        tiles = choose_tiles(slide, config)
+        tiles = choose_tiles(slide, config, given)
         store.write_tiles(tiles, config)
         return slide_row(tiles, slide, started)
 
 
-def choose_tiles(slide: Slide, config: dict, pixels: bool = False) -> Tiles:
+def choose_tiles(slide: Slide, config: dict, given: Given | None = None, pixels: bool = False) -> Tiles:
+    if given is not None:
+        return take_tiles(slide, given, config["k"], config["tile_px"], config["seed"], tuple(config["scales"]), pixels,
+                          config["black"])
     return select_tiles(slide, config["k"], config["tile_px"], config["seed"], config["min_density"],
                         tuple(config["scales"]), pixels, config["black"])
 

@@ -104,22 +104,24 @@ def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, 
     else:
         bounds, taken = screen(slide, level, first, tile_px, columns, rows, black)
     waiting = sorted((-bound, *cell) for cell, bound in np.ndenumerate(bounds) if bound / area >= min_density)
-    best = _Best(slide, min(k, bounds.size), tile_px, seed, min_density, scales, pixels, black, taken)
-    done = set()
+    best = Best(slide, min(k, bounds.size), tile_px, seed, min_density, scales, pixels, black)
+    side, done = best.sides[first], set()
     while waiting:
-        for bound, *cell in waiting:
-            if best.surpass(-bound, *cell):
+        for bound, row, column in waiting:
+            corner = column * side, row * side
+            if best.surpass(-bound, *corner):
                 waiting = []
                 break
-            done.add(tuple(cell))
-            if best.read(*cell) > -bound:  # what the screen assumes is not so on this slide: read all the others
+            done.add((row, column))
+            tissue, taken[row, column] = best.read(*corner)
+            if tissue > -bound:  # what the screen assumes is not so on this slide: read all the others
                 slide.warnings.append(f"slide {name}: its low-resolution level does not match its pixels; "
                                       "every tile was read")
                 waiting = [(-float(area), *cell) for cell in np.ndindex(rows, columns) if cell not in done]
                 break
         else:
             waiting = []
-    padded = int((best.padding > area / 2).sum())
+    padded = int((taken > area / 2).sum())
     if padded:
         slide.warnings.append(f"slide {name}: {padded} or more of {bounds.size} {first}x tiles are mostly black "
                               "padding, which is not counted as tissue (`black: tissue` counts it)")
@@ -130,44 +132,44 @@ def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, 
     return best.tiles(grid=bounds.size, read=len(done))
 
 
-class _Best:
-    """The k densest tiles read so far: a heap of (tissue pixels, -row, -column), the worst first, and what they are."""
+class Best:
+    """The k densest tiles read so far: a heap of (tissue pixels, -y, -x), the worst first, and what they are."""
 
-    def __init__(self, slide, k, tile_px, seed, min_density, scales, pixels, black, padding):
+    def __init__(self, slide, k, tile_px, seed, min_density, scales, pixels, black):
         self.slide, self.k, self.tile_px, self.seed = slide, k, tile_px, seed
         self.min_density, self.scales, self.black = min_density, scales, black
-        self.padding = padding  # (rows, columns) of each tile: at least so many pixels, or just so many once it is read
         self.sides = {scale: tile_size_level0(slide.magnification, scale, tile_px) for scale in scales}
         self.heap, self.known = [], {}
         self.images = {scale: np.empty((k, tile_px, tile_px, 3), np.uint8) for scale in scales} if pixels else None
 
-    def surpass(self, tissue: float, row: int, column: int) -> bool:
-        """Whether a tile with this many tissue pixels, or fewer, at this place or later, cannot be among the best."""
-        return len(self.heap) == self.k and self.heap[0] > (tissue, -row, -column)
+    def surpass(self, tissue: float, x: int, y: int) -> bool:
+        """Whether a tile with this many tissue pixels, or fewer, at this corner or later, cannot be among the best."""
+        return len(self.heap) == self.k and self.heap[0] > (tissue, -y, -x)
 
-    def read(self, row: int, column: int) -> int:
-        """Read and score a tile, keep it if it is among the best; return its number of tissue pixels."""
+    def read(self, x: int, y: int) -> tuple[int, int]:
+        """Read and score the tile at a level-0 corner, keep it if it is among the best; return its numbers of pixels
+        that are tissue, and that are padding."""
         slide, first, tile_px = self.slide, self.scales[0], self.tile_px
-        corners = {first: (column * self.sides[first], row * self.sides[first])}
+        corners = {first: (x, y)}
         source, size = slide.source(first, tile_px)
         region = slide.region(source, *corners[first], size)
         tile = shrink(region, tile_px)
-        self.padding[row, column] = padding_pixels(tile) if self.black == "padding" else 0
-        tissue = tissue_pixels(tile) - int(self.padding[row, column])
-        if tissue / tile_px**2 < self.min_density or self.surpass(tissue, row, column):
-            return tissue
+        padding = padding_pixels(tile) if self.black == "padding" else 0
+        tissue = tissue_pixels(tile) - padding
+        if tissue / tile_px**2 < self.min_density or self.surpass(tissue, x, y):
+            return tissue, padding
         slot = len(self.heap) if len(self.heap) < self.k else self.known.pop(heapq.heappop(self.heap))[0]
         for scale in self.scales[1:]:
             room = self.sides[first] - self.sides[scale]
             corners[scale] = child_corner(self.seed, slide.slide_id, corners[first], scale, room)
-        heapq.heappush(self.heap, (tissue, -row, -column))
+        heapq.heappush(self.heap, (tissue, -y, -x))
         mean, deviation = cv2.meanStdDev(tile)
-        self.known[tissue, -row, -column] = slot, corners, np.concatenate([mean, deviation])[:, 0] / 255
+        self.known[tissue, -y, -x] = slot, corners, np.concatenate([mean, deviation])[:, 0] / 255
         if self.images is not None:
             self.images[first][slot] = tile
             for scale, cut in _inside(slide, region, corners, self.scales, tile_px).items():
                 self.images[scale][slot] = cut
-        return tissue
+        return tissue, padding
 
     def tiles(self, grid: int, read: int) -> Tiles:
         """The best, in raster order."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dmsmil.apply.kit import Kit
 
 NOTHING = "nothing to apply to: dmsmil apply params/mine.yaml SLIDES"
-FREE = ("study", "outputs", "features", "encoder_weights", "device", "workers", "scheduler")  # what a model leaves open
+FREE = ("study", "outputs", "tiles", "features", "encoder_weights", "device", "workers",
+        "scheduler", "qupath")  # what a model leaves open
 
 
 def open_kit(model: str, study: str, outputs: str, *, scales: list[int], tile_px: int, k: int, min_density: float,

@@ -19,6 +19,7 @@ from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.features.truth import known_shares
 from dmsmil.features.views import slide_views
+from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.place import resolve, study_folder
 
@@ -100,3 +101,12 @@ def fetch_slides(table: Path, folder: Path | str, remote: Remote) -> list[dict]:
 def feature_source(features: str) -> str:
     """The key `features` as `take_features` takes it: a folder, or a word."""
     return features if features in ("", DRAWN) else str(resolve(features))
+
+
+def tile_source(tiles: str, features: str = "") -> str:
+    """The key `tiles` as `tile_cohort` takes it: a table or a folder. InputError beside the key `features`, whose tiles
+    are in its files."""
+    if tiles and features:
+        raise InputError("the keys 'tiles' and 'features' are both given, and features that were made elsewhere have "
+                         "tiles of their own: leave one of them empty")
+    return str(resolve(tiles)) if tiles else ""

@@ -27,12 +27,13 @@ from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.jobs.files import InputError, one_line
+from dmsmil.slides.given import BY, chosen_by, open_given
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import tile_grid
 from dmsmil.study.forecast import forecast, in_words, step_in_words
-from dmsmil.study.opening import PAINTED
+from dmsmil.study.opening import PAINTED, tile_source
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
 from dmsmil.training.metrics import positive_class
@@ -66,6 +67,8 @@ def findings(params: dict) -> Iterator[Finding]:
         yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
     classes = sorted(cohort.label.unique())
     yield attempt("class", lambda: positive_class(classes, params["positive"]))
+    if params["tiles"]:
+        yield from _given(params, cohort)
     made = "features" if params["features"] else "encoder"
     channels, found = counted(made, lambda: _features(params, cohort), CHANNELS)
     yield found
@@ -162,6 +165,22 @@ def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
     bad = sum(not good for lines in said for good, _ in lines)
     scales = " and ".join(f"{scale}x" for scale in params["scales"])
     yield True, f"slides   {len(rows) - bad} of {len(rows)} open, and have {scales} tiles"
+
+
+def _given(params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
+    """The tiles that were chosen elsewhere, and what is wrong with those of a slide, as far as a look at them says."""
+    try:
+        place = tile_source(params["tiles"], params["features"])
+        found = open_given(place, cohort.slide_id, params["scales"][0], params["tile_px"])
+    except InputError as error:
+        yield False, f"tiles    {one_line(error)}"
+        return
+    for slide_id, given in found.items():
+        if given.problem:
+            yield False, f"slide    {slide_id}: {given.problem}"
+    whole = [given for given in found.values() if not given.problem]
+    yield True, (f"tiles    chosen elsewhere, {BY[chosen_by(place)]}: {sum(len(given.corners) for given in whole)} of "
+                 f"{len(whole)} slides")
 
 
 def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import pytest
 import tifffile
 
 from dmsmil.apply import pages
+from dmsmil.apply.incoming import read_slides
 from dmsmil.apply.pages import make_pages, warnings_of
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.failures import read_failures
-from tests.apply.conftest import NEW, quiet
+from dmsmil.slides.store import Store
+from tests.apply.conftest import ENCODER, NEW, SCALES, TILE, quiet
 
 pytestmark = pytest.mark.xdist_group("apply")
 
@@ -68,6 +72,17 @@ def test_qupath_gets_the_tiles_and_the_heatmap(page):
     assert len(found["features"]) == (scores.scale == 10).sum()
     image = tifffile.imread(home / f"qupath/{NEW[0]}.ome.tif")
     assert image.shape[0] == 2 and np.nanmax(image) == 1.0
+
+
+@pytest.mark.parametrize("kind, name", [("nested", f"{NEW[0]}.geojson"), ("flat", f"{NEW[0]}_flat.geojson")])
+def test_the_page_names_the_file_that_was_asked_for(made, page, tmp_path, kind, name):
+    home, applied = page
+    store = Store(shutil.copytree(home, tmp_path / "apply"), TILE, SCALES, ENCODER)
+    slides, _ = read_slides(made.slides / f"{NEW[0]}.svs", made.kit.classes, report=quiet)
+    one = replace(applied, table=applied.table[applied.table.slide_id == NEW[0]])
+    make_pages(made.kit, one, slides, store, workers=1, report=quiet, qupath=kind)
+    assert [path.name for path in store.home.glob(f"qupath/{NEW[0]}*.geojson")] == [name]
+    assert f'href="../qupath/{name}"' in (store.home / f"pages/{NEW[0]}.html").read_text(encoding="utf-8")
 
 
 def test_a_known_slide_says_so(page):

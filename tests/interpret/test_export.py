@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from dmsmil.interpret.explain import normalise
-from dmsmil.interpret.export import flat_path, heatmap, qupath_features, write_heatmap, write_qupath
+from dmsmil.interpret.export import heatmap, qupath_features, write_heatmap, write_qupath
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.tiles import select_tiles
@@ -52,7 +52,7 @@ def scores():
 
 
 def test_qupath_can_read_it_and_20x_tiles_lie_in_their_parent(scores, tmp_path):
-    path = write_qupath(qupath_features(scores, SIDE), tmp_path / "s.geojson")
+    path, _ = write_qupath(qupath_features(scores, SIDE), tmp_path / "s.geojson")
     found = json.loads(path.read_text())
     jsonschema.validate(found, SCHEMA)
     assert len(found["features"]) == 6
@@ -87,7 +87,7 @@ def test_nuclei_become_measurements_and_what_is_missing_is_absent(scores):
 def flat(scores, tmp_path):
     """The flat file of twelve tiles, of which four 20x tiles have a count of nuclei."""
     nuclei = pd.DataFrame({"scale": 20, "place": range(5), "nuclei": [3.0, 4, 5, 6, np.nan]})
-    return flat_path(write_qupath(qupath_features(scores, SIDE, nuclei), tmp_path / "s.svs.geojson"))
+    return write_qupath(qupath_features(scores, SIDE, nuclei), tmp_path / "s.svs.geojson")[1]
 
 
 def test_the_flat_file_has_every_tile_at_the_top_and_numbers_as_properties(scores, flat):
@@ -126,6 +126,23 @@ def test_both_files_are_geojson_by_its_standard(flat):
         assert len(models.FeatureCollection.model_validate_json(path.read_text()).features) == count
 
 
+@pytest.mark.parametrize("kind, names", [("nested", ["s.geojson"]), ("flat", ["s_flat.geojson"]),
+                                         ("both", ["s.geojson", "s_flat.geojson"])])
+def test_only_what_is_asked_for_is_written_and_what_was_before_goes(scores, tmp_path, kind, names):
+    features = qupath_features(scores, SIDE)
+    both = {path.name: path.read_bytes() for path in write_qupath(features, tmp_path / "s.geojson")}
+    (tmp_path / "other.geojson").write_text("mine")
+    assert [path.name for path in write_qupath(features, tmp_path / "s.geojson", kind)] == names
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "other.geojson": b"mine", **{name: both[name] for name in names}}
+
+
+def test_another_kind_is_one_line(scores, tmp_path):
+    with pytest.raises(InputError, match="^qupath is 'tall': it is nested, flat or both$"):
+        write_qupath(qupath_features(scores, SIDE), tmp_path / "s.geojson", "tall")
+    assert not list(tmp_path.iterdir())
+
+
 def test_lazyslide_takes_every_tile(flat, tmp_path):
     lazyslide = pytest.importorskip("lazyslide", reason="needs lazyslide, of the extra [interop]")
     from wsidata import open_wsi
@@ -146,15 +163,15 @@ def test_names_with_signs_and_of_any_language_come_out_as_written_and_harmless(s
     named = scores.assign(slide_id="<script>alert(4)</script>", label='导管癌 <b>&"|\n', patient_id="../x")
     odd = '核 <img src=x onerror="alert(4)"> & | \\ \u2028'
     nuclei = pd.DataFrame({"scale": 20, "place": range(6), odd: 1.5})
-    path = write_qupath(qupath_features(named, SIDE, nuclei), tmp_path / "导管癌 & 小叶癌.geojson")
+    path, _ = write_qupath(qupath_features(named, SIDE, nuclei), tmp_path / "导管癌 & 小叶癌.geojson")
     text = path.read_text(encoding="utf-8")
     found = json.loads(text)
     jsonschema.validate(found, SCHEMA)
     assert found["features"][0]["properties"]["childObjects"][0]["properties"]["measurements"][odd] == 1.5
     assert text.isascii(), "read alike whatever the reader takes for the encoding"
     assert "script" not in text and "导管癌" not in text, "neither slide nor class nor patient is in the file"
-    assert write_qupath({"type": "FeatureCollection", "features": []}, path).read_text() == \
-        '{"type": "FeatureCollection", "features": []}'
+    empty = {"type": "FeatureCollection", "features": []}
+    assert [written.read_text() for written in write_qupath(empty, path)] == [json.dumps(empty)] * 2
 
 
 def test_both_lie_over_what_qupath_shows_of_a_slide_that_begins_elsewhere(tmp_path):

@@ -116,6 +116,18 @@ def test_a_slide_without_the_tiles_that_are_asked_for_is_named(own, tmp_path):
     assert "smaller than one 10x tile of 2048 px" in own(tile_px=1024)[0]
 
 
+def test_tiles_that_were_chosen_elsewhere_are_looked_at(own, tmp_path):
+    table = pd.DataFrame({"slide_id": list("abcd"), "x": 0, "y": 256})
+    table.to_csv(tmp_path / "tiles.csv", index=False)
+    assert own(tiles=str(tmp_path / "tiles.csv")) == []
+    table[table.slide_id != "c"].to_csv(tmp_path / "tiles.csv", index=False)
+    assert own(tiles=str(tmp_path / "tiles.csv")) == [
+        "slide    c: tiles.csv has no tiles of slide c: add them, or take the slide out of the cohort table"]
+    assert own(tiles=str(tmp_path / "gone.csv"))[0].startswith("tiles    the key 'tiles' names gone.csv, which is no ")
+    both = own(tiles=str(tmp_path / "tiles.csv"), features=str(tmp_path / "gone"))
+    assert "tiles    the keys 'tiles' and 'features' are both given" in both[0]
+
+
 def test_the_slide_that_is_to_be_drawn_must_be_one(own):
     assert own(slide="c") == []
     wrong = own(slide="e")

@@ -17,12 +17,12 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "code", lambda: "code")
     home, mine = tmp_path / "mine", tmp_path / "own"
     mine.mkdir()
-    for name in ("table.csv", "slides/a.svs", "slides/b.svs"):
+    for name in ("table.csv", "tiles.csv", "slides/a.svs", "slides/b.svs"):
         path = mine / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
     params = {name: p.default for name, p in known_parameters().items()}
-    params |= {"cohort": str(mine / "table.csv"), "slides": str(mine / "slides")}
+    params |= {"cohort": str(mine / "table.csv"), "slides": str(mine / "slides"), "tiles": str(mine / "tiles.csv")}
     write(home / "cohort.csv", f"slide_id,path\na,{mine}/slides/a.svs\n")
     memory = Memory(home, params)
     for notebook in notebooks():
@@ -57,7 +57,7 @@ def test_a_parameter_concerns_the_notebooks_that_have_it(study):
     assert known(home, params | {"lams": [3.0]}) == [name for name in ALL if name != "06"]
 
 
-@pytest.mark.parametrize("name", ["table.csv", "slides/a.svs", "slides/b.svs"])
+@pytest.mark.parametrize("name", ["table.csv", "tiles.csv", "slides/a.svs", "slides/b.svs"])
 def test_an_edited_file_of_the_person_changes_everything(study, name):
     home, params = study
     path = home.parent / "own" / name
