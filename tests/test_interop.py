@@ -42,7 +42,7 @@ def test_the_python_of_the_page_runs(code, home, monkeypatch):
     for name in re.findall(r"^(?:import|from) ([\w, ]+?)(?:\.| import|$)", code, re.M):
         for one in name.split(","):
             if importlib.util.find_spec(one.split()[0]) is None:
-                pytest.skip(f"needs {one.split()[0]}, of the extra [interop]")
+                pytest.skip(f"needs {one.split()[0]}: docs/interop.md says which extra brings it")
     monkeypatch.chdir(home)
     exec(compile(code, "docs/interop.md", "exec"), {})
 

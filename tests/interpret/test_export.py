@@ -144,7 +144,7 @@ def test_another_kind_is_one_line(scores, tmp_path):
 
 
 def test_lazyslide_takes_every_tile(flat, tmp_path):
-    lazyslide = pytest.importorskip("lazyslide", reason="needs lazyslide, of the extra [interop]")
+    lazyslide = pytest.importorskip("lazyslide", reason="needs lazyslide, of the extra [lazyslide]")
     from wsidata import open_wsi
 
     wsi = open_wsi(make_slide(tmp_path / "s.svs", 1536, 1024), store=str(tmp_path / "s.zarr"))
