@@ -169,6 +169,8 @@ class DMSMILSelect(DMSMIL):
                     another: 7.4 times at 1; 0: without bound
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
     link            False: no L_link
+    matched         L_ot and L_link are of the places that weigh most, so many of them: what is looked at has to match,
+                    and the time of an exact solver grows with the cube of the tiles
     mu              weight of L_ot + L_link beside L_ce
 
     Raises InputError for fewer than two scales or an unknown choice.
@@ -177,8 +179,8 @@ class DMSMILSelect(DMSMIL):
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
                  bound: float = 1.0, hidden: int = 64, transport: str = "gates", link: bool = True, mu: float = 0.1,
-                 grid: str = "position", attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened",
-                 components: int = 256):
+                 matched: int = 64, grid: str = "position", attention: str = "dot", offset_lr: float = 0.1,
+                 inputs: str = "whitened", components: int = 256):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
                        attention=attention, offset="dat", offset_lr=offset_lr, query="norm",
                        standardise=inputs == "standardised")
@@ -187,16 +189,16 @@ class DMSMILSelect(DMSMIL):
                                    ("inputs", inputs, ("whitened", "standardised", "given"))):
             if value not in known:
                 raise InputError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
-        if bound < 0 or inputs == "whitened" and components < 1:
-            raise InputError(f"bound is {bound}, components is {components}: give a bound of 0 or more, and 1 or more "
-                             "components")
+        if bound < 0 or components < 1 or matched < 1:
+            raise InputError(f"bound is {bound}, components {components}, matched {matched}: give a bound of 0 or "
+                             "more, and 1 or more of the others")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
         self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, joint=joint,
                                           bound=bound, components=components if inputs == "whitened" else 0,
                                           map="slide", softmax="points", activation="none", score="mass", shared=False,
                                           **options)
-        self.transport, self.link, self.mu = transport, link, mu
+        self.transport, self.link, self.mu, self.matched = transport, link, mu, matched
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_ce + mu (L_ot + L_link), and L_ce, L_ot, L_link and spread, detached; with leading axes see `MIL.loss`."""
@@ -219,6 +221,7 @@ class DMSMILSelect(DMSMIL):
             gates = mask / mask.sum(-1, keepdim=True).clamp(min=1).to(gates.dtype)
         x = output.extras["projection"].flatten(0, -4)  # (N, S, K, d)
         x = x / mean_distance(x, mask)[:, None, None, None]
+        x, gates, mask = self.looked_at(x, gates, mask)
         found = []
         for s, t in pairwise(range(x.shape[1])):
             squares = squared_distances(x[:, s], x[:, t])
@@ -230,6 +233,15 @@ class DMSMILSelect(DMSMIL):
             found.append(torch.stack([between, link]))
         between, link = torch.stack(found).mean(0).unflatten(-1, output.extras["mask"].shape[:-2]).mean(-1)
         return between, link, ce
+
+    def looked_at(self, x: Tensor, gates: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The `matched` places that weigh most: x (N, S, K, d), gates (N, S, K), to sum to 1 again, mask (N, S, K)."""
+        if self.matched >= x.shape[2]:
+            return x, gates, mask
+        place = gates.detach().sum(1).topk(self.matched, 1).indices.unsqueeze(1).expand(-1, x.shape[1], -1)
+        x = x.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
+        gates = gates.gather(2, place)
+        return x, gates / gates.sum(-1, keepdim=True).clamp(min=1e-12), mask.gather(2, place)
 
 
 def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:

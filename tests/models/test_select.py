@@ -133,6 +133,20 @@ def test_what_is_minimised_is_the_sum_that_is_said():
         assert less[name] == 0 and less["L_ce"].item() == pytest.approx(named["L_ce"].item())
 
 
+def test_what_is_matched_is_what_weighs_most():
+    """With weight on five places only, L_ot of these five is L_ot of all; with all places matched nothing changes."""
+    bags, mask, coords, labels = data((23, 23))
+    few, many = model_of(matched=5), model_of(matched=99)
+    output = few(bags, mask, coords)
+    seen = torch.zeros_like(output.extras["gates"])
+    seen[..., [2, 3, 11, 17, 20]] = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1]).double()
+    output.extras["gates"] = seen
+    assert few.parts(output, labels)[0].item() == pytest.approx(many.parts(output, labels)[0].item(), rel=1e-9)
+    assert few.parts(output, labels)[1].item() != pytest.approx(many.parts(output, labels)[1].item())
+    short = data((4, 3))
+    torch.testing.assert_close(few.parts(few(*short[:3]), short[3]), many.parts(many(*short[:3]), short[3]))
+
+
 def test_transport_and_link_do_not_depend_on_the_unit_of_the_features():
     model = model_of()
     bags, mask, coords, labels = data()
@@ -204,7 +218,7 @@ def test_the_gate_of_a_place_is_made_of_the_scales_that_have_a_tile_there():
 
 
 @pytest.mark.parametrize("wrong", [{"transport": "some"}, {"grid": "square"}, {"attention": "full"}, {"inputs": "some"},
-                                   {"components": 0}, {"bound": -1.0}])
+                                   {"components": 0}, {"bound": -1.0}, {"matched": 0}])
 def test_an_option_that_cannot_be_is_one_clear_line(wrong):
     with pytest.raises(InputError):
         model_of(**wrong)
