@@ -20,21 +20,52 @@ def dmsmil(*args, **kwargs):
                           capture_output=True, **kwargs)
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory, request):
-    """(folder of the finished smoke study, what the command said). Run once for all workers of a session."""
+def once(name, make, tmp_path_factory, request):
+    """(folder of the finished study `name`, what was said): made by make(its outputs), once for all workers."""
     shared = tmp_path_factory.getbasetemp()
-    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "smoke-study"
+    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / f"{name}-study"
     from filelock import FileLock
 
     with FileLock(f"{shared}.lock"):
         said = shared / "said.txt"
         if not said.exists():
             shutil.rmtree(shared, ignore_errors=True)
-            done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", shared)
-            assert done.returncode == 0, done.stdout + done.stderr
-            said.write_text(done.stdout)
-    return shared / "smoke", said.read_text()
+            text = make(shared)
+            said.write_text(text)
+    return shared / name, said.read_text()
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, request):
+    """The smoke study, as typed."""
+    def make(outputs):
+        done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", outputs)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return once("smoke", make, tmp_path_factory, request)
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory, request):
+    """The study of three classes and scales with three slides that it has not seen: all notebooks, but no book, which
+    costs as much as they do and is that of any study."""
+    def make(outputs):
+        from dmsmil.cohorts.made import three as cohort
+        from dmsmil.cohorts.made.painted import make_slides
+        from dmsmil.study.params import read_params
+        from dmsmil.study.run import run
+
+        new = outputs / "new"
+        make_slides(new, cohort.plan_three(12).iloc[9:], 0, 2048, cohort.RECIPE, workers=1)
+        params = read_params("params/three.yaml", {"outputs": str(outputs), "apply_to": str(new / "cohort.csv")})
+        lines = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dmsmil.study.run._build_book", lambda home, say: "")
+            assert run(params, say=lines.append) == 0, lines
+        return "\n".join(lines)
+
+    return once("three", make, tmp_path_factory, request)
 
 
 @pytest.fixture

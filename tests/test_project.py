@@ -199,7 +199,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
                "leakage made",
-    "cohorts.made": "brushes tissue islands histology pyramid painted demo planted originals stains mosaics",
+    "cohorts.made": "brushes tissue islands histology pyramid painted demo planted three originals stains mosaics",
     "slides": "tiff wsi ome magnification reader density tiles hdf5 store linking hs2p given stages",
     "features": "weights encoders foreign lazyslide slide2vec sources formats handing rehearsal stages plan cache bags "
                 "truth views probes",

@@ -24,7 +24,7 @@ from dmsmil.analysis.paper import growth_as_claimed
 from dmsmil.analysis.report import saved_tables
 from dmsmil.analysis.sweep import lam_name
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
-from dmsmil.training.metrics import METRICS
+from dmsmil.training.metrics import METRICS, called
 from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, verdict
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
@@ -221,11 +221,11 @@ def _lam(tables: Tables) -> Judged:
     others = table[(table.lam != 1) & (table[COLLAPSED] == 0)]
     if others.empty:
         raise _Absent("no other λ was run, or all collapsed")
-    if undefined := [metric for metric in METRICS if math.isnan(one[f"{metric}_mean"])]:
+    if undefined := [called(metric, one) for metric in METRICS if math.isnan(one[f"{metric}_mean"])]:
         raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
-    number = "; ".join(f"{m} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
+    number = "; ".join(f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
                        for m, top in tops.items())
     p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam))
     by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from dmsmil.jobs.files import InputError
-from dmsmil.training.metrics import METRICS, class_names, positive_class, score_by_fold
+from dmsmil.training.metrics import METRICS, NEEDS_TWO, asked_class, called, class_names, counted_classes, score_by_fold
 
 ALPHA = 0.05
 EQUIVALENT_WITHIN = 0.02  # of AUC or ACC: a smaller difference is none that a reader of slides would notice
@@ -102,7 +102,8 @@ class DeLong:
 
 
 def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: str = "") -> DeLong:
-    """DeLong's paired test of two correlated AUCs (Biometrics 44, 1988), `positive` against the rest.
+    """DeLong's paired test of two correlated AUCs (Biometrics 44, 1988), `positive` against the rest. Of more than two
+    classes where none is named there is no such question: all is NaN, for that reason.
 
     On the pooled out-of-fold predictions of the slides that both tested: a slide's probability is averaged over its
     seeds and repeats first (that is an ensemble: give both the same number of them). Placements come from midranks, in
@@ -114,20 +115,23 @@ def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: s
     folds' AUCs; and the test takes the models as they are: it says nothing of another training set.
     Raises InputError when the two tables share no slide or disagree about a label.
     """
-    name = positive_class(class_names(predictions_a), positive)
-    a, b = (_pooled(table, name) for table in (predictions_a, predictions_b))
+    classes = class_names(predictions_a)
+    name = asked_class(classes, positive)
+    a, b = (_pooled(table, name or classes[-1]) for table in (predictions_a, predictions_b))
     both = a.merge(b[["label", "value"]], left_index=True, right_index=True, suffixes=("", "_b"))
     if both.empty:
         raise InputError("the two predictions tables share no slide: compare methods on the same folds")
     if (both.label != both.label_b).any():
         slide = both.index[both.label != both.label_b][0]
         raise InputError(f"slide '{slide}' has another label in the other table: compare methods on the same cohort")
+    nan = float("nan")
+    if not name:
+        return DeLong(nan, nan, len(both), PairedTest(nan, reason=f"it {NEEDS_TWO}"))
     truth = both.label.eq(name).to_numpy()
     patients = [pd.factorize(both.patient_id[side])[0] for side in (truth, ~truth)]
     sizes = [len(np.unique(ids)) for ids in patients]
     values = both[["value", "value_b"]].to_numpy().T
     if min(sizes) == 0:
-        nan = float("nan")
         return DeLong(nan, nan, len(both), PairedTest(nan, reason="only one class was tested"))
     placements = [_placements(value, truth) for value in values]
     auc_a, auc_b = (float(up.mean()) for up, _ in placements)
@@ -194,7 +198,8 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     folds), _low, _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both
     metrics), _p_equivalent and _p_equivalent_holm (that it is within EQUIVALENT_WITHIN; adjusted likewise, a family of
     its own) and _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all
-    methods), _note, and DeLong_class: of more than two classes the one that it sets against the rest, else empty.
+    methods), _note, and DeLong_class: of more than two classes the one that it sets against the rest, else empty. Of
+    more than two classes also classes, how many there are.
     Intervals are 95 % each, not adjusted. A method trained on less than all other slides (an inner validation part)
     has a larger n_test / n_train than is assumed here, and its p is a little too small.
     Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
@@ -206,7 +211,7 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     if share >= 1:
         raise InputError("one fold tests all slides: a comparison needs predictions of at least 2 folds")
     classes = class_names(reference)
-    against_rest = positive_class(classes, positive) if len(classes) > 2 else ""
+    against_rest = asked_class(classes, positive) if len(classes) > 2 else ""
     mine = score_by_fold(reference, positive).groupby("fold")[list(METRICS)].mean()
     rows = []
     for name, table in others.items():
@@ -229,7 +234,8 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     parts = ("difference", "low", "high", "p", "p_holm", "p_equivalent", "p_equivalent_holm", "note")
     order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts if f"{test}_{part}" in result]
     result["DeLong_class"] = against_rest
-    return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]]
+    return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]].assign(
+        **counted_classes(reference))
 
 
 def _columns(prefix: str, test: PairedTest) -> dict:
@@ -248,7 +254,7 @@ def equivalents(table: pd.DataFrame) -> str:
     for metric in ("AUC", "ACC"):
         names = [row["name"] for _, row in table.iterrows()
                  if equivalent(row, metric) and not row[f"{metric}_p_holm"] < ALPHA]
-        said += [f"{', '.join(names)} by {metric}"] if names else []
+        said += [f"{', '.join(names)} by {called(metric, table)}"] if names else []
     return "; ".join(said)
 
 
@@ -265,7 +271,7 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
     that is shown is said first, and what shows neither is not shown.
     """
     other, difference, p = row["name"], row[f"{metric}_difference"], row[f"{metric}_p_holm"]
-    unit = "pooled AUC" if metric == "DeLong" else metric
+    unit = "pooled AUC" if metric == "DeLong" else called(metric, row)
     if metric == "DeLong" and row.get("DeLong_class"):
         unit += f" of {row.DeLong_class} against the rest"
     if np.isnan(p):

@@ -13,6 +13,7 @@ from scipy import optimize, stats
 
 from dmsmil.analysis.comparison import ALPHA, TESTED, metric_table, widening
 from dmsmil.jobs.files import InputError
+from dmsmil.training.metrics import called, counted_classes
 from dmsmil.training.results import run_names
 from dmsmil.training.runs import Runs
 
@@ -65,9 +66,10 @@ def power_table(runs: list[Runs], slides: int, positive: str = "", pilot_spread:
     """What the tests of `report.paired_tests` could show: one row for each of AUC and ACC.
 
     slides: how many the study has; pilot_spread: the spread of a difference in AUC in an earlier study, 0 for that of
-    these runs. Columns: metric, spread, source ('pilot' or 'runs'), resamples, test_share, tests (how many Holm's
-    correction counts), alone (the `detectable` difference of one test), corrected (of the one with the smallest p among
-    all of them), and floor (of one test). NaN where the spread is not known. InputError for runs of one method.
+    these runs. Columns: metric (as it is called), spread, source ('pilot' or 'runs'), resamples, test_share, tests (how
+    many Holm's correction counts), alone (the `detectable` difference of one test), corrected (of the one with the
+    smallest p among all of them), and floor (of one test). NaN where the spread is not known. InputError for runs of
+    one method.
     """
     tables = {name: r.predictions for name, r in zip(run_names(runs), runs)}
     if len(tables) < 2:
@@ -77,9 +79,9 @@ def power_table(runs: list[Runs], slides: int, positive: str = "", pilot_spread:
     for metric in ("AUC", "ACC"):
         pilot = metric == "AUC" and pilot_spread > 0
         spread = pilot_spread if pilot else paired_spread(tables, metric, positive)
-        rows.append({"metric": metric, "spread": spread, "source": "pilot" if pilot else "runs",
-                     "resamples": resamples, "test_share": share, "tests": tests,
-                     "alone": detectable(spread, resamples, share),
+        rows.append({"metric": called(metric, counted_classes(first)), "spread": spread,
+                     "source": "pilot" if pilot else "runs", "resamples": resamples, "test_share": share,
+                     "tests": tests, "alone": detectable(spread, resamples, share),
                      "corrected": detectable(spread, resamples, share, ALPHA / tests), "floor": floor(spread, share)})
     return pd.DataFrame(rows)
 

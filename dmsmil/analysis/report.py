@@ -18,7 +18,7 @@ from dmsmil.models import METHODS
 from dmsmil.slides.given import whose_tiles
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
-from dmsmil.training.metrics import scored
+from dmsmil.training.metrics import called, scored
 from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, run_names, scales_name
 from dmsmil.training.runs import Runs
 
@@ -137,18 +137,20 @@ def average_ranks(runs: list[Runs], positive: str = "") -> Ranks | None:
 
 def ranking(table: pd.DataFrame) -> str:
     """Markdown: who is highest by AUC, where DMSMIL stands, and who does not beat the cheap rules."""
-    called, auc = ("AUC", table.AUC_mean) if table.AUC_mean.notna().any() else ("pooled AUC", table.AUC_pooled)
+    name, auc = called("AUC", table), table.AUC_mean
+    if auc.isna().all():
+        name, auc = f"pooled {name}", table.AUC_pooled
     if auc.isna().all():
         return "- AUC is not defined: one class was tested."
     table = table.assign(auc=auc)
     ordered = table[table[COLLAPSED] == 0].sort_values("auc", ascending=False, kind="stable")
     best, colour = ordered.iloc[0], table[table.name == COLOUR]
-    lines = [f"Highest {called}: **{as_written(best['name'])}**, {best.auc:.3f} "
+    lines = [f"Highest {name}: **{as_written(best['name'])}**, {best.auc:.3f} "
              f"[{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
         above = table[(table.auc > mine.auc) & (table[COLLAPSED] == 0)]
-        lines.append(f"DMSMIL's {called} is {mine.auc:.3f}; "
+        lines.append(f"DMSMIL's {name} is {mine.auc:.3f}; "
                      + (f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}." if len(above)
                         else "no row is above it."))
     if len(colour):
@@ -175,7 +177,8 @@ ADAPTED = {
     "hifuse": "HiFuse comes from image classification: 20x tiles go to its local branch and 10x tiles to its window "
               "attention, on the grid of the slide's tiles. Its score is a gated activation norm, ours.",
     "amgcfn": "AMGCFN comes from hyperspectral imaging: 10x tiles are the nodes of its graph, 20x tiles its image.",
-    "dsmil": "DSMIL joins each 20x tile with its 10x parent (its pyramidal concatenation).",
+    "dsmil": "DSMIL joins each tile with those that it lies in, a 20x tile with its 10x parent (its pyramidal "
+             "concatenation).",
     "transmil": "TransMIL depends on tile order: raster order.",
 }
 

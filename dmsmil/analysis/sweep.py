@@ -16,7 +16,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.health import SHRUNK, STUCK
-from dmsmil.training.metrics import METRICS, summarise
+from dmsmil.training.metrics import METRICS, called, summarise
 from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, pretty
 from dmsmil.training.runs import Runs
 
@@ -102,12 +102,13 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in metrics}
     if len(whole):
         where = {m: "everywhere" if len(names) == len(table) else "at " + ", ".join(names) for m, names in best.items()}
-        lines.append("Highest here: " + "; ".join(f"{m} {whole[f'{m}_mean'].max():.3f} {where[m]}" for m in metrics)
-                     + "".join(f"; {m} is not defined" for m in METRICS if m not in metrics) + ".")
+        lines.append("Highest here: " + "; ".join(f"{called(m, table)} {whole[f'{m}_mean'].max():.3f} {where[m]}"
+                                                  for m in metrics)
+                     + "".join(f"; {called(m, table)} is not defined" for m in METRICS if m not in metrics) + ".")
         held = [m for m in metrics if lam_name(1) in best[m]]
         lines.append("The paper finds λ = 1 best. Here it is " + (
             "the best or as good as the best in each of them." if len(held) == len(metrics)
-            else f"so in {' and '.join(held)} only." if held else "so in none of them."))
+            else f"so in {' and '.join(called(m, table) for m in held)} only." if held else "so in none of them."))
     found = [as_written(sentence(row, lam_name(1), m)) for _, row in tests.iterrows() for m in TESTED
              if row[f"{m}_p_holm"] < ALPHA]
     if len(tests) and not found:

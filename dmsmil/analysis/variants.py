@@ -17,13 +17,13 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure
-from dmsmil.training.metrics import METRICS, score_by_fold
+from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_fold
 from dmsmil.training.results import NO_MARKS, marked_sentences, marks, note
 from dmsmil.training.runs import Runs
 
 OPEN = {1: "the map that attention reads", 2: "reshape and interpolate", 3: "keys and values of eq. (6)",
         4: "softmax of eq. (4)", 5: "reach c of the offsets", 6: "what OT compares", 8: "fusion, eq. (10)-(11)",
-        9: "classifier, eq. (12)-(13)", 10: "weights of the two scales", 12: "after the projection", 13: "training"}
+        9: "classifier, eq. (12)-(13)", 10: "weights of the scales", 12: "after the projection", 13: "training"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
 
     Columns: name, point (its `Variant.heading`), reading; for AUC and ACC <metric>_difference (default minus reading,
     mean over folds), _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`;
-    runs, collapsed; ACC_mean, ACC_std and so for F1 and AUC, over runs.
+    runs, collapsed; ACC_mean, ACC_std and so for F1 and AUC, over runs; of more than two classes classes.
     A collapsed reading is no result: it is not compared and its differences are empty, as all are if the default
     collapsed.
     """
@@ -155,26 +155,28 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
                      **(tests.loc[name, compared].to_dict() if name in whole else fallen), **marks(r),
                      **{f"{m}_{part}": getattr(scores[m], part)() for m in METRICS for part in ("mean", "std")}})
     return pd.DataFrame(rows, columns=["name", "point", "reading", *compared, "runs", *NO_MARKS,
-                                       *(f"{m}_{part}" for m in METRICS for part in ("mean", "std"))])
+                                       *(f"{m}_{part}" for m in METRICS for part in ("mean", "std"))]).assign(
+        **counted_classes(default.predictions))
 
 
 def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
     """The readings to read: mean ± deviation, and in brackets default minus reading with its 95 % interval."""
     shown = pd.DataFrame({"": table.name, "point": table.point, "reading": table.reading})
     for metric in METRICS:
-        shown[metric] = ["not defined" if math.isnan(m) else f"{m:.3f} ± {s:.3f}"
-                         for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])]
+        shown[called(metric, table)] = ["not defined" if math.isnan(m) else f"{m:.3f} ± {s:.3f}"
+                                        for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])]
     for metric in ("AUC", "ACC"):
         parts = table[[f"{metric}_{part}" for part in ("difference", "low", "high")]].itertuples(index=False)
-        shown[f"default minus reading, {metric}"] = ["" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else
-                                                     f"{d:+.3f} [{low:.2f}, {high:.2f}]" for d, low, high in parts]
+        shown[f"default minus reading, {called(metric, table)}"] = [
+            "" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else f"{d:+.3f} [{low:.2f}, {high:.2f}]"
+            for d, low, high in parts]
     shown["note"] = ["; ".join(filter(None, (note(row), _alike(row)))) for _, row in table.iterrows()]
     return shown.set_index("")
 
 
 def _alike(row: pd.Series) -> str:
     """In which metrics a reading is equivalent to the default, in words."""
-    metrics = [metric for metric in ("AUC", "ACC") if equivalent(row, metric)]
+    metrics = [called(metric, row) for metric in ("AUC", "ACC") if equivalent(row, metric)]
     return f"equivalent in {' and '.join(metrics)}" if metrics else ""
 
 
@@ -192,7 +194,8 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
     elif not found:
         far = tried.loc[tried[f"{metric}_difference"].abs().idxmax()]
         lines.append(f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
-                     f"these folds can say, not that the readings are equal. Furthest in {metric} is `{far['name']}`: "
+                     f"these folds can say, not that the readings are equal. Furthest in {called(metric, table)} is "
+                     f"`{far['name']}`: "
                      + as_written(sentence(far, "the default", metric)))
     if same := equivalents(tried):
         lines.append(f"Equivalent to the default, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")

@@ -12,7 +12,7 @@ from dmsmil.analysis.comparison import compare, holm, sentence
 from dmsmil.analysis.paper import LEADS
 from dmsmil.jobs.text import as_written
 from dmsmil.training.baselines import MAJORITY, baseline_predictions
-from dmsmil.training.metrics import METRICS, score_by_fold
+from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_fold
 from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names, scales_name
 from dmsmil.training.runs import Runs
 
@@ -112,7 +112,8 @@ def seed_scatter(runs: list[Runs], positive: str = "") -> pd.DataFrame:
             rows.append({"name": name, "seeds": scores.seed.nunique(),
                          **by_fold.var().mean().pow(0.5).add_suffix("_seeds"),
                          **by_fold.mean().std().add_suffix("_folds")})
-    return pd.DataFrame(rows, columns=["name", "seeds", *(f"{m}_{of}" for of in ("seeds", "folds") for m in METRICS)])
+    columns = ["name", "seeds", *(f"{m}_{of}" for of in ("seeds", "folds") for m in METRICS)]
+    return pd.DataFrame(rows, columns=columns).assign(**counted_classes(runs[0].predictions))
 
 
 def seed_sentence(scatter: pd.DataFrame) -> str:
@@ -124,7 +125,8 @@ def seed_sentence(scatter: pd.DataFrame) -> str:
     metrics = [metric for metric in ("ACC", "AUC") if not np.isnan(middle[f"{metric}_folds"])]
     seeds, folds = (" and ".join(f"**{middle[f'{metric}_{of}']:.3f}**" for metric in metrics)
                     for of in ("seeds", "folds"))
-    return (f"Standard deviation of {' and '.join(metrics)}, median over methods: {seeds} among the {middle.seeds:.0f} "
+    names = " and ".join(called(metric, scatter) for metric in metrics)
+    return (f"Standard deviation of {names}, median over methods: {seeds} among the {middle.seeds:.0f} "
             f"seeds of a fold, {folds} among folds. " + (
                 "Folds differ more than seeds: further seeds would hardly narrow an interval, more patients would."
                 if more else "Seeds differ as much as folds: here more seeds are worth their time."))

@@ -27,7 +27,7 @@ from dmsmil.models.deformable import reach
 from dmsmil.models.grid import grid_shape
 from dmsmil.training.config import configure_all
 from dmsmil.training.fit import load_model
-from dmsmil.training.metrics import summarise
+from dmsmil.training.metrics import called, summarise
 from dmsmil.training.results import COLLAPSED, marked_sentences, marks, run_name, scales_name
 from dmsmil.training.runs import Runs, get_runs
 
@@ -243,7 +243,7 @@ def _above_chance(table: pd.DataFrame) -> str:
         said.append(f"{who} with {rows.witnesses.iloc[0]} of {rows.tiles.iloc[0]}")
         if rate == 0 and len(seen):
             control = f" Without any none should be: {rows.signal_area.iloc[0]:.1%} of their area is signal, or chance."
-    return f"AUC above 0.5, by the 95 % interval: {'; '.join(said)} signal tiles.{control}"
+    return f"{called('AUC', table)} above 0.5, by the 95 % interval: {'; '.join(said)} signal tiles.{control}"
 
 
 def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> list[str]:
@@ -255,7 +255,7 @@ def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> lis
     rivals = {run_name(r.config): r.predictions for r in runs[1:] if r.config.method in ("abmil", "dmsmil")}
     auc = table.pivot(index="rate", columns="name", values="AUC_mean").sort_index(ascending=False)
     rates = ", ".join(f"{rate:.0%}" for rate in auc.index)
-    lines = [f"AUC of {mine} minus {name} where {rates} of the tiles carry the signal: "
+    lines = [f"{called('AUC', table)} of {mine} minus {name} where {rates} of the tiles carry the signal: "
              + ", ".join(f"{gap:+.3f}" for gap in auc[mine] - auc[name]) + "." for name in rivals]
     tests = compare(runs[0].predictions, rivals, positive)
     place = f"At {rate:.0%}, the lowest rate" + (" where a method is above chance" * bool(len(seen)))

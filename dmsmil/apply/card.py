@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.words import NOT_FOR
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, listed
 from dmsmil.slides.given import BY
-from dmsmil.training.metrics import METRICS
+from dmsmil.training.metrics import METRICS, called
 
 
 def made_in_words(made: dict) -> str:
     """What tiles and features are made by, in a line."""
     encoder = made["encoder"]
     eyes = f"{encoder['name']}" + (f" at {encoder['px']} px, {encoder['precision']}" if "px" in encoder else "")
-    scales = " and ".join(f"{scale:g}x" for scale in made["scales"])
+    scales = listed([f"{scale:g}x" for scale in made["scales"]])
     whose = f", chosen elsewhere ({BY[made['tiles']]})" if "tiles" in made else ""
     return f"at most {made['k']} tiles of {made['tile_px']} px at {scales}{whose}, features by {eyes}"
 
@@ -24,13 +24,14 @@ def card(kit: Kit) -> str:
     lines = [f"# {as_written(about['name'])}, trained in the study {as_written(about['study'])}", "",
              f"**{NOT_FOR}**", "",
              f"**What it is.** {len(kit.panels[about['name']])} models (folds and seeds) that give a slide a "
-             f"probability for {' and '.join(map(as_written, kit.classes))}; the mean counts. It needs "
+             f"probability for {listed([as_written(name) for name in kit.classes])}; the mean counts. It needs "
              f"{made_in_words(about['made'])}: `dmsmil apply` makes them so, and refuses what differs.", "",
              f"**Trained on** {about['slides']} slides of {about['patients']} patients, for "
              f"{about['config']['epochs']} epochs. Slides and patients that it was trained on are recognised by hashes "
              "of their ids and of what their tiles show.", "",
              "**In the study**, out of fold, with 95 % intervals that draw patients:", "",
-             "| | " + " | ".join(METRICS) + " |", "| --- " * (1 + len(METRICS)) + "|"]
+             "| | " + " | ".join(called(metric, kit.results) for metric in METRICS) + " |",
+             "| --- " * (1 + len(METRICS)) + "|"]
     for _, row in kit.results.iterrows():
         cells = [f"{row[f'{m}_mean']:.3f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in METRICS]
         lines.append(f"| {as_written(row['name'])} | " + " | ".join(cells) + " |")

@@ -9,7 +9,7 @@ import pandas as pd
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.predict import Applied
 from dmsmil.jobs.text import as_written
-from dmsmil.training.metrics import METRICS, bootstrap, calibration, score
+from dmsmil.training.metrics import METRICS, bootstrap, calibration_error, called, counted_classes, score
 from dmsmil.training.results import number
 
 WHERE = {"study": "in the study, one model", "one": "here, one model", "mean": "here, the mean of all"}
@@ -34,7 +34,8 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
     model reaches on the new slides, mean over the models; and what their mean prediction reaches.
 
     Columns: name, where (study, one, mean), slides, patients, and for ACC, F1 and AUC <metric>, _low, _high, 95 %
-    intervals that draw patients; ECE, the calibration error (of the study's rows for the method alone). One model is to
+    intervals that draw patients; ECE, the calibration error (of the study's rows for the method alone); of more than
+    two classes classes. One model is to
     be compared with one model: the mean of several is a little better than each. No rows where there is nothing to
     evaluate.
     """
@@ -46,7 +47,7 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
             continue
         study = {metric: number(row, metric)[1] for metric in METRICS}
         low, high = ({metric: row[f"{metric}_{end}"] for metric in METRICS} for end in ("low", "high"))
-        error = calibration(kit.tested, positive)[1] if name == kit.about["name"] else math.nan
+        error = calibration_error(kit.tested, positive) if name == kit.about["name"] else math.nan
         rows.append({"name": name, "where": "study", "slides": kit.about["slides"],
                      "patients": kit.about["patients"], **_columns(study, low, high), "ECE": error})
         one = pd.DataFrame([score(part, positive) for _, part in each[name].groupby(["fold", "seed"])]).mean().to_dict()
@@ -54,9 +55,9 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
         for where, values, predictions in (("one", one, each[name]),
                                            ("mean", score(means[name], positive), means[name])):
             rows.append({"name": name, "where": where, **here, **_columns(values, *bootstrap(predictions, positive)),
-                         "ECE": calibration(predictions, positive)[1]})
+                         "ECE": calibration_error(predictions, positive)})
     columns = ["name", "where", "slides", "patients", *_columns(*[dict.fromkeys(METRICS)] * 3), "ECE"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(**counted_classes(kit.tested))
 
 
 def _columns(values: dict, low: dict, high: dict) -> dict:
@@ -70,7 +71,7 @@ def external_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`external_table` to read."""
     shown = pd.DataFrame({"": table.name, "where": table["where"].map(WHERE), "slides": table.slides})
     for metric in METRICS:
-        shown[metric] = [_cell(row, metric) for _, row in table.iterrows()]
+        shown[called(metric, table)] = [_cell(row, metric) for _, row in table.iterrows()]
     shown["calibration error"] = ["" if math.isnan(value) else f"{value:.3f}" for value in table.ECE]
     return shown.set_index(["", "where"])
 
@@ -91,16 +92,17 @@ def external_sentences(table: pd.DataFrame) -> str:
     title, one, study = as_written(names[0]), rows["one"], rows["study"]
     lines = [f"{one.slides} slides of {one.patients} patients that the study does not know."]
     metric = "ACC" if math.isnan(one.AUC) or math.isnan(study.AUC) else "AUC"
+    name = called(metric, table)
     if metric == "ACC":
         lines.append("AUC is not defined, one class was tested.")
     gap, inside = study[metric] - one[metric], one[f"{metric}_low"] <= study[metric] <= one[f"{metric}_high"]
     word = f"{gap:.3f} lower" if gap > 0 else f"{-gap:.3f} higher" if gap < 0 else "the same"
     told = "holds the study's value: no change is shown" if inside else "does not hold the study's value"
-    lines.append(f"One model of {title} reached {metric} {_cell(study, metric)} in the study and reaches "
+    lines.append(f"One model of {title} reached {name} {_cell(study, metric)} in the study and reaches "
                  f"{_cell(one, metric)} here, {word}; the interval here {told}.")
     lines.append(f"The mean of its models reaches {_cell(rows['mean'], metric)}.")
-    for name in names[1:]:
-        other = table[(table.name == name) & (table["where"] == "mean")].iloc[0]
+    for rival in names[1:]:
+        other = table[(table.name == rival) & (table["where"] == "mean")].iloc[0]
         word = "above" if rows["mean"][metric] > other[metric] else "not above"
-        lines.append(f"It is {word} *{as_written(name)}*: {_cell(other, metric)}.")
+        lines.append(f"It is {word} *{as_written(rival)}*: {_cell(other, metric)}.")
     return "\n".join(f"- {line}" for line in lines)

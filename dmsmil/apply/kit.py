@@ -20,14 +20,14 @@ from dmsmil.slides.store import difference
 from dmsmil.training.baselines import COLOUR, MAJORITY, class_shares, fit_colour
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.fit import load_model
-from dmsmil.training.metrics import METRICS, positive_class
+from dmsmil.training.metrics import METRICS, asked_class
 from dmsmil.training.results import note, result_table, run_names
 from dmsmil.training.runs import Runs, check_seeds, finished, get_runs, run_folder
 
 # what made a slide's features, and is not the study's
 OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
 RIVAL = "meanpool"
-OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled"))]
+OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled")), "classes"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Kit:
     """All that a study leaves to be applied.
 
     about: name (of the method, as tables call it), config (of its runs, as their records have it), rival (the same of
-    mean pooling, where the study has it), classes, positive, made (what made its tiles and features), dim (numbers a
-    tile), study, slides, patients, note (how the runs went). panels: who is asked, by the name in a result table, the
-    method first. trained: `known.trained_on`. vectors, own: of its slides, as `novelty` has them. results: rows of the
-    study's own result table; tested: its out-of-fold predictions, without ids.
+    mean pooling, where the study has it), classes, positive ("" of more than two where none is named), made (what made
+    its tiles and features), dim (numbers a tile), study, slides, patients, note (how the runs went). panels: who is
+    asked, by the name in a result table, the method first. trained: `known.trained_on`. vectors, own: of its slides, as
+    `novelty` has them. results: rows of the study's own result table; tested: its out-of-fold predictions, without ids.
     """
 
     about: dict
@@ -86,12 +86,12 @@ def study_kit(home: str | Path, bags: Bags, folds: pd.DataFrame, cohort: pd.Data
         panels[COLOUR] = [_colour(bags, folds, fold) for fold in range(fold_count(folds))]
     panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in range(fold_count(folds))]
     about = {"name": table.name[0], "config": config.record(), "rival": rival.record() if pooled else {},
-             "classes": bags.classes, "positive": positive_class(bags.classes, positive), "dim": dim,
+             "classes": bags.classes, "positive": asked_class(bags.classes, positive), "dim": dim,
              "made": _of_all(bags.store.features_made_by(bags.slide_ids[0]).config), "study": Path(home).name,
              "slides": len(bags), "patients": len(set(bags.patient_ids)), "note": note(table.iloc[0])}
     vectors = slide_vectors(bags)
     return Kit(about, panels, trained_on(bags, folds), vectors, left_out(vectors, bags.patient_ids),
-               table.loc[table.name.isin(panels), OURS].reset_index(drop=True),
+               table.loc[table.name.isin(panels), [c for c in OURS if c in table]].reset_index(drop=True),
                runs.predictions.drop(columns=["slide_id", "patient_id"]))
 
 

@@ -97,7 +97,8 @@ def _said(said: dict, about: dict) -> str:
     if said["models"]:
         lines += [("predicted", said["pred"])]
         lines += [(f"P({name})", f"{said[f'prob_{name}']:.3f}") for name in about["classes"]]
-        spread = (f"of P({about['positive']}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
+        name = about["positive"] if len(about["classes"]) == 2 else said["pred"]
+        spread = (f"of P({name}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
                   f"standard deviation {said['spread']:.3f}")
         lines += [("spread", spread if said["models"] > 1 else "not known of one model")]
     lines += [("label", said["label"])] if said["label"] else []
@@ -120,14 +121,15 @@ def _picture(title: str, path: Path) -> str:
 
 def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
     """All slides on one page."""
-    positive = kit.about["positive"]
+    positive = kit.about["positive"] if len(kit.classes) == 2 else ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in
-                   ("slide", "label", "predicted", f"P({positive})", "spread", "models", "note"))
+                   ("slide", "label", "predicted", f"P({positive or 'predicted'})", "spread", "models", "note"))
     rows = []
     for said in table.to_dict("records"):
         name = html.escape(said["slide_id"])
         link = name if said["slide_id"] in failed else f'<a href="pages/{name}.html">{name}</a>'
-        numbers = [f"{said[f'prob_{positive}']:.3f}", f"{said['spread']:.3f}"] if said["models"] else ["", ""]
+        asked = positive or said["pred"]
+        numbers = [f"{said[f'prob_{asked}']:.3f}", f"{said['spread']:.3f}"] if said["models"] else ["", ""]
         cells = [said["label"], said["pred"], *numbers, str(said["models"]), " ".join(warnings_of(said))]
         rows.append(f"<tr><td>{link}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     odd = int((table.unlike != "").sum())

@@ -22,7 +22,8 @@ class Applied:
     """What came out of a kit on some slides.
 
     table: one row a slide: slide_id, patient_id, label ("" where not known), pred, prob_<class>, of the positive class
-    spread (standard deviation over the models), lowest and highest; models (how many were asked), known (by what the
+    (of more than two of the predicted one) spread (standard deviation over the models), lowest and highest; models (how
+    many were asked), of more than two classes others (how many of them say another class), known (by what the
     study knows the slide: slide, patient, content), unlike (in what it is unlike its slides: features, colours),
     distance_features, distance_colours (1: the border), tiles (of the first scale). Where every model has seen a slide
     nothing is predicted. scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions
@@ -72,14 +73,19 @@ def _mean(said: np.ndarray, there: np.ndarray) -> np.ndarray:
 def _spread(said: np.ndarray, mean: np.ndarray, there: np.ndarray, classes: list[str], positive: str) -> pd.DataFrame:
     """The columns of `Applied.table` from pred to models: said (M, N, n), mean (N, n)."""
     asked, count = there.any(0), there.sum(0)
-    own, middle = said[..., classes.index(positive)], mean[:, classes.index(positive)]
+    pred, more = np.nan_to_num(mean).argmax(1), {}
+    which = np.full(len(mean), classes.index(positive)) if len(classes) == 2 else pred
+    own = np.take_along_axis(said, which[None, :, None], 2)[..., 0]
+    middle = np.take_along_axis(mean, which[:, None], 1)[:, 0]
+    if len(classes) > 2:
+        more = {"others": (there & (np.nan_to_num(said).argmax(2) != pred)).sum(0)}
     variance = np.nansum((own - middle) ** 2, 0) / np.maximum(count, 1)
     lowest, highest = np.nan_to_num(own, nan=np.inf).min(0), np.nan_to_num(own, nan=-np.inf).max(0)
-    table = pd.DataFrame({"pred": np.where(asked, np.asarray(classes)[np.nan_to_num(mean).argmax(1)], "")})
+    table = pd.DataFrame({"pred": np.where(asked, np.asarray(classes)[pred], "")})
     for number, name in enumerate(classes):
         table[f"prob_{name}"] = mean[:, number]
     return table.assign(spread=np.where(asked, np.sqrt(variance), np.nan), lowest=np.where(asked, lowest, np.nan),
-                        highest=np.where(asked, highest, np.nan), models=count)
+                        highest=np.where(asked, highest, np.nan), models=count, **more)
 
 
 def _each(rows: pd.DataFrame, members: list[Member], there: np.ndarray, said: np.ndarray,
@@ -119,7 +125,7 @@ def said_sentences(table: pd.DataFrame) -> str:
     counts = asked.pred.value_counts().sort_index()
     lines = [f"{len(asked)} of {len(table)} slides are predicted: "
              + ", ".join(f"{count} {as_written(name)}" for name, count in counts.items()) + "."]
-    torn = asked[(asked.lowest < 0.5) & (asked.highest > 0.5)]
+    torn = asked[asked.others > 0] if "others" in asked else asked[(asked.lowest < 0.5) & (asked.highest > 0.5)]
     if len(torn):
         lines.append(f"On {len(torn)} of them the models do not agree about the class.")
     if (known := table.known != "").any():

@@ -6,6 +6,7 @@ import pandas as pd
 
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.book.names import named
+from dmsmil.jobs.text import listed
 from dmsmil.training.baselines import CHEAP, MAJORITY
 from dmsmil.training.results import COLLAPSED, NOTHING, unlearned
 
@@ -110,5 +111,5 @@ def _answer(row: pd.Series) -> str:
 
 
 def _list(names: list[str]) -> str:
-    """Names in a sentence: a, b and c."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
+    """Names in a sentence: a, b and c; "none" of none."""
+    return listed(names) or "none"

@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from dmsmil.features.bags import load_bags
 from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import ROOT, InputError, read_json
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, listed
 from dmsmil.slides.store import Store
+from dmsmil.training.metrics import called
 from dmsmil.training.results import verdict
 
 STYLE = Path(__file__).with_suffix(".css")
@@ -160,13 +162,13 @@ def _cover(home: Path, results: pd.DataFrame | None, say: Callable[[str], None])
     figures.cover(results, slide, home / "figures/cover")
     said = []
     if slide is not None:
-        scales = " and ".join(f"{scale}x" for scale in slide["scores"])
-        ties = "" if slide["plan"] is None else ", tied by optimal transport"
+        scales = listed([f"{scale}x" for scale in slide["scores"]])
+        ties = ", tied by optimal transport" if slide["plans"] else ""
         said.append(f"Slide {slide['slide_id']} at {scales}, tiles bright where their score is high{ties}.")
     if results is not None:
         first = results.iloc[0]
-        said.append(f"AUC of {first['name']}: {first.AUC_mean:.2f}, 95 % interval {first.AUC_low:.2f} to "
-                    f"{first.AUC_high:.2f}, among {len(results)} rows.")
+        said.append(f"{called('AUC', results)} of {first['name']}: {first.AUC_mean:.2f}, 95 % interval "
+                    f"{first.AUC_low:.2f} to {first.AUC_high:.2f}, among {len(results)} rows.")
     return " ".join(said)
 
 
@@ -190,8 +192,10 @@ def _seen_slide(home: Path) -> dict:
         found = {scale: saved[f"scores_{scale}"] for scale in store.scales if f"scores_{scale}" in saved}
     if any(len(value) != len(view["coords"][scale]) for scale, value in found.items()):
         raise InputError(f"slide {name} has been tiled anew since 03_train")
-    plan = home / f"figures/{stem}_plan.npz"
-    return view | {"scores": found, "plan": np.load(plan)["plan"] if plan.exists() else None}
+    path = home / f"figures/{stem}_plan.npz"
+    with np.load(path) if path.exists() else nullcontext({}) as saved:
+        plans = [saved[name] for pair in pairwise(found) if (name := "plan_{}x_{}x".format(*pair)) in saved]
+    return view | {"scores": found, "plans": plans}
 
 
 # ------------------------------------------------------------------------------------------------ Sphinx

@@ -24,7 +24,7 @@ from dmsmil.slides.linking import Part, grid_step, link
 from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
-from dmsmil.slides.tiles import Tiles
+from dmsmil.slides.tiles import Tiles, how_linked
 
 OWN_WORD = ("TRIDENT", "LazySlide", "slide2vec")  # their files say the magnification of the slide
 AGREED = 5  # slides that must say so before a whole folder is refused
@@ -59,7 +59,8 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     for row in cohort.itertuples():
         config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "seed": seed,
                   "mpp": float(row.mpp), "fallback_mpp": float(mpp), "files": said[row.slide_id],
-                  "encoder": {"name": store.encoder, "dim": found.dim, "made by": found.kind}}
+                  "encoder": {"name": store.encoder, "dim": found.dim, "made by": found.kind},
+                  **how_linked(store.scales)}
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
             config["bytes"] = Path(row.path).stat().st_size if row.path and Path(row.path).is_file() else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config

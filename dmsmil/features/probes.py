@@ -3,6 +3,8 @@ means of one scale say of the class, and those of all?"""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
@@ -18,20 +20,23 @@ COMPONENTS, STRENGTH = 24, 0.1  # of the probe: principal components of a scale,
 
 
 def linked_similarity(bags: Bags) -> pd.DataFrame:
-    """Are linked tiles alike? Mean cosine, by slide, of each tile of the first scale with its own child (`linked`) and
-    with the other children of the same slide (`other`); features centred on the cohort's mean of each scale."""
-    centre = [bags.x[:, s][bags.mask[:, s]].mean(0).numpy() for s in (0, -1)]
+    """Are linked tiles alike? Mean cosine, by slide, of each tile with its own child at the next scale (`linked`) and
+    with the other children of the same slide (`other`); features centred on the cohort's mean of each scale. One row a
+    slide and two neighbouring scales (`scales`, such as "10x and 20x")."""
+    centre = [bags.x[:, s][bags.mask[:, s]].mean(0).numpy() for s in range(len(bags.scales))]
     rows = []
-    for i, slide_id in enumerate(bags.slide_ids):
-        keep = bags.mask[i, 0] & bags.mask[i, -1]
-        if keep.sum() < 2:
-            continue
-        a, b = (normalize(bags.x[i, s][keep].numpy() - c) for s, c in zip((0, -1), centre))
-        cosine = a @ b.T
-        n = len(cosine)
-        rows.append({"slide_id": slide_id, "linked": float(np.trace(cosine)) / n,
-                     "other": float(cosine.sum() - np.trace(cosine)) / (n * (n - 1))})
-    return pd.DataFrame(rows, columns=["slide_id", "linked", "other"])
+    for first, second in pairwise(range(len(bags.scales))):
+        scales = f"{bags.scales[first]:g}x and {bags.scales[second]:g}x"
+        for i, slide_id in enumerate(bags.slide_ids):
+            keep = bags.mask[i, first] & bags.mask[i, second]
+            if keep.sum() < 2:
+                continue
+            a, b = (normalize(bags.x[i, s][keep].numpy() - centre[s]) for s in (first, second))
+            cosine = a @ b.T
+            n = len(cosine)
+            rows.append({"slide_id": slide_id, "scales": scales, "linked": float(np.trace(cosine)) / n,
+                         "other": float(cosine.sum() - np.trace(cosine)) / (n * (n - 1))})
+    return pd.DataFrame(rows, columns=["slide_id", "scales", "linked", "other"])
 
 
 def slide_means(bags: Bags, weights: np.ndarray | None = None) -> np.ndarray:
@@ -60,7 +65,7 @@ def scale_probes(bags: Bags, folds: pd.DataFrame, weights: np.ndarray | None = N
 
     Returns one row a probe: scales ("10x", "20x", "10x + 20x"), AUC (of three classes or more the mean over classes,
     each against the rest) as mean over the folds in which it is defined, as in none of leave-one-out; std over them,
-    folds, slides.
+    folds, slides; of more than two classes classes.
     """
     means = slide_means(bags, weights)
     kept = np.isfinite(means).all((1, 2))
@@ -76,7 +81,7 @@ def scale_probes(bags: Bags, folds: pd.DataFrame, weights: np.ndarray | None = N
             aucs.append(_auc([means[:, s] for s in scales], bags.labels.numpy(), train, test))
         defined = pd.Series(aucs).dropna()
         rows.append({"scales": name, "AUC": defined.mean(), "std": defined.std(), "folds": len(defined),
-                     "slides": int(kept.sum())})
+                     "slides": int(kept.sum()), **({"classes": len(bags.classes)} if len(bags.classes) > 2 else {})})
     return pd.DataFrame(rows)
 
 

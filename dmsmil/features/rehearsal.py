@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import pandas as pd
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.store import Store, over_slides
-from dmsmil.slides.tiles import Tiles
+from dmsmil.slides.tiles import Tiles, how_linked
 
 DRAWN = "drawn"        # the key `features` of a study that is rehearsed
 MAGNIFICATION = 40.0   # of level 0, as most slides of TCGA
@@ -41,7 +42,7 @@ def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2
     units = {}
     for row in cohort.itertuples():
         config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "drawn": seed, "label": row.label,
-                  "site": row.site, "encoder": made_by}
+                  "site": row.site, "encoder": made_by, **how_linked(store.scales)}
         units[row.slide_id] = store, row.slide_id, 1 if row.label == classes[1] else -1, config
     return over_slides(store, cohort, units, _draw_slide, "features", store.has_features, workers, report, scheduler)
 
@@ -61,15 +62,16 @@ def _draw_slide(store: Store, slide_id: str, sign: int, config: dict) -> dict:
 
 
 def _tiles(store: Store, slide_id: str, k: int, rng: np.random.Generator) -> Tiles:
-    """k tiles in a round piece of tissue on the grid of the first scale, each with a child in it."""
+    """k tiles in a round piece of tissue on the grid of the first scale, in each one of the next scale, and so on."""
     side = {s: tile_size_level0(MAGNIFICATION, s, store.tile_px) for s in store.scales}
     first = side[store.scales[0]]
     across = 2 * int(np.ceil(np.sqrt(k / np.pi))) + 3
     y, x = np.divmod(np.arange(across ** 2), across)
     nearest = np.argsort((x - across / 2) ** 2 + (y - across / 2) ** 2 + rng.normal(0, across / 8, across ** 2))[:k]
     corner = np.stack([x, y], 1)[np.sort(nearest)].astype(np.int64) * first
-    coords = {s: corner + (rng.integers(0, first - side[s] + 1, (k, 2)) if s != store.scales[0] else 0)
-              for s in store.scales}
+    coords = {store.scales[0]: corner}
+    for coarse, s in pairwise(store.scales):
+        coords[s] = coords[coarse] + rng.integers(0, side[coarse] - side[s] + 1, (k, 2))
     colour = rng.normal(0.7, 0.05, (k, 6)).astype(np.float32)
     return Tiles(slide_id, store.tile_px, coords, np.ones(k), colour, np.arange(k),
                  (across * first, across * first), MAGNIFICATION, across ** 2, k)

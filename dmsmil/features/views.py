@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,18 +73,19 @@ def _sheet(tiles: Tiles, px: int) -> dict:
 
 
 def pair_views(view: dict, store: Store, count: int = 5) -> list[dict]:
-    """Linked tiles to draw: title, tiles by scale, offset and share of the last scale's tile inside its parent; none
-    for a slide without a file."""
+    """Linked tiles to draw: title, tiles by scale, and inside, by scale where a tile lies in that of the scale before
+    it and how large it is, (x, y, share) in units of that one's side; none for a slide without a file."""
     if not view["path"]:
         return []
     tiles = store.read_tiles(view["slide_id"])
     rows = np.unique(np.linspace(0, len(tiles.density) - 1, count).astype(int))
-    first, last = min(tiles.coords), max(tiles.coords)
     pairs = []
     with open_slide(view["path"], view["mpp"], view["slide_id"]) as slide:
         for i in rows:
             images = {s: slide.read(*tiles.coords[s][i].tolist(), s, tiles.tile_px) for s in tiles.coords}
-            offset = (tiles.coords[last][i] - tiles.coords[first][i]) / view["side"][first]
-            pairs.append({"title": f"density {tiles.density[i]:.2f}", "tiles": images, "offset": tuple(offset.tolist()),
-                          "share": view["side"][last] / view["side"][first]})
+            inside = {}
+            for coarse, scale in pairwise(sorted(tiles.coords)):
+                offset = (tiles.coords[scale][i] - tiles.coords[coarse][i]) / view["side"][coarse]
+                inside[scale] = (*offset.tolist(), view["side"][scale] / view["side"][coarse])
+            pairs.append({"title": f"density {tiles.density[i]:.2f}", "tiles": images, "inside": inside})
     return pairs

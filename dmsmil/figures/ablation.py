@@ -31,6 +31,7 @@ from dmsmil.figures.base import (
     verdict_colour,
 )
 from dmsmil.training.health import GATHERED, SHRUNK, STUCK
+from dmsmil.training.metrics import called
 from dmsmil.training.results import COLLAPSED, marked
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
@@ -67,7 +68,7 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
                 continue
             sure, same = row[f"{metric}_p_holm"] < ALPHA, equivalent(row, metric)
             dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure, same), hollow=not (sure or same))
-        ax.set(title=metric, xlabel="default minus reading (right: default better)", ylim=(y + 0.6, 0.7))
+        ax.set(title=called(metric, table), xlabel="default minus reading (right: default better)", ylim=(y + 0.6, 0.7))
         only_rows(ax)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -151,7 +152,8 @@ def witness_rates(table: pd.DataFrame, out) -> Figure:
     for ax, metric in zip(axes, ("AUC", "ACC")):
         ax.axhline(0.5, color=FAINT, linestyle=":", linewidth=1.2)
         ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=GREY)
-        ax.set(title=f"{metric}, 95 % interval", ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
+        ax.set(title=f"{called(metric, table)}, 95 % interval",
+               ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
     shown = [rate for rate in rates if rate > 0]
     bound = [blind_bound(counts[rate], table.tiles.iloc[0]) / rate for rate in shown]
     axes[2].plot([place[rate] for rate in shown], bound, color=BLUE, linestyle=(0, (1, 1)), linewidth=1.2)

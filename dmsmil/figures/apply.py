@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from dmsmil.figures.base import (
     FAINT,
     GREY,
     ORANGE,
+    bare,
     dot_and_bar,
     finish,
     only_rows,
@@ -21,7 +24,15 @@ from dmsmil.figures.base import (
     same_jitter,
     short,
 )
-from dmsmil.training.metrics import calibration, decision_curve
+from dmsmil.training.metrics import (
+    NEEDS_TWO,
+    asked_class,
+    calibration,
+    calibration_error,
+    class_names,
+    curve_classes,
+    decision_curve,
+)
 
 NAMED = 40  # slides that are called by their names
 WHAT = {"distance_features": "mean features", "distance_colours": "colours"}
@@ -32,9 +43,14 @@ def said_of_slides(table: pd.DataFrame, positive: str, out) -> Figure:
     Orange: unlike the study's slides; hollow: the study knows the slide, and only models that have not seen it were
     asked.
 
-    table: `predict.Applied`; slides of which nothing is said are left out.
+    Of two classes the probability of `positive`, of more that of the predicted class, whose name stands beside the
+    slide's. table: `predict.Applied`; slides of which nothing is said are left out. Data: its rows, and their value.
     """
-    rows = table[table.models > 0].sort_values(f"prob_{positive}", kind="stable").reset_index(drop=True)
+    several = len(class_names(table)) > 2
+    rows = table[table.models > 0]
+    said = rows.pred if several else pd.Series(positive, rows.index)
+    rows = rows.assign(value=[row[f"prob_{name}"] for name, (_, row) in zip(said, rows.iterrows())])
+    rows = rows.sort_values(["pred"] * several + ["value"], kind="stable").reset_index(drop=True)
     few = len(rows) <= NAMED
     figure, ax = plt.subplots(figsize=(7.2, min(9.0, 1.2 + 0.24 * len(rows)) if few else 6.4))
     looks = {(False, False): "like the study's slides", (False, True): "the study knows it",
@@ -42,12 +58,14 @@ def said_of_slides(table: pd.DataFrame, positive: str, out) -> Figure:
     for (unlike, known), label in looks.items():
         mine = rows[((rows.unlike != "") == unlike) & ((rows.known != "") == known)]
         if len(mine):
-            dot_and_bar(ax, mine.index, mine[f"prob_{positive}"], mine.lowest, mine.highest, ORANGE if unlike else BLUE,
+            dot_and_bar(ax, mine.index, mine.value, mine.lowest, mine.highest, ORANGE if unlike else BLUE,
                         known, label, size=5 if few else 3)
-    ax.axvline(0.5, color=DARK, linestyle=":", linewidth=1)
+    if not several:
+        ax.axvline(0.5, color=DARK, linestyle=":", linewidth=1)
     names = [f"{short(row.slide_id, 26)}" + (f"  ({short(row.label, 14)})" if row.label else "")
-             for row in rows.itertuples()]
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3), xlabel=f"P({short(positive, 24)})",
+             + (f": {short(row.pred, 14)}" if several else "") for row in rows.itertuples()]
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3),
+           xlabel="P(predicted class), which stands after the slide" if several else f"P({short(positive, 24)})",
            yticks=range(len(rows)) if few else [], yticklabels=names if few else [],
            ylabel="" if few else f"{len(rows)} slides")
     only_rows(ax)
@@ -84,27 +102,56 @@ def external_curves(study: pd.DataFrame, here: pd.DataFrame, positive: str, out)
     """Calibration and decision curve on new slides, beside those of the study out of fold. Left: said against observed
     probability. Right: the net benefit of acting on a prediction, against acting on everyone and on nobody.
 
-    study, here: predictions tables.
+    study, here: predictions tables. Of more than two classes the left has a line a class, each against the rest, and
+    the right needs `positive`, the one that is set against the rest.
     """
+    sides = ((study, "in the study, out of fold", GREY), (here, "these slides", BLUE))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.5))
-    left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
-    right.axhline(0, color=FAINT, linewidth=1, label="nobody")
-    parts, lowest = [], 0.0
-    for predictions, name, colour in ((study, "in the study, out of fold", GREY), (here, "these slides", BLUE)):
-        bins, error = calibration(predictions, positive)
-        left.plot(bins.predicted, bins.observed, marker="o", color=colour, label=f"{name}: error {error:.3f}")
-        curve = decision_curve(predictions, positive)
-        right.plot(curve.threshold, curve.benefit, color=colour, linewidth=2, label=name)
-        parts += [bins.assign(curve="calibration", slides=name), curve.assign(curve="decision", slides=name)]
-        lowest = min(lowest, curve.benefit.min())
-    right.plot(curve.threshold, curve["all"], color=ORANGE, linestyle="--", linewidth=1.2,
-               label="everyone, these slides")
-    name = short(positive, 20)
-    left.set(title="Calibration", xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02),
-             ylim=(-0.02, 1.02))
-    top = max(curve["all"].max(), *(part.benefit.max() for part in parts[1::2]), 0.1)
-    right.set(title="Decision curve", xlabel="probability from which one acts", ylabel="net benefit", xlim=(0, 1),
-              ylim=(max(lowest, -0.25) - 0.02, top * 1.08))
+    parts = _calibrations(left, sides, positive)
+    if asked_class(class_names(here), positive):
+        parts += _decisions(right, sides, positive)
+    else:
+        bare(right)
+        right.text(0.5, 0.5, fill(f"The decision curve {NEEDS_TWO}.", 36), ha="center", va="center", color=DARK)
     for ax in (left, right):
-        ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return finish(figure, out, pd.concat(parts, ignore_index=True))
+
+
+def _calibrations(ax, sides: tuple, positive: str) -> list[pd.DataFrame]:
+    """Said against observed probability of each class that has a curve; returns the bins."""
+    ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
+    parts = []
+    for predictions, side, colour in sides:
+        classes = curve_classes(class_names(predictions), positive)
+        error = calibration_error(predictions, positive)
+        for number, name in enumerate(classes):
+            bins, _ = calibration(predictions, name)
+            label = f"{side}: {'mean ' * (len(classes) > 1)}error {error:.3f}"
+            ax.plot(bins.predicted, bins.observed, marker="osD^v"[number % 5], color=colour,
+                    label=label if not number else f"_{name}")
+            parts.append(bins.assign(curve="calibration", slides=side, **({"class": name} if len(classes) > 1 else {})))
+    name = short(classes[0], 20) if len(classes) == 1 else "class"
+    title = "Calibration" + (", a line a class" if len(classes) > 1 else "")
+    ax.set(title=title, xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02),
+           ylim=(-0.02, 1.02))
+    return parts
+
+
+def _decisions(ax, sides: tuple, positive: str) -> list[pd.DataFrame]:
+    """The net benefit of acting on the probability of a class; returns the curves."""
+    ax.axhline(0, color=FAINT, linewidth=1, label="nobody")
+    parts = []
+    for predictions, side, colour in sides:
+        curve = decision_curve(predictions, positive)
+        ax.plot(curve.threshold, curve.benefit, color=colour, linewidth=2, label=side)
+        parts.append(curve.assign(curve="decision", slides=side))
+    ax.plot(curve.threshold, curve["all"], color=ORANGE, linestyle="--", linewidth=1.2, label="everyone, these slides")
+    lowest = min(0.0, *(part.benefit.min() for part in parts))
+    top = max(curve["all"].max(), *(part.benefit.max() for part in parts), 0.1)
+    several = len(class_names(predictions)) > 2
+    ax.set(title="Decision curve" + (f": {short(positive, 14)} against the rest" if several else ""),
+           xlabel="probability from which one acts", ylabel="net benefit", xlim=(0, 1),
+           ylim=(max(lowest, -0.25) - 0.02, top * 1.08))
+    return parts

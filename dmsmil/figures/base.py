@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", "Glyph .* missing from font.*Noto Sans SC")  #
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 DARK, GREY, FAINT = "#444444", "#777777", "#999999"
-SCALE_COLOURS = {10: BLUE, 20: ORANGE}
+SCALE_COLOURS = {5: GREEN, 10: BLUE, 20: ORANGE, 40: PINK}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -26,7 +26,7 @@ from dmsmil.figures.base import (
     verdict_colour,
 )
 from dmsmil.training.baselines import CHEAP, COLOUR, MAJORITY, SITE
-from dmsmil.training.metrics import METRICS
+from dmsmil.training.metrics import METRICS, called
 from dmsmil.training.results import GATHERED, HOLLOW, is_pooling, unlearned
 
 LINES = {"mean pooling": (GREEN, "-"), COLOUR: (PINK, "--"), SITE: (YELLOW, "-."), MAJORITY: (DARK, ":")}
@@ -65,7 +65,7 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
                      color=ORANGE if name in highlight else "black")
         panels[0].set_ylabel(title, fontsize=10, fontweight="bold")
     for top, bottom, metric in zip(axes[0], axes[-1], METRICS):
-        top.set_title(metric)
+        top.set_title(called(metric, drawn))
         bottom.set_xlim(right=min(bottom.get_xlim()[1], 1.02))
     handles = {label: line for ax in axes[:, 0] for line, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=_footnote(drawn[~line]),
@@ -100,7 +100,10 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
     apart at .05 after correction (blue for the reference, orange against it), or shown to be equivalent (green). The
     band is what counts as equivalent.
     """
-    panels = {"AUC": "AUC, mean over folds", "ACC": "ACC, mean over folds", "DeLong": "AUC, pooled (DeLong)"}
+    auc = called("AUC", table)
+    room = " " if auc == "AUC" else "\n"  # a longer name needs a line of its own
+    panels = {"AUC": f"{auc},{room}mean over folds", "ACC": "ACC, mean over folds",
+              "DeLong": _delong_title(table)}
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,
                                 sharey=True)
     y = np.arange(len(table))[::-1]
@@ -127,6 +130,15 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
     low, high = np.nanmin(np.append(shown, -0.02)), np.nanmax(np.append(shown, 0.02))
     axes[0].set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     return finish(figure, out, table)
+
+
+def _delong_title(table: pd.DataFrame) -> str:
+    """What DeLong's test compares: the pooled AUC, of more than two classes that of one against the rest, if one was
+    named."""
+    name = table.DeLong_class.iloc[0] if "DeLong_class" in table and len(table) else ""
+    if name:
+        return f"AUC of {short(name, 14)} against\nthe rest, pooled (DeLong)"
+    return "AUC, pooled (DeLong)" + ("\nneeds two classes" if called("AUC", table) != "AUC" else "")
 
 
 def _p_value(p: float) -> str:

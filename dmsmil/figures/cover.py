@@ -1,6 +1,8 @@
-"""The cover of a study's book: one slide as the model saw it at both scales, and what came out."""
+"""The cover of a study's book: one slide as the model saw it at its scales, and what came out."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.transforms import Affine2D
 
 from dmsmil.figures.base import bare, finish, short, some_ties
 from dmsmil.training.baselines import CHEAP
+from dmsmil.training.metrics import called
 from dmsmil.training.results import unlearned
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
@@ -27,8 +30,9 @@ def cover(results: pd.DataFrame | None, slide: dict | None, out) -> Figure:
     """The AUC of every row of `results` with its 95 % interval, beside one slide's scales as stacked planes.
 
     results: as `report.result_table`. slide: slide_id, label, thumbnail (H, W, 3) uint8, dimensions (w, h), coords and
-    side by scale, as `features.slide_views`, with scores {scale: (N,)} and plan (N, N') or None. A tile is the brighter
-    the higher its score within its scale; ties are couplings of the plan, white where a tile meets its own child. Rows
+    side by scale, as `features.slide_views`, with scores {scale: (N,)} and plans, (N, N') of each two neighbouring
+    scales, or none. A tile is the brighter the higher its score within its scale; ties are couplings of the plans,
+    white where a tile meets its own child. Rows
     are ordered by AUC; the first of `results`, the study's own, is bright wherever it comes out. Either part may be
     missing (None), not both. Data: what each part shows, as arrays.
     """
@@ -67,10 +71,13 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
                 fontweight="bold", ha="right", va="center")
     said = f"{slide['slide_id']}, {slide['label']}: the brighter a tile, the higher its score"
     data = {"slide_id": np.array(slide["slide_id"])} | {f"scores_{s}": slide["scores"][s] for s in scales}
-    if slide["plan"] is not None and len(scales) > 1:
-        plan = slide["plan"]
-        said += "\n" + _ties(ax, plan, centres[scales[0]], centres[scales[1]])
-        data["plan"] = plan
+    shares = []
+    for (low, high), plan in zip(pairwise(scales), slide["plans"]):
+        shares.append(f"{_ties(ax, plan, centres[low], centres[high]):.0%}")
+        data[f"plan_{low}x_{high}x"] = plan
+    if shares:
+        said += (f"\nOT ties a tile to its own child (white) with {' and '.join(shares)} of the mass; chance "
+                 f"{1 / len(slide['plans'][0]):.0%}")
     top = -(len(scales) - 1) * RISE * height
     ax.set(xlim=(-(LEAN + 0.02) * width, 1.01 * width), ylim=(FLAT * height + 0.01 * height, top - 0.01 * height),
            aspect="equal")
@@ -79,14 +86,13 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
     return data
 
 
-def _ties(ax: Axes, plan: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+def _ties(ax: Axes, plan: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
     """Lines between two planes where the plan couples their tiles; returns what share goes to a tile's own child."""
     rows, columns = some_ties(plan, TIES)
     ends, own = np.stack([low[rows], high[columns]], 1), rows == columns
     for which, colour, line, alpha in ((~own, "#9fdcff", 0.9, 0.65), (own, "white", 1.9, 0.95)):
         ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=alpha, zorder=2.5))
-    share = float(np.trace(plan) / plan.sum())
-    return f"OT ties a tile to its own child (white) with {share:.0%} of the mass; chance {1 / len(plan):.0%}"
+    return float(np.trace(plan) / plan.sum())
 
 
 def _without_glass(thumbnail: np.ndarray) -> np.ndarray:
@@ -119,7 +125,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     least = min(0.4, rows[AUC].to_numpy().min()) - 0.02
     more = f", {len(rows)} of {len(results)} rows" if len(rows) < len(results) else ""
     ax.set(xlim=(least, 1.02), ylim=(-0.6 - room, y[0] + room + 1), yticks=[])
-    ax.set_title(f"AUC and its 95 % interval{more}", color=INK, fontsize=11, pad=10)
+    ax.set_title(f"{called('AUC', results)} and its 95 % interval{more}", color=INK, fontsize=11, pad=10)
     ax.grid(axis="x", color="#24344f", linewidth=0.8)
     ax.tick_params(colors=FAINT, length=0, labelsize=8.5)
     for spine in ax.spines.values():

@@ -12,11 +12,17 @@ from dmsmil.figures.base import finish, in_legend
 
 
 def scale_similarity(table: pd.DataFrame, out) -> Figure:
-    """Cosine of a 10x tile with its own 20x child against another tile's child. Columns: slide_id, linked, other."""
-    figure, ax = plt.subplots(figsize=(4.5, 2.8))
-    long = table.melt("slide_id", ["linked", "other"], var_name="pair", value_name="cosine")
-    sns.kdeplot(long, x="cosine", hue="pair", fill=True, common_norm=False, ax=ax, linewidth=1.2)
-    ax.set(title="A tile and its child, or another's child", xlabel="cosine of the features", yticks=[], ylabel="")
+    """Cosine of a tile with its own child at the next scale against another tile's child, a panel each two scales.
+    Columns: slide_id, scales, linked, other."""
+    panels = list(dict.fromkeys(table.scales))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 2.8), squeeze=False)
+    for ax, scales in zip(axes[0], panels):
+        part = table[table.scales == scales]
+        long = part.melt("slide_id", ["linked", "other"], var_name="pair", value_name="cosine")
+        sns.kdeplot(long, x="cosine", hue="pair", fill=True, common_norm=False, ax=ax, linewidth=1.2)
+        which = f", {scales}" if len(panels) > 1 else ""
+        ax.set(title=f"A tile and its child, or another's child{which}", xlabel="cosine of the features", yticks=[],
+               ylabel="")
     return finish(figure, out, table)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -14,16 +16,18 @@ from matplotlib.figure import Figure
 from dmsmil.figures.base import GREY, SCALE_COLOURS, bare, draw_tiles, finish, show_slide, some_ties
 
 
-def transport_plan(slide: dict, plan: np.ndarray, out, lines: int = 40) -> Figure:
-    """The OT plan of one slide, drawn between its two scales: each 10x tile tied to the 20x tile it is matched with.
+def transport_plan(slide: dict, plans: list[np.ndarray], out, lines: int = 40) -> Figure:
+    """The OT plans of one slide, drawn between its scales: each tile tied to the tile of the next scale it is matched
+    with.
 
-    slide: thumbnail, dimensions, coords {10, 20}, side {10, 20}; plan (K10, K20), rows sum to 1 / K10. Of its
-    ties `lines` are drawn, from the heaviest to the lightest; one is dark when it joins a tile with its own child.
+    slide: thumbnail, dimensions, coords {10, 20}, side {10, 20}; plans: of each two neighbouring scales, (K10, K20)
+    whose rows sum to 1 / K10. Of the ties of each `lines` are drawn, from the heaviest to the lightest; one is dark
+    when it joins a tile with its own child.
     """
-    figure, ax = plt.subplots(figsize=(7.4, 3.9))
+    scales = sorted(slide["coords"])
+    figure, ax = plt.subplots(figsize=(3.7 * len(scales), 3.9))
     width, height = slide["dimensions"]
     gap = 0.12 * width
-    scales = sorted(slide["coords"])
     centres = {}
     for column, scale in enumerate(scales):
         shift = column * (width + gap)
@@ -33,18 +37,21 @@ def transport_plan(slide: dict, plan: np.ndarray, out, lines: int = 40) -> Figur
                    edgecolor=SCALE_COLOURS.get(scale, "black"))
         centres[scale] = moved + slide["side"][scale] / 2
         ax.text(shift + width / 2, -0.02 * height, f"{scale}x", ha="center", va="bottom", fontweight="bold")
-    rows, columns = some_ties(plan, lines)
-    ends = np.stack([centres[scales[0]][rows], centres[scales[-1]][columns]], 1)
-    own = rows == columns
-    for which, colour, line in ((~own, GREY, 0.9), (own, "#111111", 1.8)):
-        ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=0.8))
-    ax.set(xlim=(0, 2 * width + gap), ylim=(height, -0.1 * height), aspect="equal")
+    data = {f"coords_{s}": slide["coords"][s] for s in scales}
+    shares = []
+    for (coarse, fine), plan in zip(pairwise(scales), plans):
+        rows, columns = some_ties(plan, lines)
+        ends = np.stack([centres[coarse][rows], centres[fine][columns]], 1)
+        own = rows == columns
+        for which, colour, line in ((~own, GREY, 0.9), (own, "#111111", 1.8)):
+            ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=0.8))
+        shares.append(f"{np.trace(plan) / plan.sum():.0%}")
+        data[f"plan_{coarse}x_{fine}x"] = plan.astype(np.float32)
+    ax.set(xlim=(0, len(scales) * width + (len(scales) - 1) * gap), ylim=(height, -0.1 * height), aspect="equal")
     bare(ax)
-    share, chance = float(np.trace(plan) / plan.sum()), 1 / len(plan)
-    ax.set_title(f"OT plan: {share:.0%} of the mass goes from a tile to its own child (dark); chance {chance:.0%}",
-                 fontsize=9)
-    coords = {f"coords_{s}": slide["coords"][s] for s in scales}
-    return finish(figure, out, {"plan": plan.astype(np.float32), **coords})
+    ax.set_title(f"OT plan: {' and '.join(shares)} of the mass goes from a tile to its own child (dark); "
+                 f"chance {1 / len(plans[0]):.0%}", fontsize=9)
+    return finish(figure, out, data)
 
 
 def sampling_points(slide: dict, query: np.ndarray, points: np.ndarray, weights: np.ndarray, out) -> Figure:

@@ -181,7 +181,8 @@ def nuclei_against_score(table: pd.DataFrame, associations: pd.DataFrame, out) -
         ax.set(title="", xlabel="normalised score (fifths)", ylabel=title, xlim=(0, 1))
         found = associations[associations.what == column]
         for row, height in zip(found.itertuples(), np.arange(len(found))[::-1]):
-            said = f"{row.label}: ρ = {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            interval = "" if np.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]"
+            said = f"{row.label}: " + (f"ρ = {row.rho:+.2f}{interval}" if row.slides else "not defined")
             ax.text(0, 1.03 + 0.075 * height, said, transform=ax.transAxes, fontsize=7.5,
                     color=palette.get(row.label, "black"))
     lines = means.melt(keys, list(what), var_name="what", value_name="mean")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dmsmil.analysis.sweep import ALONE
 from dmsmil.figures.base import BLUE, GREY, ORANGE, finish, plain_numbers
-from dmsmil.training.metrics import METRICS
+from dmsmil.training.metrics import METRICS, called
 from dmsmil.training.results import HOLLOW, unlearned
 
 
@@ -30,7 +30,7 @@ def lam_curves(table: pd.DataFrame, out) -> Figure:
         ax.vlines(x, table[f"{metric}_low"], table[f"{metric}_high"], color=BLUE, linewidth=0.9)
         ax.vlines(x, mean - std, mean + std, color=BLUE, linewidth=3.6, alpha=0.35)
         _points(ax, x, mean, swept, hollow, BLUE)
-        ax.set_title(metric)
+        ax.set_title(called(metric, table))
         lowest = min(lowest, table[f"{metric}_low"].min(), (mean - std).min())
     for ax in axes[0]:
         ax.set_ylim(max(0, np.floor(lowest * 10) / 10), 1.03)

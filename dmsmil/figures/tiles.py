@@ -14,7 +14,7 @@ from dmsmil.figures.base import BLUE, DARK, bare, draw_tiles, finish, in_legend,
 
 
 def chosen_tiles(slides: list[dict], out) -> Figure:
-    """Chosen 10x tiles outlined on each slide and coloured by density, with their linked 20x tiles inside.
+    """Chosen tiles of the first scale outlined on each slide and coloured by density, with their linked tiles inside.
 
     Each dict: slide_id, thumbnail, dimensions, coords {10: (N, 2), 20: (N, 2)}, side {10: px, 20: px}, density (N,),
     NaN where it is not known.
@@ -32,7 +32,7 @@ def chosen_tiles(slides: list[dict], out) -> Figure:
         outlines.set_clim(0, 1)
         ax.set_title(f"{slide['slide_id']}: {len(slide['density'])} tiles", fontsize=9)
     if known:
-        figure.colorbar(outlines, ax=axes[0].tolist(), shrink=0.7, label="density of the 10x tile")
+        figure.colorbar(outlines, ax=axes[0].tolist(), shrink=0.7, label=f"density of the {first}x tile")
     corners = [s["coords"][min(s["coords"])] for s in slides]
     data = pd.concat([pd.DataFrame({"slide_id": s["slide_id"], "x": xy[:, 0], "y": xy[:, 1], "density": s["density"]})
                       for s, xy in zip(slides, corners)])
@@ -40,25 +40,30 @@ def chosen_tiles(slides: list[dict], out) -> Figure:
 
 
 def linked_pairs(pairs: list[dict], out) -> Figure:
-    """10x tiles above, their linked 20x tiles below; the square in the upper one is where the lower one lies.
+    """Tiles of the first scale above, their linked tiles of the next scale below, and so on; the square in each is
+    where the one below it lies.
 
-    Each dict: title, tiles {10: image, 20: image}, offset (x, y) and share: the 20x tile inside its parent, in units
-    of the parent's side.
+    Each dict: title, tiles {10: image, 20: image}, inside {20: (x, y, share)}: where a tile lies in that of the scale
+    before it, and how large it is, in units of that one's side. Data: title, scale, offset_x, offset_y, share.
     """
-    figure, axes = plt.subplots(2, len(pairs), figsize=(1.9 * len(pairs), 4.2), squeeze=False)
+    scales = sorted(pairs[0]["tiles"])
+    figure, axes = plt.subplots(len(scales), len(pairs), figsize=(1.9 * len(pairs), 1.95 * len(scales) + 0.3),
+                                squeeze=False)
+    rows = []
     for column, pair in zip(axes.T, pairs):
-        for ax, scale in zip(column, sorted(pair["tiles"])):
+        for ax, scale in zip(column, scales):
             ax.imshow(pair["tiles"][scale])
             bare(ax)
-        side = pair["tiles"][min(pair["tiles"])].shape[0]
-        column[0].add_patch(Rectangle(np.array(pair["offset"]) * side, pair["share"] * side, pair["share"] * side,
-                                      fill=False, edgecolor="black", linewidth=1.5))
+        for ax, coarse, scale in zip(column, scales, scales[1:]):
+            x, y, share = pair["inside"][scale]
+            side = pair["tiles"][coarse].shape[0]
+            ax.add_patch(Rectangle((x * side, y * side), share * side, share * side, fill=False, edgecolor="black",
+                                   linewidth=1.5))
+            rows.append({"title": pair["title"], "scale": scale, "offset_x": x, "offset_y": y, "share": share})
         column[0].set_title(pair["title"], fontsize=8, fontweight="normal")
-    for ax, scale in zip(axes[:, 0], sorted(pairs[0]["tiles"])):
+    for ax, scale in zip(axes[:, 0], scales):
         ax.set_ylabel(f"{scale}x")
-    data = pd.DataFrame([{"title": p["title"], "offset_x": p["offset"][0], "offset_y": p["offset"][1],
-                          "share": p["share"]} for p in pairs])
-    return finish(figure, out, data)
+    return finish(figure, out, pd.DataFrame(rows, columns=["title", "scale", "offset_x", "offset_y", "share"]))
 
 
 def tile_counts(summary: pd.DataFrame, k: int, out) -> Figure:

@@ -30,11 +30,15 @@ from dmsmil.training.health import GATHERED
 from dmsmil.training.metrics import (
     METRICS,
     calibration,
+    calibration_error,
+    called,
     class_names,
     confusion,
+    curve_classes,
     positive_class,
     predicted_times,
     roc_points,
+    score_by_fold,
 )
 
 MANY = 10  # folds that a legend names one by one
@@ -48,7 +52,8 @@ def result_intervals(table: pd.DataFrame, out) -> Figure:
     y = np.arange(len(table))[::-1]
     for ax, metric in zip(axes, METRICS):
         dot_and_bar(ax, y, table[f"{metric}_mean"], table[f"{metric}_low"], table[f"{metric}_high"], BLUE, width=2)
-        ax.set(title=metric, xlim=(0, 1.02), yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.4))
+        ax.set(title=called(metric, table), xlim=(0, 1.02), yticks=y, yticklabels=table.name,
+               ylim=(-0.6, len(table) - 0.4))
         only_rows(ax)
     return finish(figure, out, table)
 
@@ -150,10 +155,11 @@ def _scale_colour(name: str) -> str:
 def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
     """ROC curve of each fold (thin), and of the pooled out-of-fold predictions (thick).
 
-    The legend has the area below each. One class against the rest: `positive`, else the last in alphabetical order. A
-    fold whose test slides are all of one side has no curve, which the legend says. Data: the points; fold and seed are
-    -1 where all are pooled.
+    The legend has the area below each. A fold whose test slides are all of one side has no curve, which the legend
+    says. Data: the points; fold and seed are -1 where all are pooled. Of more than two classes: `_roc_of_each`.
     """
+    if len(class_names(predictions)) > 2:
+        return _roc_of_each(predictions, out)
     points = roc_points(predictions, positive)
     pooled = roc_points(predictions.assign(fold=-1, seed=-1), positive)
     curves = dict(tuple(points.groupby(["fold", "seed"])))
@@ -177,18 +183,43 @@ def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
     return finish(figure, out, pd.concat([points, pooled]))
 
 
+def _roc_of_each(predictions: pd.DataFrame, out) -> Figure:
+    """ROC curves of each class against the rest, a colour a class: of each fold (thin), of all pooled (thick).
+
+    The legend has the area below the pooled curves, and the one-vs-rest AUC, its mean over classes in each fold, mean
+    over folds. Data as of two classes, with a column class.
+    """
+    figure, ax = plt.subplots(figsize=(5.4, 3.4))
+    parts = []
+    for number, name in enumerate(class_names(predictions)):
+        points, colour = roc_points(predictions, name), f"C{number}"
+        pooled = roc_points(predictions.assign(fold=-1, seed=-1), name)
+        for _, part in points.groupby(["fold", "seed"]):
+            ax.plot(part.fpr, part.tpr, color=colour, linewidth=0.8, alpha=0.4)
+        if len(pooled):
+            _curve(ax, pooled, f"{short(name, 18)} against the rest", color=colour, linewidth=2)
+        parts.append(pd.concat([points, pooled]).assign(**{"class": name}))
+    mean = score_by_fold(predictions).AUC.mean()
+    ax.plot([], [], " ", label=f"one-vs-rest AUC, mean over folds: {mean:.2f}")
+    ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
+    ax.set(title="ROC: each class against the rest", xlabel="false positive rate", ylabel="true positive rate",
+           aspect="equal")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="thick: all folds pooled; thin: a fold")
+    return finish(figure, out, pd.concat(parts))
+
+
 def _curve(ax, points: pd.DataFrame, name: str, **style) -> None:
     """A curve, named with the area below it: its own AUC. A name that begins with _ is in no legend."""
     ax.plot(points.fpr, points.tpr, label=f"{name}, AUC {auc(points.fpr, points.tpr):.2f}", **style)
 
 
 def _question(predictions: pd.DataFrame, positive: str) -> str:
-    """What a curve is about: one class against the other, or against the rest."""
+    """What curves are about: one class against the other, or each of several against the rest."""
     classes = class_names(predictions)
+    if len(classes) > 2:
+        return "each class against the rest"
     name = positive_class(classes, positive)
-    others = [other for other in classes if other != name]
-    other = short(others[0], 24) if len(others) == 1 else "the rest"
-    return f"{short(name, 24)} against {other}"
+    return f"{short(name, 24)} against {short(next(other for other in classes if other != name), 24)}"
 
 
 def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
@@ -211,20 +242,28 @@ def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
 
 
 def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
-    """Said against observed probability of one class, in bins of equal count, with the expected calibration error.
+    """Said against observed probability, in bins of equal count, with the expected calibration error.
 
-    The class is `positive`, else the last in alphabetical order; what is observed is the share of it against the rest.
-    Small numbers: predictions in a bin.
+    Of two classes of the positive one: `positive`, else the last in alphabetical order; of more a line a class, against
+    the rest, with the mean error, and a column class in the data. Small numbers: predictions in a bin.
     """
-    table, error = calibration(predictions, positive)
-    name = short(positive_class(class_names(predictions), positive), 24)
-    figure, ax = plt.subplots(figsize=(3.4, 3.2))
+    classes = curve_classes(class_names(predictions), positive)
+    several = len(classes) > 1
+    figure, ax = plt.subplots(figsize=(5.4 if several else 3.4, 3.2))
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
-    ax.plot(table.predicted, table.observed, marker="o")
-    for row in table.itertuples():
-        ax.annotate(str(row.predictions), (row.predicted, row.observed), textcoords="offset points", xytext=(5, -9),
-                    fontsize=7, color=GREY)
-    ax.set_title(f"Calibration: {_question(predictions, positive)}\nECE {error:.3f}", fontsize=9)
+    tables = []
+    for name in classes:
+        table, error = calibration(predictions, name)
+        ax.plot(table.predicted, table.observed, marker="o", label=f"{short(name, 18)}, ECE {error:.3f}")
+        for row in table.itertuples():
+            ax.annotate(str(row.predictions), (row.predicted, row.observed), textcoords="offset points",
+                        xytext=(5, -9), fontsize=7, color=GREY)
+        tables.append(table.assign(**{"class": name}) if several else table)
+    error = calibration_error(predictions, positive)
+    ax.set_title(f"Calibration: {_question(predictions, positive)}\n{'mean ' * several}ECE {error:.3f}", fontsize=9)
+    name = "class" if several else short(classes[0], 24)
     ax.set(xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
            aspect="equal")
-    return finish(figure, out, table)
+    if several:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return finish(figure, out, pd.concat(tables))

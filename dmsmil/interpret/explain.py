@@ -1,13 +1,14 @@
 """What a trained model attends to: tile scores, the transport plan, the sampling points; and other explanations of the
 same prediction, against which the scores are held in faithfulness.py.
 
-A place is a row of a slide's bag: one tile, or a 10x tile with its 20x child.
+A place is a row of a slide's bag: one tile, or a tile with those linked to it at the finer scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -29,13 +30,13 @@ ROWS = 64  # bags in one forward of occlusion and removal: bounds their memory
 class Inside:
     """One slide as a model sees it.
 
-    scores: scale -> (N,) the method's own importance of each tile. plan: (N, N') coupling between the two scales, or
-    None for methods without transport. sampling: (query (Q, 2), points (Q, M U, 2), weights (Q, M U)) in level-0
-    pixels for a few queries of the first scale, or None for methods without deformable attention.
+    scores: scale -> (N,) the method's own importance of each tile. plans: (N, N') couplings of each two neighbouring
+    scales, none for methods without transport. sampling: (query (Q, 2), points (Q, M U, 2), weights (Q, M U)) in
+    level-0 pixels for a few queries of the first scale, or None for methods without deformable attention.
     """
 
     scores: dict[int, np.ndarray]
-    plan: np.ndarray | None
+    plans: list[np.ndarray]
     sampling: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 
 
@@ -186,11 +187,11 @@ def probabilities(case: Case, keep: np.ndarray, replace: bool = False) -> np.nda
 
 @torch.inference_mode()
 def look_inside(runs: Runs, bags: Bags, view: dict, queries: int = 6) -> Inside:
-    """The scores, plan and sampling points of a tested slide, by the model of the fold that did not train on it."""
+    """The scores, plans and sampling points of a tested slide, by the model of the fold that did not train on it."""
     case = next(cases(runs, bags, [view["slide_id"]]))
     output = case.model(*case.bag)
     scores = {s: output.scores[0, i][case.mask[0, i]].numpy() for i, s in enumerate(runs.config.scales)}
-    return Inside(scores, _plan(case.model, output), _sampling(case.model, *case.bag, view, queries))
+    return Inside(scores, _plans(case.model, output), _sampling(case.model, *case.bag, view, queries))
 
 
 def attention_flow(case: Case, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -224,13 +225,16 @@ def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict
     return found
 
 
-def _plan(model, output) -> np.ndarray | None:
-    """The coupling of eq. (1) between the first two scales, in the space the loss uses."""
+def _plans(model, output) -> list[np.ndarray]:
+    """The couplings of eq. (1) between neighbouring scales, in the space the loss uses."""
     if getattr(model, "ot", "none") == "none":
-        return None
+        return []
     features, mask = model.transported(output), output.extras["mask"]
-    coupling = transport.plan(features[:, 0], features[:, 1], mask[:, 0], mask[:, 1], model.ot)[0]
-    return coupling[mask[0, 0]][:, mask[0, 1]].numpy()
+    found = []
+    for s, t in pairwise(range(len(model.scales))):
+        coupling = transport.plan(features[:, s], features[:, t], mask[:, s], mask[:, t], model.ot)[0]
+        found.append(coupling[mask[0, s]][:, mask[0, t]].numpy())
+    return found
 
 
 def _sampling(model, x, mask, coords, view, queries):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ CELL = 16  # pixels of the heatmap along a tile of the finest scale
 
 def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None,
                     origin: tuple[int, int] = (0, 0)) -> dict:
-    """A GeoJSON FeatureCollection of one slide: 10x tiles as QuPath tile objects, their 20x tiles nested inside.
+    """A GeoJSON FeatureCollection of one slide: tiles of the first scale as QuPath tile objects, those of the next
+    nested inside, and so on.
 
     scores: `explain.tile_scores` of one slide; side: scale -> a tile's side in level-0 px; extra: further measurements
     (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none: it is left out. As
     QuPath's reader wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children
     in childObjects.
     origin: the corner of `Slide.bounds`, from which QuPath counts, for it shows only what was scanned.
-    Tiles without a parent at the coarsest scale stand at the top. Raises InputError for scores of several slides.
+    A tile without one at the scale before it lies in that of the scale before that, and at the top where there is none.
+    Raises InputError for scores of several slides.
     """
     if scores.slide_id.nunique() != 1:
         raise InputError(f"scores of {scores.slide_id.nunique()} slides were given: export one slide a file")
@@ -43,9 +46,7 @@ def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFr
     for scale in scales:
         for row in scores[scores.scale == scale].to_dict("records"):
             feature = _feature(slide_id, row, side[scale], numbers, origin)
-            parent = parents.get(row["place"])
-            if scale == scales[0]:
-                parents[row["place"]] = feature
+            parent, parents[row["place"]] = parents.get(row["place"]), feature
             (top if parent is None else parent["properties"].setdefault("childObjects", [])).append(feature)
     return {"type": "FeatureCollection", "features": top}
 
@@ -70,13 +71,17 @@ def flat_features(features: dict) -> dict:
     """The same tiles for readers of plain GeoJSON (geopandas, LazySlide): all at the top, a measurement a property.
 
     They would pass over what is in childObjects, and keep an object of measurements as text. `scale`, and `parent`, the
-    id of the 10x tile that a 20x tile lies in, are properties too.
+    id of the tile of the scale before that a tile lies in, are properties too.
     """
-    found = []
-    for feature in features["features"]:
-        children = feature["properties"].get("childObjects", [])
-        found += [_flat(feature, {}), *(_flat(child, {"parent": feature["id"]}) for child in children)]
+    found = [flat for feature in features["features"] for flat in _with_children(feature, {})]
     return {"type": "FeatureCollection", "features": found}
+
+
+def _with_children(feature: dict, more: dict) -> Iterator[dict]:
+    """A tile and all that lie in it, flat."""
+    yield _flat(feature, more)
+    for child in feature["properties"].get("childObjects", []):
+        yield from _with_children(child, {"parent": feature["id"]})
 
 
 def _flat(feature: dict, more: dict) -> dict:

@@ -117,11 +117,13 @@ def associations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def class_scores(scores: pd.DataFrame, positive: str) -> pd.DataFrame:
-    """Do the tiles of one class score higher? The mean normalised score of a slide, `positive` less the others.
+    """Do the tiles of one class score higher? The mean normalised score of a slide, `positive` less the other class.
 
     One row a scale: scale, positive, others (means over patients), difference, low, high (95 %, patients drawn again
-    within their class; NaN where a class has one patient).
+    within their class; NaN where a class has one patient). Of more than two classes no row: the paper compares two.
     """
+    if scores.label.nunique() > 2:
+        return pd.DataFrame(columns=["scale", "positive", "others", "difference", "low", "high"])
     by_slide = scores.groupby(["scale", "patient_id", "label", "slide_id"], as_index=False).normalised.mean()
     means = by_slide.groupby(["scale", "patient_id", "label"], as_index=False).normalised.mean()
     rows = []
@@ -137,13 +139,17 @@ def class_scores(scores: pd.DataFrame, positive: str) -> pd.DataFrame:
 
 def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive: str, quality: pd.Series | None,
                  higher: bool) -> pd.DataFrame:
-    """The paper's claims about its maps: claim, where, verdict ('held', 'not shown', 'not held'), number.
+    """The paper's claims about its maps: claim, where, verdict ('held', 'not shown', 'not held', 'not run'), number.
 
     found: `associations`; between: `class_scores`; name: the method; quality: its row of `faithfulness.measure`;
     higher: whether the paper has the positive class score higher. 'held' needs an interval that excludes 0 on the
-    claimed side, 'not held' one that excludes it on the other. A claim that no slide can decide has no row.
+    claimed side, 'not held' one that excludes it on the other. A claim that no slide can decide has no row; one about
+    two classes is 'not run' where there are more.
     """
     rows = []
+    if between.empty:
+        rows.append(("Slides of one class score lower than those of the other", "Fig. 6 and 7", "not run",
+                     "it needs two classes"))
     for row in between.to_dict("records"):
         sign = 1 if higher else -1
         rows.append((f"{positive} slides score {'higher' if higher else 'lower'} at {row['scale']}x", "Fig. 6 and 7",

@@ -22,3 +22,8 @@ def as_written(said: object) -> str:
     if START.match(text):
         return f"\\{text}"
     return NUMBER.sub(r"\g<0>\\", text, count=1) if NUMBER.match(text) else text
+
+
+def listed(names: list[str]) -> str:
+    """Names in a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -16,13 +16,14 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
     """The tiles to keep of a slide, linked, and the rows of each of `parts` that they are.
 
     A tile belongs to the tile of the first scale that its file names as `parent`, or else to the one that contains its
-    centre (`containing`); of several in one, one is drawn (`draw_children`). Of the first scale `k` tiles are kept
+    centre (`containing`), at the third scale and further only if it lies so in the tile that is linked at the scale
+    before it; of several in one, one is drawn (`draw_children`). Of the first scale `k` tiles are kept
     (`choose_rows`): those that have a tile at every other scale, and if there are fewer, others too, which then stand
     alone. Raises InputError for parents that are no rows, or when no tile holds one of every other scale.
     """
     first = next(iter(parts))
     own, n = parts[first], len(parts[first].coords)
-    child, paired = {}, np.ones(n, bool)
+    child, paired, before = {}, np.ones(n, bool), first
     for scale, part in list(parts.items())[1:]:
         if part.parent is None:
             parent = containing(own.coords, round(own.side), part.coords, round(part.side))
@@ -34,7 +35,9 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
         if parent.min() < -1 or parent.max() >= n:
             raise InputError(f"slide {slide_id} has parents at {scale}x that are no rows of its {n} tiles at {first}x: "
                              "make its features again")
-        child[scale] = draw_children(parent, own.coords, part.coords, seed, slide_id, scale)
+        if child and part.parent is None:
+            parent = np.where(_within(parts[before], child[before], part) == parent, parent, -1)
+        child[scale], before = draw_children(parent, own.coords, part.coords, seed, slide_id, scale), scale
         paired &= child[scale] >= 0
     if not paired.any():
         raise InputError(f"slide {slide_id} has no tile at {first}x that holds one of every other scale: are these the "
@@ -49,6 +52,14 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
     size = tuple(round(float(side)) for side in own.size)
     return Tiles(slide_id, tile_px, {scale: parts[scale].coords[rows[scale]] for scale in parts}, density[kept],
                  colour[kept], np.flatnonzero(paired[kept]), size, magnification, grid=n, read=n), rows
+
+
+def _within(coarse: Part, child: np.ndarray, part: Part) -> np.ndarray:
+    """The row of the first scale in whose linked tile at a scale, coarse[child], each tile of `part` lies: (M,), -1 for
+    none."""
+    linked = np.flatnonzero(child >= 0)
+    held = containing(coarse.coords[child[linked]], round(coarse.side), part.coords, round(part.side))
+    return np.where(held >= 0, linked[held], -1) if len(linked) else held
 
 
 def choose_rows(coords: np.ndarray, density: np.ndarray, k: int) -> np.ndarray:

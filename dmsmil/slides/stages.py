@@ -13,7 +13,7 @@ from dmsmil.slides.density import check_black
 from dmsmil.slides.given import BY, Given, open_given, take_tiles
 from dmsmil.slides.reader import Slide, open_slide, reads_more
 from dmsmil.slides.store import Store, over_slides
-from dmsmil.slides.tiles import Tiles, select_tiles
+from dmsmil.slides.tiles import Tiles, how_linked, select_tiles
 
 
 def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
@@ -57,7 +57,8 @@ def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: f
     path = Path(row.path)
     size = path.stat().st_size if path.is_file() else int(getattr(row, "size", 0) or 0)
     config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
-              "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size}
+              "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size,
+              **how_linked(store.scales)}
     if given is not None:
         del config["min_density"]
         config |= {"tiles": given.by, "corners": given.identity}

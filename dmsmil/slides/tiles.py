@@ -1,4 +1,4 @@
-"""Choose the densest 10x tiles of a slide and, linked to them, its 20x tiles (paper 2.2).
+"""Choose the densest tiles of a slide at its first scale and, linked to them, its finer ones (paper 2.2: 10x and 20x).
 
 The selection is exactly that of reading and scoring every tile, at a fraction of its cost (`screen`, `select_tiles`).
 """
@@ -9,6 +9,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -21,7 +22,8 @@ from dmsmil.slides.reader import Slide, shrink
 
 @dataclass
 class Tiles:
-    """The tiles chosen on one slide: row i of every scale belongs together; rows in raster order of the first scale.
+    """The tiles chosen on one slide: row i of every scale belongs together, each tile in that of the scale before it;
+    rows in raster order of the first scale.
 
     coords: {scale: (N, 2) int64} top-left corners (x, y) in level-0 pixels. density: (N,) of the first scale's tile.
     colour: (N, 6) float32, mean R, G, B then standard deviation R, G, B of that tile, in [0, 1]. parent: (N,) int64,
@@ -53,6 +55,12 @@ class Tiles:
         return tuple(np.max(reach, 0).tolist())
 
 
+def how_linked(scales: tuple[int, ...]) -> dict[str, str]:
+    """What a configuration says of how tiles are linked: of two scales nothing. (Of three the last scale's tile once
+    lay in the first's and not in the second's: what was made so is made again.)"""
+    return {"links": "nested"} if len(scales) > 2 else {}
+
+
 def child_corner(seed: int, slide_id: str, parent: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
     """Corner of the random tile of `scale` inside the tile at `parent`, uniform over the (room + 1)² level-0 offsets.
 
@@ -80,7 +88,8 @@ def tile_grid(slide: Slide, scales: tuple[int, ...], tile_px: int) -> tuple[int,
 
 def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, min_density: float = 0.05,
                  scales: tuple[int, ...] = (10, 20), pixels: bool = False, black: str = "padding") -> Tiles:
-    """The `k` densest tiles of the first scale and, for each, one random tile of every other scale inside it.
+    """The `k` densest tiles of the first scale and, inside each, one random tile of the next scale, and so on: of 5x,
+    10x and 20x the 20x tile lies in the 10x tile that lies in the 5x tile.
 
     Tiles of `tile_px` lie on a grid without overlap, whole inside the slide; those less dense than `min_density` are
     glass, so that fewer than `k` is normal. Equal densities are ranked by position (y, then x). Black padding is no
@@ -159,9 +168,9 @@ class Best:
         if tissue / tile_px**2 < self.min_density or self.surpass(tissue, x, y):
             return tissue, padding
         slot = len(self.heap) if len(self.heap) < self.k else self.known.pop(heapq.heappop(self.heap))[0]
-        for scale in self.scales[1:]:
-            room = self.sides[first] - self.sides[scale]
-            corners[scale] = child_corner(self.seed, slide.slide_id, corners[first], scale, room)
+        for coarse, scale in pairwise(self.scales):
+            room = self.sides[coarse] - self.sides[scale]
+            corners[scale] = child_corner(self.seed, slide.slide_id, corners[coarse], scale, room)
         heapq.heappush(self.heap, (tissue, -y, -x))
         mean, deviation = cv2.meanStdDev(tile)
         self.known[tissue, -y, -x] = slot, corners, np.concatenate([mean, deviation])[:, 0] / 255

@@ -13,6 +13,7 @@ from dmsmil.cohorts.fetching import downloadable, fetch_all
 from dmsmil.cohorts.gdc import COHORTS
 from dmsmil.cohorts.made.demo import make_demo
 from dmsmil.cohorts.made.planted import make_planted
+from dmsmil.cohorts.made.three import make_three
 from dmsmil.cohorts.manifest import keep_source, source_of, tcga_table
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import Bags, load_bags
@@ -23,7 +24,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.place import resolve, study_folder
 
-PAINTED = ("demo", "planted")  # cohorts that are painted here, and whose truth is known
+PAINTED = ("demo", "planted", "three")  # cohorts that are painted here, and whose truth is known
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def cohort_table(cohort: str, home: Path, patients: int, rate: float, side: int,
     if cohort in PAINTED:
         if cohort == "demo":
             make_demo(home / "cohort", patients, seed, side, workers, scheduler)
+        elif cohort == "three":
+            make_three(home / "cohort", patients, seed, side, workers, scheduler)
         else:
             make_planted(home / "cohort", patients, rate, seed, side, workers, scheduler)
         return home / "cohort" / "cohort.csv"

@@ -18,6 +18,7 @@ from dmsmil.cohorts.gdc import connect, query_cohort
 from dmsmil.cohorts.made.demo import plan_cohort
 from dmsmil.cohorts.made.planted import plan_planted
 from dmsmil.cohorts.made.pyramid import MAGNIFICATION
+from dmsmil.cohorts.made.three import plan_three
 from dmsmil.cohorts.manifest import locate, read_manifest
 from dmsmil.cohorts.server import amount
 from dmsmil.cohorts.splits import read_splits
@@ -36,7 +37,7 @@ from dmsmil.study.forecast import forecast, in_words, step_in_words
 from dmsmil.study.opening import PAINTED, tile_source
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
-from dmsmil.training.metrics import positive_class
+from dmsmil.training.metrics import scored
 
 FEW = 20  # patients of a class: with fewer, an interval of AUC is wider than most differences that are sought
 
@@ -66,7 +67,7 @@ def findings(params: dict) -> Iterator[Finding]:
     for split in params["audit_splits"]:
         yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
     classes = sorted(cohort.label.unique())
-    yield attempt("class", lambda: positive_class(classes, params["positive"]))
+    yield attempt("class", lambda: scored(classes, params["positive"]))
     if params["tiles"]:
         yield from _given(params, cohort)
     made = "features" if params["features"] else "encoder"
@@ -93,6 +94,8 @@ def _painted(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
     name, patients, scales = params["cohort"], params["demo_patients"], params["scales"]
     if name == "demo":
         cohort, words = plan_cohort(patients, params["seed"]), f"the embedded demo, {patients} patients"
+    elif name == "three":
+        cohort, words = plan_three(patients, params["seed"]), f"three classes, {patients} patients"
     else:
         cohort = plan_planted(patients, params["witness_rate"], params["seed"])
         words = f"{name}, {patients} patients, signal in {params['witness_rate']:.0%} of the tissue"

@@ -15,6 +15,7 @@ from dmsmil.cohorts.folds import fold_count
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.forecast import Work, forecast, minutes, workers_of
+from dmsmil.training.metrics import METRICS, called
 from dmsmil.training.progress import read_progress
 from dmsmil.training.results import marked
 
@@ -151,8 +152,10 @@ def result_lines(home: Path, notebook: str) -> list[str]:
         return []
     table = pd.read_csv(found[-1])
     wide = max(map(len, table.name))
-    lines = [f"    {'':<{wide}}  {'ACC':>6} {'F1':>6} {'AUC':>6}  95 % of AUC"]
+    names = [called(metric, table) for metric in METRICS]
+    lines = [f"    {'':<{wide}}  " + " ".join(f"{name:>6}" for name in names) + f"  95 % of {names[-1]}"]
     for _, row in table.iterrows():
-        lines.append((f"    {row['name']:<{wide}}  {row.ACC_mean:6.3f} {row.F1_mean:6.3f} {row.AUC_mean:6.3f}  "
+        numbers = " ".join(f"{row[f'{metric}_mean']:{max(6, len(name))}.3f}" for metric, name in zip(METRICS, names))
+        lines.append((f"    {row['name']:<{wide}}  {numbers}  "
                       f"[{row.AUC_low:.2f}, {row.AUC_high:.2f}]  {', '.join(marked(row))}").rstrip())
     return lines

@@ -14,6 +14,8 @@ from dmsmil.cohorts.folds import repeat_of
 from dmsmil.jobs.files import InputError
 
 METRICS = ("ACC", "F1", "AUC")
+OF_SEVERAL = {"F1": "macro-F1", "AUC": "one-vs-rest AUC"}  # what these are of more than two classes
+NEEDS_TWO = "needs two classes, or one that the key positive sets against the rest"
 
 
 def predictions_table(slide_ids, patient_ids, labels, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
@@ -30,21 +32,45 @@ def class_names(predictions: pd.DataFrame) -> list[str]:
     return [c[5:] for c in predictions.columns if c.startswith("prob_")]
 
 
+def called(metric: str, rows: pd.DataFrame | pd.Series | dict[str, int]) -> str:
+    """What a metric is called in a table, or in a row of one: of more than two classes (column classes, which tables of
+    two lack) F1 is macro-F1, and AUC one-vs-rest AUC."""
+    return OF_SEVERAL.get(metric, metric) if "classes" in rows and np.nanmax(rows["classes"]) > 2 else metric
+
+
+def counted_classes(predictions: pd.DataFrame) -> dict[str, int]:
+    """The column classes of a row of a table: how many there are, where there are more than two; else nothing."""
+    count = len(class_names(predictions))
+    return {"classes": count} if count > 2 else {}
+
+
 def positive_class(classes: list[str], positive: str = "") -> str:
-    """Of two classes the one that F1 and AUC are about, of more the one that a curve sets against the rest: the one
-    named, else the last in alphabetical order."""
+    """Of two classes the one that F1 and AUC are about, of more one of them: the one named, else the last in
+    alphabetical order."""
     if positive and positive not in classes:
         raise InputError(f"positive is '{positive}', which is no class: choose one of {', '.join(classes)}")
     return positive or sorted(classes)[-1]
 
 
+def asked_class(classes: list[str], positive: str = "") -> str:
+    """The class that a question with two answers is about: as `positive_class`, but "" of more than two classes where
+    none is named, for then there is no such question (`NEEDS_TWO`)."""
+    return positive_class(classes, positive) if positive or len(classes) == 2 else ""
+
+
+def curve_classes(classes: list[str], positive: str = "") -> list[str]:
+    """The classes that have a curve: of two the positive one, of more each against the rest."""
+    return [positive_class(classes, positive)] if len(classes) == 2 else list(classes)
+
+
 def scored(classes: list[str], positive: str = "") -> str:
     """In words, what F1 and AUC of these classes are about."""
-    name = positive_class(classes, positive)
+    name = asked_class(classes, positive)
     if len(classes) == 2:
         return f"F1 and AUC are about the class {name}."
-    return (f"F1 and AUC are means over the {len(classes)} classes, each against the rest; a single curve and DeLong's "
-            f"test set {name} against the rest.")
+    asked = f"set {name} against the rest" if name else NEEDS_TWO.replace("needs", "need")
+    return (f"macro-F1 and one-vs-rest AUC are means over the {len(classes)} classes, each against the rest; DeLong's "
+            f"test and the decision curve {asked}.")
 
 
 def score(predictions: pd.DataFrame, positive: str = "") -> dict[str, float]:
@@ -77,12 +103,13 @@ def score_by_fold(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame
 
 
 def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Mean and standard deviation over runs, and a 95 % interval by patient, of each metric.
+    """Mean and standard deviation over runs, and a 95 % interval by patient, of each metric, as `score` has them.
 
     Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1; runs in which a metric is not defined are left out),
     ACC_low, ACC_high (bootstrap of patients on the pooled out-of-fold predictions), ACC_pooled (of all predictions of a
     seed and repeat as if one model had made them, mean over these), and so for F1 and AUC; undefined, the runs in which
     F1 or AUC is not defined. Where AUC is defined in no run, as in leave-one-out, its interval is that of AUC_pooled.
+    Of more than two classes also classes, how many there are: tables then call F1 and AUC what they are (`called`).
     """
     by_fold = score_by_fold(predictions, positive)
     whole = predictions.assign(fold=predictions.fold.map(repeat_of(predictions)))
@@ -92,7 +119,8 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
     for name in METRICS:
         result |= {f"{name}_mean": float(by_fold[name].mean()), f"{name}_std": float(by_fold[name].std(ddof=1)),
                    f"{name}_low": low[name], f"{name}_high": high[name], f"{name}_pooled": float(pooled[name].mean())}
-    return {**result, "undefined": int(by_fold[list(METRICS)].isna().any(axis=1).sum())}
+    return {**result, "undefined": int(by_fold[list(METRICS)].isna().any(axis=1).sum()),
+            **counted_classes(predictions)}
 
 
 def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0,
@@ -143,12 +171,14 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
         runs = list(predictions.groupby(["fold", "seed"]).indices.values())
     classes = class_names(predictions)
     labels, pred = predictions.label.to_numpy(), predictions.pred.to_numpy()
-    names = [positive_class(classes, positive)] if len(classes) == 2 else classes
+    names = curve_classes(classes, positive)
     f1s, aucs = [], []
     for name in names:
         truth, said, value = labels == name, pred == name, predictions[f"prob_{name}"].to_numpy()
         hits = weights @ (truth & said)
-        f1s.append(2 * hits / np.maximum(weights @ truth.astype(float) + weights @ said.astype(float), 1e-12))
+        counted = weights @ truth.astype(float) + weights @ said.astype(float)
+        # 0 / 0 of a class among several: the others have their say, as in `score`
+        f1s.append(2 * hits / np.where(counted > 0, counted, np.nan if len(names) > 1 else 1e-12))
         above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for rows in runs:
             up, down = rows[truth[rows]], rows[~truth[rows]]
@@ -156,8 +186,8 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
             above += ((weights[:, up] @ wins) * weights[:, down]).sum(1)
             pairs += weights[:, up].sum(1) * weights[:, down].sum(1)
         aucs.append(above / np.where(pairs > 0, pairs, np.nan))
-    return pd.DataFrame({"ACC": weights @ (labels == pred) / weights.sum(1), "F1": np.mean(f1s, 0),
-                         "AUC": np.mean(aucs, 0)})
+    f1, auc = (pd.DataFrame(values).mean().to_numpy() for values in (f1s, aucs))  # without what is not defined
+    return pd.DataFrame({"ACC": weights @ (labels == pred) / weights.sum(1), "F1": f1, "AUC": auc})
 
 
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -197,6 +227,13 @@ def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) ->
                            "observed": ordered.label.eq(name).iloc[p].mean(), "predictions": len(p)} for p in parts])
     gap = (table.observed - table.predicted).abs()
     return table, float((gap * table.predictions).sum() / table.predictions.sum())
+
+
+def calibration_error(predictions: pd.DataFrame, positive: str = "") -> float:
+    """The expected calibration error: of two classes that of the positive one, of more the mean over the classes, each
+    against the rest (classwise ECE: Kull et al., NeurIPS 2019)."""
+    classes = curve_classes(class_names(predictions), positive)
+    return float(np.mean([calibration(predictions, name)[1] for name in classes]))
 
 
 def decision_curve(predictions: pd.DataFrame, positive: str = "", steps: int = 19) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS, method
 from dmsmil.training.baselines import CHEAP, COLOUR, SITE, baseline_predictions
 from dmsmil.training.config import RunConfig
-from dmsmil.training.metrics import METRICS, summarise
+from dmsmil.training.metrics import METRICS, called, summarise
 from dmsmil.training.runs import Runs
 
 COLLAPSED, NOTHING, GATHERED, EFFECTIVE = "collapsed", "learned_nothing", "gathered", "effective"
@@ -131,10 +131,10 @@ def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict
 
 
 def number(row, metric: str) -> tuple[str, float]:
-    """A metric of a row of a result table, and how it is called: the mean over runs, or the pooled one where it is
-    defined in no run, as AUC is in leave-one-out."""
-    mean = row[f"{metric}_mean"]
-    return (f"pooled {metric}", row[f"{metric}_pooled"]) if math.isnan(mean) else (metric, mean)
+    """How a metric of a row of a result table is called, and its value: the mean over runs, or the pooled one where it
+    is defined in no run, as AUC is in leave-one-out."""
+    mean, name = row[f"{metric}_mean"], called(metric, row)
+    return (f"pooled {name}", row[f"{metric}_pooled"]) if math.isnan(mean) else (name, mean)
 
 
 def cell(row, metric: str) -> str:
@@ -156,7 +156,7 @@ def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None
     shown = pd.DataFrame({"": table.name})
     theirs = beside(table, printed or {})
     for metric in METRICS:
-        shown[metric] = [cell(row, metric) for _, row in table.iterrows()]
+        shown[called(metric, table)] = [cell(row, metric) for _, row in table.iterrows()]
         if printed:
             shown[f"{metric} in the paper"] = [row.get(metric, "—") for row in theirs]
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
@@ -176,7 +176,8 @@ def note(row: pd.Series) -> str:
     if row.get(GATHERED, 0):
         said.append(f"attention gathered in {row[GATHERED]} of {row.runs} runs, on {row[EFFECTIVE]:.0%} of the tiles")
     if row.get("undefined", 0):
-        said.append(f"F1 or AUC not defined in {row.undefined} of {row.runs} runs, which test one class")
+        f1, auc = called("F1", row), called("AUC", row)
+        said.append(f"{f1} or {auc} not defined in {row.undefined} of {row.runs} runs, which test one class")
     return "; ".join(said)
 
 
@@ -196,13 +197,13 @@ def verdict(table: pd.DataFrame) -> str:
     for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
         metric = "AUC" if name in (COLOUR, SITE) else "ACC"
-        (called, mine), (_, theirs) = number(first, metric), number(other, metric)
+        (said, mine), (_, theirs) = number(first, metric), number(other, metric)
         if math.isnan(mine) or math.isnan(theirs):
             lines.append(f"{title} cannot be compared with *{name}*: {metric} is not defined, one class was "
                          "tested.")
             continue
         word = "above" if mine > theirs else "not above"
-        lines.append(f"{title} is {word} *{name}*: {called} {mine:.3f} against {theirs:.3f}.")
+        lines.append(f"{title} is {word} *{name}*: {said} {mine:.3f} against {theirs:.3f}.")
     low, high = first.AUC_low, first.AUC_high
     if not math.isnan(low):
         sure = "excludes" if low > 0.5 or high < 0.5 else "includes"

@@ -485,3 +485,17 @@ def test_of_three_classes_the_pooled_test_names_the_one_it_sets_against_the_rest
     assert not any("against the rest" in sentence(row, "DMSMIL", metric) for metric in ("ACC", "AUC"))
     two = predictions([0, 1] * 10, np.arange(20))
     assert compare(two, {"other": two}, "ILC").iloc[0].DeLong_class == ""
+    assert "one-vs-rest AUC" in sentence(row, "DMSMIL") and row.classes == 3
+    assert "classes" not in compare(two, {"other": two}, "ILC")
+
+
+def test_where_none_of_three_classes_is_named_the_pooled_test_needs_two():
+    p = np.random.default_rng(3).dirichlet([1, 1, 1], 30)
+    table = predictions_table([f"s{i}" for i in range(30)], [f"p{i}" for i in range(30)],
+                              np.array(["a", "b", "c"])[np.arange(30) % 3], p, ["a", "b", "c"])
+    row = compare(table.assign(fold=np.arange(30) // 3 % 2, seed=0),
+                  {"other": table.assign(fold=np.arange(30) // 3 % 2, seed=0)}).iloc[0]
+    assert np.isnan(row.DeLong_p) and row.DeLong_class == "" and not np.isnan(row.AUC_p)
+    assert sentence(row, "DMSMIL", "DeLong") == (
+        "DMSMIL against other by pooled AUC is not tested: it needs two classes, or one that the key positive "
+        "sets against the rest.")

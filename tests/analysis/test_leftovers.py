@@ -110,8 +110,11 @@ def test_a_study_without_runs_has_an_empty_ledger(tmp_path):
 
 @pytest.mark.parametrize("classes, positive, said", [
     (["a", "b"], "", "F1 and AUC are about the class b."), (["a", "b"], "a", "F1 and AUC are about the class a."),
-    (["a", "b", "c"], "b", "F1 and AUC are means over the 3 classes, each against the rest; a single curve and "
-                           "DeLong's test set b against the rest.")])
+    (["a", "b", "c"], "b", "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; "
+                           "DeLong's test and the decision curve set b against the rest."),
+    (["a", "b", "c"], "", "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; DeLong's "
+                          "test and the decision curve need two classes, or one that the key positive sets against the "
+                          "rest.")])
 def test_what_the_numbers_are_about_is_said_for_two_classes_and_for_three(tmp_path, classes, positive, said):
     cohort = cohort_of(make_bags()).assign(label=[classes[i % len(classes)] for i in range(24)])
     save_cohort(tmp_path, cohort, make_folds(cohort, 2), [])

@@ -372,7 +372,7 @@ def test_without_a_result_there_is_a_book_without_a_cover(build, tmp_path):
 
 @pytest.fixture
 def slide(slide):
-    return slide | {"scores": {10: np.arange(6.0), 20: np.zeros(6)}, "plan": np.eye(6) / 6}
+    return slide | {"scores": {10: np.arange(6.0), 20: np.zeros(6)}, "plans": [np.eye(6) / 6]}
 
 
 def drawn(figure, out):
@@ -383,7 +383,7 @@ def drawn(figure, out):
 
 def test_the_cover_draws_whatever_there_is(slide, tmp_path):
     out, table = tmp_path / "cover", results("DMSMIL", *CHEAP)
-    one = {**slide, "scores": {20: slide["scores"][20]}, "plan": None}
+    one = {**slide, "scores": {20: slide["scores"][20]}, "plans": []}
     for part, rows, wanted in ((slide, table, {"10x", "20x", "DMSMIL"}), (None, table, {"DMSMIL"}),
                                (slide, None, {"10x", "20x"}), (one, table, {"20x", "DMSMIL"})):
         texts = drawn(figures.cover(rows, part, out), out)
@@ -550,6 +550,6 @@ def test_the_smoke_study_has_a_book_with_its_slide_on_the_cover(smoke, tmp_path)
     rooms = {p.stem for p in (home / "book/reference").glob("dmsmil.*.html")}
     assert {"dmsmil.features.bags", "dmsmil.models.topk", "dmsmil.figures.train"} <= rooms
     cover = np.load(home / "figures/cover.npz")
-    assert {"scores_10", "scores_20", "plan", "name"} <= set(cover.files)
+    assert {"scores_10", "scores_20", "plan_10x_20x", "name"} <= set(cover.files)
     if CHROMIUM:
         assert_sound(*audit(shutil.copytree(home / "book", tmp_path / "book"), tmp_path))

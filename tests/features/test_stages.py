@@ -182,7 +182,8 @@ def test_views_pass_over_what_cannot_be_opened_and_show_the_classes_in_turn(done
     assert [v["label"] for v in views].count("a") == [v["label"] for v in views].count("b") == 2
     assert views[0]["side"] == {10: 128, 20: 64} and len(views[0]["coords"][10]) == len(views[0]["density"])
     pair = pair_views(views[0], store, 3)[0]
-    assert pair["share"] == 0.5 and all(0 <= o <= 0.5 for o in pair["offset"])
+    *offset, share = pair["inside"][20]
+    assert share == 0.5 and all(0 <= o <= 0.5 for o in offset)
     assert pair["tiles"][10].shape == (64, 64, 3)
 
 
@@ -190,7 +191,7 @@ def test_linked_tiles_are_more_alike_than_others_and_the_map_has_a_point_a_slide
     store, cohort = done
     bags = load_bags(store, cohort, 5)
     table = linked_similarity(bags)
-    assert (table.linked > table.other).mean() > 0.7
+    assert (table.linked > table.other).mean() > 0.7 and set(table.scales) == {"10x and 20x"}
     assert project(bags).shape == (len(bags), 2)
     np.testing.assert_array_equal(project(bags), project(bags))
 

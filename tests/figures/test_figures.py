@@ -13,7 +13,8 @@ from dmsmil.analysis.ranks import friedman_nemenyi
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.interpret.faithfulness import MEASURES
 from dmsmil.interpret.morphology import associations
-from dmsmil.training.metrics import calibration
+from dmsmil.training.metrics import calibration, summarise
+from dmsmil.training.results import NO_MARKS
 from tests.cohorts.test_table import cohort
 from tests.training.test_metrics import table
 
@@ -65,14 +66,14 @@ def test_slide_figures(slide, tmp_path):
     data = drawn(figures.chosen_tiles([slide], tmp_path / "b"), tmp_path / "b")
     np.testing.assert_allclose(data.density, slide["density"], atol=1e-5)
     tile = np.zeros((16, 16, 3), np.uint8)
-    pair = {"title": "t", "tiles": {10: tile, 20: tile + 99}, "offset": (0.1, 0.2), "share": 0.5}
+    pair = {"title": "t", "tiles": {10: tile, 20: tile + 99}, "inside": {20: (0.1, 0.2, 0.5)}}
     assert drawn(figures.linked_pairs([pair, pair], tmp_path / "c"), tmp_path / "c").offset_y[0] == 0.2
 
 
 def test_plan_points_and_scores(slide, tmp_path):
     plan = np.eye(6) / 6
-    data = drawn(figures.transport_plan(slide, plan, tmp_path / "p"), tmp_path / "p")
-    np.testing.assert_allclose(data["plan"], plan, atol=1e-7)
+    data = drawn(figures.transport_plan(slide, [plan], tmp_path / "p"), tmp_path / "p")
+    np.testing.assert_allclose(data["plan_10x_20x"], plan, atol=1e-7)
     query, points = np.array([[256.0, 256]]), np.full((1, 4, 2), 300.0)
     data = drawn(figures.sampling_points(slide, query, points, np.ones((1, 4)), tmp_path / "q"), tmp_path / "q")
     np.testing.assert_array_equal(data["points"], points)
@@ -148,11 +149,10 @@ def legend(figure):
     return [" ".join(text.get_text().split()) for text in figure.axes[0].get_legend().get_texts()]
 
 
-@pytest.mark.parametrize("classes, question", [(("IDC", "ILC"), "ILC against IDC"),
-                                               (("a", "b", "c"), "c against the rest")])
-def test_each_curve_has_the_name_and_the_auc_of_its_own_fold(classes, question, tmp_path):
+def test_each_curve_has_the_name_and_the_auc_of_its_own_fold(tmp_path):
     """Fold 0 tests one class: it has no curve, and the others keep their numbers."""
-    t, last = table(90, classes=classes), classes[-1]
+    question, last = "ILC against IDC", "ILC"
+    t = table(90)
     t = t[(t.fold != 0) | (t.label != last)]
     figure = figures.roc(t, tmp_path / "r")
     own = {fold: roc_auc_score(part.label == last, part[f"prob_{last}"])
@@ -166,6 +166,37 @@ def test_each_curve_has_the_name_and_the_auc_of_its_own_fold(classes, question, 
         np.testing.assert_allclose(line.get_ydata(), points.tpr, atol=1e-6)
     assert figures.calibration_curve(t, tmp_path / "c").axes[0].get_title(loc="left").startswith(
         f"Calibration: {question}\nECE ")
+
+
+def test_of_three_classes_each_has_its_curve_against_the_rest(tmp_path):
+    t = table(90, classes=("a", "b", "c"))
+    figure = figures.roc(t, tmp_path / "r", "b")
+    pooled = [f"{c} against the rest, AUC {roc_auc_score(t.label == c, t[f'prob_{c}']):.2f}" for c in "abc"]
+    folds = np.mean([[roc_auc_score(part.label == c, part[f"prob_{c}"]) for c in "abc"]
+                     for _, part in t.groupby("fold")])
+    assert legend(figure) == [*pooled, f"one-vs-rest AUC, mean over folds: {folds:.2f}"]
+    data = drawn(figure, tmp_path / "r")
+    assert data.groupby("class").fold.unique().map(sorted).tolist() == [[-1, 0, 1, 2]] * 3
+    said = figures.calibration_curve(t, tmp_path / "c")
+    errors = [calibration(t, c)[1] for c in "abc"]
+    assert legend(said) == [f"{c}, ECE {error:.3f}" for c, error in zip("abc", errors)]
+    assert said.axes[0].get_title(loc="left") == (
+        f"Calibration: each class against the rest\nmean ECE {np.mean(errors):.3f}")
+    assert list(drawn(said, tmp_path / "c")["class"].unique()) == ["a", "b", "c"]
+
+
+def test_figures_of_three_classes_call_their_metrics_what_they_are(tmp_path):
+    t = table(90, classes=("a", "b", "c"))
+    others = {"other": table(90, signal=0.5, classes=("a", "b", "c"))}
+    rows = pd.DataFrame([{"name": "DMSMIL", "method": "dmsmil", "scales": "5x+10x+20x", **summarise(t, draws=20),
+                          "runs": 3, **NO_MARKS}])
+    names = ["ACC", "macro-F1", "one-vs-rest AUC"]
+    assert titles(figures.result_intervals(rows, tmp_path / "a")) == names
+    assert titles(figures.method_comparison({"all": rows}, tmp_path / "b")) == names
+    for positive, third in (("", "AUC, pooled (DeLong)\nneeds two classes"),
+                            ("b", "AUC of b against\nthe rest, pooled (DeLong)")):
+        figure = figures.paired_differences(compare(t, others, positive), tmp_path / "c")
+        assert titles(figure) == ["one-vs-rest AUC,\nmean over folds", "ACC, mean over folds", third]
 
 
 def test_curves_of_several_seeds_and_of_folds_of_one_slide(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dmsmil.cohorts.folds import bag_folds
-from dmsmil.interpret.explain import Case, attention_flow, cases, extremes, look_inside, normalise, own_scores
-from dmsmil.models import create
+from dmsmil.features.bags import toy_bags
+from dmsmil.interpret.explain import Case, _plans, attention_flow, cases, extremes, look_inside, normalise, own_scores
+from dmsmil.models import create, transport
 from dmsmil.slides.reader import open_slide
 from dmsmil.training.runs import get_runs
 from tests.slides.pyramids import make_slide
@@ -33,11 +34,24 @@ def test_the_plan_is_a_coupling_and_scores_sum_to_one(trained):
     for row in (0, 1):  # with and without padding
         count = int(bags.mask[row, 0].sum())
         inside = look_inside(runs, bags, view(bags, row))
-        assert inside.plan.shape == (count, count)
-        np.testing.assert_allclose(inside.plan.sum(0), 1 / count)
-        np.testing.assert_allclose(inside.plan.sum(1), 1 / count)
+        (plan,) = inside.plans
+        assert plan.shape == (count, count)
+        np.testing.assert_allclose(plan.sum(0), 1 / count)
+        np.testing.assert_allclose(plan.sum(1), 1 / count)
         for scale in (10, 20):
             assert inside.scores[scale].shape == (count,) and inside.scores[scale].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_plans_lie_between_neighbouring_scales():
+    bags = toy_bags(2, 8, 16, scales=(5, 10, 20))
+    model = create("dmsmil", 16, 3, bags.scales).eval()
+    output = model(bags.x, bags.mask, bags.coords)
+    plans, x = _plans(model, output), model.transported(output)
+    assert len(plans) == 2 and not np.array_equal(plans[0], plans[1])
+    for s, plan in enumerate(plans):
+        there = bags.mask[0, s]
+        wanted = transport.plan(x[:, s], x[:, s + 1], bags.mask[:, s], bags.mask[:, s + 1])[0][there][:, there]
+        np.testing.assert_array_equal(plan, wanted)
 
 
 def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
@@ -51,10 +65,10 @@ def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
 
 def test_methods_without_transport_or_sampling_say_so(trained):
     bags, _, (_, abmil, no_ot, flat) = trained
-    assert look_inside(abmil, bags, view(bags, 0)).plan is None
+    assert look_inside(abmil, bags, view(bags, 0)).plans == []
     assert look_inside(abmil, bags, view(bags, 0)).sampling is None
     assert list(look_inside(abmil, bags, view(bags, 0)).scores) == [20]
-    assert look_inside(no_ot, bags, view(bags, 0)).plan is None and look_inside(no_ot, bags, view(bags, 0)).sampling
+    assert look_inside(no_ot, bags, view(bags, 0)).plans == [] and look_inside(no_ot, bags, view(bags, 0)).sampling
     assert look_inside(flat, bags, view(bags, 0)).sampling is None
 
 

@@ -65,6 +65,27 @@ def test_qupath_can_read_it_and_20x_tiles_lie_in_their_parent(scores, tmp_path):
         assert child["properties"]["name"] == f"20x tile {row.place}"
 
 
+def test_tiles_of_three_scales_are_nested_in_the_scale_before_and_flat_ones_name_it(tmp_path):
+    side = {5: 1024, 10: 512, 20: 256}
+    rows = [dict(slide_id="s", patient_id="p", label="a", fold=0, scale=scale, place=place, x=1024 * place + shift,
+                 y=shift, score=0.1, normalised=0.5)
+            for scale, shift in ((5, 0), (10, 64), (20, 96)) for place in range(3) if (scale, place) != (10, 1)]
+    path, other = write_qupath(qupath_features(pd.DataFrame(rows), side), tmp_path / "s.geojson")
+    found = json.loads(path.read_text())
+    jsonschema.validate(found, SCHEMA)
+    chains = []
+    for top in found["features"]:
+        (child,) = top["properties"]["childObjects"]
+        chains.append([top, child, *child["properties"].get("childObjects", [])])
+    names = [[feature["properties"]["name"] for feature in chain] for chain in chains]
+    assert names == [["5x tile 0", "10x tile 0", "20x tile 0"], ["5x tile 1", "20x tile 1"],
+                     ["5x tile 2", "10x tile 2", "20x tile 2"]], "where there is no 10x tile, in the 5x tile"
+    flat = json.loads(other.read_text())["features"]
+    assert sorted(feature["properties"]["scale"] for feature in flat) == [5, 5, 5, 10, 10, 20, 20, 20]
+    parents = {feature["id"]: feature["properties"].get("parent") for feature in flat}
+    assert parents == {chain[i]["id"]: chain[i - 1]["id"] if i else None for chain in chains for i in range(len(chain))}
+
+
 def test_ids_are_unique_and_the_same_each_time(scores):
     def ids(found):
         return [f["id"] for top in found["features"] for f in (top, *top["properties"].get("childObjects", []))]

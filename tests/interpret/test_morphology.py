@@ -114,6 +114,17 @@ MEANS = {("s1", "p1", "a"): 0.2, ("s2", "p1", "a"): 0.4, ("s3", "p2", "a"): 0.5,
          ("s4", "p3", "b"): 0.6, ("s5", "p4", "b"): 0.9}
 
 
+def test_a_claim_about_two_classes_is_not_run_where_there_are_three():
+    table = scores(MEANS)
+    third = table[table.label == "b"].assign(label="c", patient_id=lambda part: part.patient_id + "c")
+    between = class_scores(pd.concat([table, third]), "b")
+    assert between.empty and list(between) == list(class_scores(table, "b"))
+    claims = claims_table(found_at(0.1, 0.3), between, "X", "b", QUALITY, True)
+    assert claims.iloc[0].to_dict() == {"claim": "Slides of one class score lower than those of the other",
+                                        "where": "Fig. 6 and 7", "verdict": "not run", "number": "it needs two classes"}
+    assert list(claims.verdict[1:3]) != ["not run"] * 2
+
+
 def test_class_scores_by_hand():
     got = class_scores(scores(MEANS), "b")
     assert list(got.scale) == [10, 20]

@@ -109,7 +109,9 @@ def test_three_scales_keep_one_family_a_tile():
     found[40] = Part(np.zeros((len(fine), 1), np.float32), fine, 256.0)
     tiles, rows = link("s", found, 256, 30, 0, 40.0)
     assert len(rows[20]) == len(rows[40]) == 29 and 1 not in tiles.parent
-    assert (tiles.coords[40] // 1024 == tiles.coords[20] // 1024).all()
+    assert (tiles.coords[40] // 512 == tiles.coords[20] // 512).all(), "in its 20x tile, not only in its 10x tile"
+    found[40] = found[40]._replace(coords=fine[np.random.default_rng(0).permutation(len(fine))])
+    np.testing.assert_array_equal(link("s", found, 256, 30, 0, 40.0)[0].coords[40], tiles.coords[40])
 
 
 def test_parents_of_the_file_stand_above_places():

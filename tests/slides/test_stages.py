@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.stages import tile_cohort
+from dmsmil.slides.stages import tile_cohort, tile_config
 from dmsmil.slides.store import Store
 from tests.slides.pyramids import make_slide, texture, write_pyramid
 
@@ -41,6 +42,26 @@ def test_the_studys_mpp_is_for_the_slides_that_do_not_say_and_for_no_other(tmp_p
     assert "0.5 in the cohort table, 0.25 in the file" in found.warnings["told"]
     again = tile_cohort(store, cohort[cohort.slide_id != "bare"], k=4, mpp=0.25, workers=1, report=silent)
     assert again.set_index("slide_id").magnification.to_dict() == {k: v for k, v in expected.items() if k != "bare"}
+
+
+def test_a_slide_that_lacks_a_scale_is_one_row_and_the_others_go_on(tmp_path):
+    sizes = dict(width=1024, height=1024, coverage=1)
+    whole = make_slide(tmp_path / "whole.svs", **sizes, objective=20, mpp=0.5)
+    coarse = make_slide(tmp_path / "coarse.svs", **sizes, objective=10, mpp=1.0)
+    store, lines = Store(tmp_path / "study", 64, (5, 10, 20)), []
+    found = tile_cohort(store, cohort_of([whole, coarse]), k=4, workers=1, report=lines.append)
+    assert list(found.slide_id) == ["whole"] and found.tiles[0] == 4
+    (row,) = read_failures(store.home).itertuples()
+    assert (row.unit, row.stage) == ("coarse", "tiles") and any(row.reason in line for line in lines)
+    assert row.reason == ("slide coarse.svs was scanned at 10x and has no 20x tiles: take it out of the cohort table "
+                          "or lower the scales")
+
+
+def test_tiles_of_three_scales_that_were_linked_otherwise_are_made_again(tmp_path):
+    row = cohort_of([make_slide(tmp_path / "a.svs", width=1024, height=1024, coverage=1)]).iloc[0]
+    three, two = (tile_config(Store(tmp_path, 64, scales), row, 4, 0.05, 0, 0.0)
+                  for scales in ((5, 10, 20), (10, 20)))
+    assert three["links"] == "nested" and "links" not in two
 
 
 def test_black_is_padding_unless_the_study_says_tissue_and_tiles_follow(tmp_path):

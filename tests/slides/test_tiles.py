@@ -293,6 +293,26 @@ def test_random_tiles_are_inside_and_uniform(made):
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["20x", "40x odd", "33x", "mpp only"])
+@pytest.mark.parametrize("scales", [(5, 10, 20), (2, 5, 10, 20), (10, 20)])
+def test_every_tile_lies_in_that_of_the_scale_before_it(made, kind, scales):
+    """K is counted at the coarsest scale; three scales draw the first two as two do."""
+    path = made(kind)[0]
+    with open_slide(path) as slide:
+        tiles = select_tiles(slide, 7, 32, 3, scales=scales, pixels=True)
+        side = {scale: tile_size_level0(slide.magnification, scale, 32) for scale in scales}
+        two = select_tiles(slide, 7, 32, 3, scales=scales[:2])
+        for scale in scales:
+            assert len(tiles.coords[scale]) == len(tiles.pixels[scale]) == len(tiles.density) <= 7
+        for coarse, fine in zip(scales, scales[1:]):
+            inside = tiles.coords[fine] - tiles.coords[coarse]
+            assert inside.min() >= 0 and (inside + side[fine]).max() <= side[coarse]
+        for row, images in enumerate(read_tiles(slide, tiles)):
+            for scale in scales:
+                np.testing.assert_array_equal(images[scale], tiles.pixels[scale][row])
+    assert all((tiles.coords[scale] == two.coords[scale]).all() for scale in scales[:2])
+
+
 def test_one_scale_alone(made):
     with open_slide(made("20x")[0]) as slide:
         both, alone = select_tiles(slide, 5, PX), select_tiles(slide, 5, PX, scales=(10,))

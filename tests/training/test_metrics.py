@@ -7,9 +7,14 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from dmsmil.jobs.files import InputError
 from dmsmil.training.metrics import (
+    METRICS,
+    asked_class,
     bootstrap,
     calibration,
+    calibration_error,
+    called,
     confusion,
+    curve_classes,
     draw_metrics,
     patient_draws,
     positive_class,
@@ -49,6 +54,49 @@ def test_three_classes_are_macro_averaged():
     mine = score(t)
     assert mine["F1"] == pytest.approx(f1_score(t.label, t.pred, average="macro"))
     assert mine["AUC"] == pytest.approx(roc_auc_score(t.label, t[["prob_a", "prob_b", "prob_c"]], multi_class="ovr"))
+
+
+def test_three_classes_have_the_intervals_of_what_is_macro_averaged():
+    """Every row drawn once is what scikit-learn says of the rows; ties and odd sizes included."""
+    t = table(51, slides_a_patient=1, classes=("a", "b", "c")).drop(columns=["fold", "seed"]).round(1)
+    drawn = draw_metrics(t, np.ones((1, len(t)))).iloc[0]
+    assert drawn.F1 == pytest.approx(f1_score(t.label, t.pred, average="macro"))
+    assert drawn.AUC == pytest.approx(np.mean([roc_auc_score(t.label == c, t[f"prob_{c}"]) for c in "abc"]))
+    two = t[(t.label != "c") & (t.pred != "c")]  # a class of which there is nothing to say
+    for metric, value in draw_metrics(two, np.ones((1, len(two)))).iloc[0].items():
+        assert value == pytest.approx(score(two)[metric]), metric
+
+
+def test_other_names_for_the_classes_permute_the_columns_and_change_no_metric():
+    t, names = table(90, classes=("a", "b", "c")), {"a": "z", "b": "m", "c": "k"}
+    other = t.assign(label=t.label.map(names), pred=t.pred.map(names))
+    other = other.rename(columns={f"prob_{a}": f"prob_{b}" for a, b in names.items()})
+    order = [*other.columns[:3], "prob_k", "prob_m", "prob_z", *other.columns[6:]]
+    other = other[order]  # classes are sorted, as Bags has them
+    said, before = summarise(other, draws=5), summarise(t, draws=5)
+    drawn = {name for name in before if name.endswith(("_low", "_high"))}  # of other random numbers
+    assert {name: said[name] for name in said.keys() - drawn} == pytest.approx(
+        {name: before[name] for name in before.keys() - drawn})
+    pd.testing.assert_frame_equal(score_by_fold(other), score_by_fold(t))
+    weights = np.random.default_rng(0).integers(0, 3, (20, len(t))).astype(float)
+    pd.testing.assert_frame_equal(draw_metrics(other, weights), draw_metrics(t, weights))
+    assert calibration_error(other) == pytest.approx(calibration_error(t))
+    matrix = confusion(t).rename(index=names, columns=names)
+    pd.testing.assert_frame_equal(confusion(other), matrix.loc[["k", "m", "z"], ["k", "m", "z"]])
+
+
+def test_metrics_of_more_than_two_classes_are_called_what_they_are():
+    two, three = summarise(table(), draws=5), summarise(table(classes=("a", "b", "c")), draws=5)
+    assert "classes" not in two and three["classes"] == 3
+    for rows, names in ((two, ["ACC", "F1", "AUC"]), (three, ["ACC", "macro-F1", "one-vs-rest AUC"])):
+        assert [called(metric, pd.DataFrame([rows])) for metric in METRICS] == names
+        assert [called(metric, pd.Series(rows)) for metric in METRICS] == names
+
+
+def test_a_question_with_two_answers_needs_two_classes_or_the_name_of_one():
+    three = ["a", "b", "c"]
+    assert (asked_class(CLASSES), asked_class(three, "b"), asked_class(three)) == ("ILC", "b", "")
+    assert curve_classes(CLASSES, "IDC") == ["IDC"] and curve_classes(three, "b") == three
 
 
 def test_auc_of_one_class_is_nan_not_a_number_made_up():

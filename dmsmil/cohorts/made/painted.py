@@ -19,10 +19,11 @@ SITES = tuple(histology.STAINS)
 COLUMNS = ["slide_id", "patient_id", "site", "label", "path"]  # of cohort.csv; the rest of a plan is its truth
 
 
-def check_size(cohort: str, patients: int, side: int) -> None:
-    """InputError for fewer than 4 patients, or a side that is below 1024 or no multiple of 64."""
-    if patients < 4:
-        raise InputError(f"the {cohort} cohort needs at least 4 patients, got {patients}: two of each class")
+def check_size(cohort: str, patients: int, side: int, classes: int = 2) -> None:
+    """InputError for fewer than two patients a class, or a side that is below 1024 or no multiple of 64."""
+    if patients < 2 * classes:
+        raise InputError(f"the {cohort} cohort needs at least {2 * classes} patients, got {patients}: two of each "
+                         "class")
     if side < 1024 or side % 64:
         raise InputError(f"the side of a {cohort} slide must be a multiple of 64 and at least 1024 px, got {side}")
 
