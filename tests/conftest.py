@@ -58,7 +58,8 @@ def three(tmp_path_factory, request):
 
         new = outputs / "new"
         make_slides(new, cohort.plan_three(12).iloc[9:], 0, 2048, cohort.RECIPE, workers=1)
-        params = read_params("params/three.yaml", {"outputs": str(outputs), "apply_to": str(new / "cohort.csv")})
+        params = read_params("params/three.yaml", {"outputs": str(outputs), "apply_to": str(new / "cohort.csv"),
+                                                   "workers": "1"})  # a process more would import all of it again
         lines = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dmsmil.study.run._build_book", lambda home, say: "")

@@ -71,7 +71,7 @@ def test_each_notebook_checks_its_values_before_it_works():
         code = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"
                 and not {"parameters", "injected-parameters"} & set(c["metadata"].get("tags", []))]
         imports, work = code[0].splitlines(), code[1].splitlines()
-        assert all(line.startswith(("from ", "import ", " ")) or not line for line in imports), notebook.stem
+        assert all(line.startswith(("from ", "import ", " ", ")")) or not line for line in imports), notebook.stem
         assert work[0] == f'check_values("{notebook.stem}", globals())', notebook.stem
 
 
