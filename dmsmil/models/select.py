@@ -7,10 +7,10 @@ What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles 
                                                        eq. (8) of each tile, kept; with the keys of eq. (6) a point is
                                                        preferred for what lies there; offsets within one cell, learned
                                                        slowly; tiles where they lie in the slide
-    l_j = sum_s w_s^T ( tanh(V_s y_sj) * sigma(U_s y_sj) )
+    l_j = sum_s mean_{i near j} w_s^T ( tanh(V_s y_si) * sigma(U_s y_si) )
     a_j = softmax_j b tanh(l_j / b)                    a gate (ABMIL's) in place of the plain mean of eq. (9); linked
-                                                       tiles have one gate, and no tile weighs more than e^2b times
-                                                       another
+                                                       tiles have one gate, that of their neighbourhood of 3 x 3
+                                                       places, and no tile weighs more than e^2b times another
     x^  = sum_j a_j y_j                                then fusion and classifier, eq. (10)-(12)
     L   = L_ce + mu (L_ot + L_link)
 
@@ -30,8 +30,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
-import ot
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor, nn
 
 from dmsmil.jobs.files import InputError
@@ -40,9 +40,9 @@ from dmsmil.models.branches import Branches
 from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine_each
 from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.maps import Maps
+from dmsmil.models.matching import link_loss, squared_distances, weighted_distance
 from dmsmil.models.transport import mean_distance
 
-TEMPERATURE = 0.1  # of L_link, in mean distances of the bag
 FLOOR = 1e-3  # of the variance of a component, in the mean variance of those that are kept
 
 
@@ -86,14 +86,14 @@ class SelectingBranches(Branches):
 
     components: the projection reads so many whitened components in place of the features, see `DMSMILSelect`; 0: the
     features. forward gives projection, pooled and scores as there; scores are the gates a_j,
-    with their graph as "gates". joint: linked tiles have one gate, made of what each scale sees there. bound: of the
-    logits of the gates, see `DMSMILSelect`.
+    with their graph as "gates". joint: linked tiles have one gate, made of what each scale sees there; smooth and
+    bound: see `DMSMILSelect`.
     """
 
     Attention = TileAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, bound: float,
-                 components: int, **options):
+    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, smooth: bool,
+                 bound: float, components: int, **options):
         components = min(components, in_dim)
         super().__init__(components or in_dim, n_scales, **options)
         self.whiten = components > 0
@@ -101,7 +101,7 @@ class SelectingBranches(Branches):
             self.whitening = nn.Parameter(torch.eye(in_dim, components).repeat(n_scales, 1, 1), requires_grad=False)
             self.shift = nn.Parameter(torch.zeros(n_scales, components), requires_grad=False)
         self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
-        self.joint, self.bound, self.n_scales = joint, bound, n_scales
+        self.joint, self.smooth, self.bound, self.n_scales = joint, smooth and select, bound, n_scales
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
@@ -137,23 +137,60 @@ class SelectingBranches(Branches):
         x = self.project_tiles(bags, mask)  # (S, B, K, 1, d)
         y = x.squeeze(3)
         if self.attend is not None:
-            features, maps, _ = self.lay_maps(x, geometry)
+            features, maps, _ = self.lay_maps(x, {name: v for name, v in geometry.items() if name != "near"})
             y = y + self.attend.each(features, maps)
-        gates = masked_softmax(self.gate_logits(y, mask), mask)
+        gates = masked_softmax(self.gate_logits(y, mask, geometry), mask)
         pooled = (gates.unsqueeze(2) @ y).squeeze(2)
         found = dict(projection=x.flatten(3), pooled=pooled, gates=gates, weights=gates.detach().unsqueeze(2),
                      scores=gates.detach())
         return {name: value.transpose(0, 1) for name, value in found.items()}
 
-    def gate_logits(self, y: Tensor, mask: Tensor) -> Tensor:
+    def gate_logits(self, y: Tensor, mask: Tensor, geometry: dict[str, Tensor]) -> Tensor:
         """Logits of the gates: y (S, B, K, d), mask (S, B, K) -> (S, B, K)."""
         if self.gate is None:
             return torch.zeros_like(y[..., 0])
-        logits = self.gate(y)
+        logits = self.gate(y).masked_fill(~mask, 0)
+        if self.smooth:
+            near = geometry["near"].transpose(0, 1)  # (S, B, K, 8)
+            there = near != torch.arange(near.shape[2], device=near.device).unsqueeze(-1)
+            around = logits.gather(-1, near.flatten(-2)).unflatten(-1, near.shape[2:]) * there
+            logits = (logits + around.sum(-1)) / (1 + there.sum(-1))
         if self.joint:
-            seen = logits.masked_fill(~mask, 0).unflatten(0, (-1, self.n_scales))  # (R, scales, B, K)
+            seen = logits.unflatten(0, (-1, self.n_scales))  # (R, scales, B, K)
             logits = seen.sum(1, keepdim=True).expand_as(seen).flatten(0, 1)
         return self.bound * (logits / self.bound).tanh() if self.bound else logits
+
+    def geometry(self, mask: Tensor, coords: Tensor | None = None) -> dict[str, Tensor]:
+        """See `Branches`; with `smooth` also "near" of `neighbours`."""
+        found = super().geometry(mask, coords)
+        if not self.smooth:
+            return found
+        if coords is None:
+            raise InputError("smooth gates need the positions of the tiles: hand over coords (B, S, K, 2)")
+        return {**found, "near": neighbours(mask, coords)}
+
+
+def neighbours(mask: Tensor, coords: Tensor) -> Tensor:
+    """Rows of the tiles of its scale that lie around each tile: mask (B, S, K), coords (B, S, K, 2) -> (B, S, K, 8), a
+    tile's own row in place of those that are not there.
+
+    A tile lies where the tile of the first scale lies that it is linked with. Around it is what lies nearer than 1.5
+    times the median distance, max(|x|, |y|), from a tile to its nearest: eight tiles on a full grid.
+    """
+    place = torch.where(mask[:, :1, :, None], coords[:, :1], coords).cpu().numpy().astype(float)
+    b, s, k = mask.shape
+    near = np.broadcast_to(np.arange(k)[:, None], (b, s, k, 8)).copy()
+    for at in np.ndindex(b, s):
+        tiles = np.flatnonzero(mask[at].cpu().numpy())
+        if len(tiles) < 2:
+            continue
+        tree = KDTree(place[at][tiles])
+        pitch = np.median(tree.query(place[at][tiles], k=2, p=np.inf)[0][:, 1]) or 1.0
+        found = tree.query(place[at][tiles], k=9, p=np.inf, distance_upper_bound=1.5 * pitch)[1]
+        for i, around in enumerate(found):
+            others = [j for j in around if j not in (i, len(tiles))][:8]
+            near[(*at, tiles[i], slice(len(others)))] = tiles[others]
+    return torch.from_numpy(near).to(mask.device)
 
 
 class DMSMILSelect(DMSMIL):
@@ -165,6 +202,7 @@ class DMSMILSelect(DMSMIL):
     hidden          width of the gate's V and U
     select          False: the plain mean of eq. (9) over y_j
     joint           linked tiles have one gate: the logit of a place is the sum of what its tiles say at each scale
+    smooth          the logit of a tile is the mean over it and the up to eight tiles around it in the slide
     bound           logits of the gates lie within -bound and bound, so that no tile weighs more than e^(2 bound) times
                     another: 7.4 times at 1; 0: without bound
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
@@ -178,9 +216,9 @@ class DMSMILSelect(DMSMIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
-                 bound: float = 1.0, hidden: int = 64, transport: str = "gates", link: bool = True, mu: float = 0.1,
-                 matched: int = 64, grid: str = "position", attention: str = "dot", offset_lr: float = 0.1,
-                 inputs: str = "whitened", components: int = 256):
+                 smooth: bool = True, bound: float = 1.0, hidden: int = 64, transport: str = "gates",
+                 link: bool = True, mu: float = 0.1, matched: int = 64, grid: str = "position",
+                 attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened", components: int = 256):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
                        attention=attention, offset="dat", offset_lr=offset_lr, query="norm",
                        standardise=inputs == "standardised")
@@ -194,10 +232,10 @@ class DMSMILSelect(DMSMIL):
                              "more, and 1 or more of the others")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
-        self.branches = SelectingBranches(in_dim, len(self.scales), hidden=hidden, select=select, joint=joint,
-                                          bound=bound, components=components if inputs == "whitened" else 0,
-                                          map="slide", softmax="points", activation="none", score="mass", shared=False,
-                                          **options)
+        gating = dict(hidden=hidden, select=select, joint=joint, smooth=smooth, bound=bound,
+                      components=components if inputs == "whitened" else 0)
+        self.branches = SelectingBranches(in_dim, len(self.scales), map="slide", softmax="points", activation="none",
+                                          score="mass", shared=False, **gating, **options)
         self.transport, self.link, self.mu, self.matched = transport, link, mu, matched
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -242,45 +280,3 @@ class DMSMILSelect(DMSMIL):
         x = x.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
         gates = gates.gather(2, place)
         return x, gates / gates.sum(-1, keepdim=True).clamp(min=1e-12), mask.gather(2, place)
-
-
-def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:
-    """|x1_j - x2_k|^2, at least 0: (N, K, d), (N, L, d) -> (N, K, L)."""
-    lengths = x1.square().sum(-1).unsqueeze(2) + x2.square().sum(-1).unsqueeze(1)
-    return torch.baddbmm(lengths, x1, x2.transpose(1, 2), alpha=-2).clamp(min=0)
-
-
-def weighted_distance(x1: Tensor, x2: Tensor, squares: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
-    """W1 between tiles of unequal weight: x1 (N, K, d), x2 (N, L, d), their squared distances (N, K, L), weights (N, K)
-    and (N, L), each summing to 1 -> (N,). By POT's exact solver; tiles without weight take no part.
-
-    Its gradient in the features is that of the matched distances. In the weights it is the dual potentials (the
-    envelope theorem): to give less weight to a tile that is dear to match.
-    """
-    cost = squares.detach().sqrt().double().cpu().numpy()
-    first, second = (weight.detach().double().cpu().numpy() for weight in (weight1, weight2))
-    entries, potentials = [], [np.zeros(first.shape), np.zeros(second.shape)]
-    for i, (mine, theirs) in enumerate(zip(first, second)):
-        rows, columns = np.flatnonzero(mine), np.flatnonzero(theirs)
-        plan, log = ot.emd(mine[rows] / mine.sum(), theirs[columns] / theirs.sum(),
-                           np.ascontiguousarray(cost[i][np.ix_(rows, columns)]), log=True)
-        row, column = np.nonzero(plan)
-        entries.append((np.full(len(row), i), rows[row], columns[column], plan[row, column]))
-        potentials[0][i, rows], potentials[1][i, columns] = log["u"], log["v"]
-    slide, row, column, mass = (torch.from_numpy(np.concatenate(part)).to(x1.device) for part in zip(*entries))
-    mass = mass.to(x1.dtype)
-    apart = torch.linalg.vector_norm(x1[slide, row] - x2[slide, column], dim=-1)
-    matched = x1.new_zeros(len(x1)).index_add(0, slide, mass * apart)
-    for weight, potential in zip((weight1, weight2), potentials):  # 0 in value, the potentials in gradient
-        matched = matched + (torch.from_numpy(potential).to(x1) * (weight - weight.detach())).sum(-1)
-    return matched
-
-
-def link_loss(squares: Tensor, linked: Tensor) -> Tensor:
-    """L_link of squared distances (N, K, K) between tiles of which j is linked with j where linked (N, K) is True ->
-    (N,); 0 for one tile."""
-    count = linked.sum(-1)
-    logits = (-squares / TEMPERATURE).masked_fill(~(linked.unsqueeze(1) & linked.unsqueeze(2)), -1e4)
-    right = logits.diagonal(dim1=1, dim2=2)
-    each = (logits.logsumexp(1) + logits.logsumexp(2)) / 2 - right
-    return (each * linked).sum(-1) / (count * count.clamp(min=2).log()).clamp(min=1)

@@ -10,7 +10,8 @@ from dmsmil.jobs.files import InputError
 from dmsmil.models import create
 from dmsmil.models.base import masked_mean
 from dmsmil.models.contract import bags_of
-from dmsmil.models.select import link_loss, squared_distances, weighted_distance
+from dmsmil.models.matching import link_loss, squared_distances, weighted_distance
+from dmsmil.models.select import neighbours
 from dmsmil.models.stacked import Stack
 from dmsmil.models.transport import distance, mean_distance
 
@@ -62,7 +63,9 @@ def test_what_a_tile_reads_is_the_bilinear_sample_of_the_values():
     bags, mask, coords, _ = data()
     there = mask.transpose(0, 1)
     x = model.branches.project_tiles(bags, there)
-    features, maps, _ = model.branches.lay_maps(x, model.geometry(mask, coords))
+    geometry = model.geometry(mask, coords)
+    del geometry["near"]
+    features, maps, _ = model.branches.lay_maps(x, geometry)
     attend = model.branches.attend
     samples = attend.sample(features, maps)
     values = attend.value(features)
@@ -203,8 +206,35 @@ def test_linked_tiles_have_one_gate_and_none_weighs_more_than_the_bound_allows()
     assert max((row.max() / row.min()).item() for row in weighs) == pytest.approx(np.exp(2), rel=1e-3)
     own = model_of(moved=9.0, joint=False)(100 * bags, mask, coords).extras["gates"]
     assert not torch.allclose(own[:, 0], own[:, 1])
-    free = model_of(moved=9.0, bound=0)(100 * bags, mask, coords).extras["gates"]
+    free = model_of(moved=9.0, bound=0, smooth=False)(100 * bags, mask, coords).extras["gates"]
     assert free.max() > 0.99
+
+
+def test_the_gate_of_a_tile_is_that_of_its_neighbourhood():
+    bags, mask, coords, _ = data((16, 9))
+    grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), -1).view(-1, 2) * 512
+    coords = coords.clone()
+    coords[:, :, :16] = grid
+    coords[:, 1] += 128  # a child lies in its parent
+    near = neighbours(mask, coords)
+    place = (grid // 512).numpy()
+    for b, n in enumerate((16, 9)):
+        for j in range(n):
+            expected = {i for i in range(n) if i != j and np.abs(place[i] - place[j]).max() == 1}
+            assert set(near[b, 0, j].tolist()) - {j} == expected == set(near[b, 1, j].tolist()) - {j}
+    model = model_of(bound=0, joint=False)
+    x = model.branches.project_tiles(bags, mask.transpose(0, 1)).squeeze(3)
+    logits = model.branches.gate(x)[0, 0]
+    found = model.branches.gate_logits(x, mask.transpose(0, 1), {"near": near})[0, 0]
+    assert found[5].item() == pytest.approx(logits[[0, 1, 2, 4, 5, 6, 8, 9, 10]].mean().item())
+    assert found[0].item() == pytest.approx(logits[[0, 1, 4, 5]].mean().item())
+
+
+def test_a_lone_tile_and_tiles_in_one_spot_have_gates_too():
+    bags, mask, coords, _ = data((1, 5))
+    coords = torch.zeros_like(coords)
+    gates = model_of()(bags, mask, coords).extras["gates"]
+    assert gates[0, 0, 0] == 1 and torch.isfinite(gates).all()
 
 
 def test_the_gate_of_a_place_is_made_of_the_scales_that_have_a_tile_there():
