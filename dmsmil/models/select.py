@@ -2,7 +2,8 @@
 
 What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
 
-    x_j = projection of the whitened feature           neither the unit of the encoder nor what most tiles share matters
+    x_j = projection of half-whitened components       the unit of the encoder does not matter, and what varies most does
+                                                       not drown the rest
     y_j = x_j + sum_m W_m sum_u A_mju W'_m x(r_j + dr_mju)
                                                        eq. (8) of each tile, kept; with the keys of eq. (6) a point is
                                                        preferred for what lies there; offsets within one cell, learned
@@ -93,8 +94,8 @@ class SelectingBranches(Branches):
     Attention = TileAttention
 
     def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, smooth: bool,
-                 bound: float, components: int, **options):
-        components = min(components, in_dim)
+                 bound: float, power: float, components: int, **options):
+        components, self.power = min(components, in_dim), power
         super().__init__(components or in_dim, n_scales, **options)
         self.whiten = components > 0
         if self.whiten:  # not trained: parameters, so that a stack of runs has those of each
@@ -118,7 +119,9 @@ class SelectingBranches(Branches):
         variance, axes = torch.linalg.eigh(covariance)  # ascending
         variance, axes = variance.flip(-1)[:, :self.shift.shape[-1]], axes.flip(-1)[..., :self.shift.shape[-1]]
         floor = FLOOR * variance.clamp(min=0).sum(-1, keepdim=True) / variance.shape[-1]
-        whitening = axes / (variance.clamp(min=0) + floor).sqrt().unsqueeze(1)
+        variance = variance.clamp(min=0) + floor
+        unit = variance.pow(1 - self.power).mean(-1, keepdim=True).sqrt()  # of what comes out
+        whitening = axes / (variance.pow(self.power / 2) * unit).unsqueeze(1)
         self.whitening.copy_(whitening)
         self.shift.copy_(-(mean.unsqueeze(1) @ whitening).squeeze(1))
 
@@ -196,8 +199,10 @@ def neighbours(mask: Tensor, coords: Tensor) -> Tensor:
 class DMSMILSelect(DMSMIL):
     """See above. Options, of which those that `DMSMIL` has mean what they mean there:
 
-    inputs          what the projection reads: "whitened": the leading principal components of a scale's tiles, each of
-                    unit variance; "standardised": each feature by its mean and deviation; "given": features as they are
+    inputs          what the projection reads: "whitened": the leading principal components of a scale's tiles, divided
+                    by their deviation to the power `power` (1: each of unit variance; 0: only turned), and then by one
+                    number, so that their mean variance is 1; "standardised": each feature by its mean and deviation;
+                    "given": features as they are
     components      how many, of whitened inputs
     hidden          width of the gate's V and U
     select          False: the plain mean of eq. (9) over y_j
@@ -218,7 +223,8 @@ class DMSMILSelect(DMSMIL):
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
                  smooth: bool = True, bound: float = 1.0, hidden: int = 64, transport: str = "gates",
                  link: bool = True, mu: float = 0.1, matched: int = 64, grid: str = "position",
-                 attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened", components: int = 256):
+                 attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened", power: float = 0.5,
+                 components: int = 256):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
                        attention=attention, offset="dat", offset_lr=offset_lr, query="norm",
                        standardise=inputs == "standardised")
@@ -232,7 +238,7 @@ class DMSMILSelect(DMSMIL):
                              "more, and 1 or more of the others")
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
-        gating = dict(hidden=hidden, select=select, joint=joint, smooth=smooth, bound=bound,
+        gating = dict(hidden=hidden, select=select, joint=joint, smooth=smooth, bound=bound, power=power,
                       components=components if inputs == "whitened" else 0)
         self.branches = SelectingBranches(in_dim, len(self.scales), map="slide", softmax="points", activation="none",
                                           score="mass", shared=False, **gating, **options)

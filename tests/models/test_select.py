@@ -176,14 +176,20 @@ def test_runs_in_one_pass_are_what_they_are_alone():
 
 def test_what_is_whitened_is_what_scikit_learn_whitens():
     bags, mask, _, _ = data((40, 30, 25))
-    model = model_of(moved=0, components=6)
-    model.learn_inputs(bags, mask)
+    model = model_of(moved=0, components=6, power=1.0)
+    half, none = (model_of(moved=0, components=6, power=power) for power in (0.5, 0.0))
+    for one in (model, half, none):
+        one.learn_inputs(bags, mask)
     for s in range(2):
         x = torch.cat([bag[s, there[s]] for bag, there in zip(bags, mask)]).numpy()
         white = x @ model.branches.whitening[s].numpy() + model.branches.shift[s].numpy()
         theirs = PCA(6, whiten=True, svd_solver="full").fit_transform(x) * np.sqrt(len(x) / (len(x) - 1))
         np.testing.assert_allclose(np.abs((white * theirs).mean(0)), 1, rtol=2e-3)  # up to sign, and FLOOR
         np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=2e-3)
+        spread = PCA(6, svd_solver="full").fit(x).explained_variance_
+        for one, kept in ((half, np.sqrt(spread)), (none, spread)):
+            found = np.cov((x @ one.branches.whitening[s].numpy()).T, bias=True)
+            np.testing.assert_allclose(found, np.diag(kept / kept.mean()), atol=5e-3)
 
 
 def test_whitened_tiles_do_not_depend_on_how_the_encoder_mixes_its_features():
@@ -192,7 +198,7 @@ def test_whitened_tiles_do_not_depend_on_how_the_encoder_mixes_its_features():
     mixing = torch.eye(DIM).double() + 0.05 * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1)).double()
     found = []
     for given in (bags, bags @ mixing):
-        model = model_of(moved=0, components=DIM)
+        model = model_of(moved=0, components=DIM, power=1.0)
         model.learn_inputs(given, mask)
         found.append(torch.cdist(*2 * [given[0, 0] @ model.branches.whitening[0]]))
     torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
