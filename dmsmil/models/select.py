@@ -2,8 +2,8 @@
 
 What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
 
-    x_j = projection of half-whitened components       the unit of the encoder does not matter, and what varies most does
-                                                       not drown the rest
+    x_j = projection of half-whitened components       the unit of the encoder does not matter, and what varies most
+                                                       does not drown the rest
     y_j = x_j + sum_m W_m sum_u A_mju W'_m x(r_j + dr_mju)
                                                        eq. (8) of each tile, kept; with the keys of eq. (6) a point is
                                                        preferred for what lies there; offsets within one cell, learned
