@@ -147,18 +147,18 @@ def _fit(slide: Slide, given: Given, first: int, tile_px: int) -> list[str]:
                          f"{side} here: set tile_px and scales to what is there, or correct its mpp")
     if max(theirs / side, side / theirs) > 1 + NEAR:
         notes.append(f"slide {name}: its tiles have {theirs:g} level-0 px; {side} from their corners on are read")
-    step = grid_step(given.corners)
+    step, count = grid_step(given.corners), len(given.corners)
     if 0 < step < (1 - NEAR) * theirs:
         raise InputError(f"slide {name}: its tiles lie every {step} level-0 px, and one of {tile_px} px at {first}x "
                          f"has {side}: tiles that overlap are not taken; set tile_px and scales to what is there")
     beyond = (given.corners >= slide.dimensions).any(1) | (given.corners <= -side).any(1)
     if beyond.any():
         x, y = given.corners[beyond][0].tolist()
-        raise InputError(f"slide {name}: {beyond.sum()} of {len(beyond)} tiles lie outside of its {width} x {height} "
+        raise InputError(f"slide {name}: {beyond.sum()} of {count} tiles lie outside of its {width} x {height} "
                          f"px, the first at ({x}, {y}): corners must be in level-0 px of this slide")
     out = ((given.corners + side > slide.dimensions) | (given.corners < 0)).any(1)
     if out.any():
-        notes.append(f"slide {name}: {out.sum()} of {len(out)} tiles at {first}x jut out of it; they are white there")
+        notes.append(f"slide {name}: {out.sum()} of {count} tiles at {first}x jut out of it; they are white there")
     return notes
 
 
