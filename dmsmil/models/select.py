@@ -140,7 +140,7 @@ class SelectingBranches(Branches):
         x = self.project_tiles(bags, mask)  # (S, B, K, 1, d)
         y = x.squeeze(3)
         if self.attend is not None:
-            features, maps, _ = self.lay_maps(x, {name: v for name, v in geometry.items() if name != "near"})
+            features, maps, _ = self.lay_maps(x, geometry)
             y = y + self.attend.each(features, maps)
         gates = masked_softmax(self.gate_logits(y, mask, geometry), mask)
         pooled = (gates.unsqueeze(2) @ y).squeeze(2)
@@ -162,6 +162,10 @@ class SelectingBranches(Branches):
             seen = logits.unflatten(0, (-1, self.n_scales))  # (R, scales, B, K)
             logits = seen.sum(1, keepdim=True).expand_as(seen).flatten(0, 1)
         return self.bound * (logits / self.bound).tanh() if self.bound else logits
+
+    def lay_maps(self, x: Tensor, geometry: dict[str, Tensor]) -> tuple[Tensor, Maps, Tensor | None]:
+        """See `Branches`."""
+        return super().lay_maps(x, {name: value for name, value in geometry.items() if name != "near"})
 
     def geometry(self, mask: Tensor, coords: Tensor | None = None) -> dict[str, Tensor]:
         """See `Branches`; with `smooth` also "near" of `neighbours`."""

@@ -63,9 +63,7 @@ def test_what_a_tile_reads_is_the_bilinear_sample_of_the_values():
     bags, mask, coords, _ = data()
     there = mask.transpose(0, 1)
     x = model.branches.project_tiles(bags, there)
-    geometry = model.geometry(mask, coords)
-    del geometry["near"]
-    features, maps, _ = model.branches.lay_maps(x, geometry)
+    features, maps, _ = model.branches.lay_maps(x, model.geometry(mask, coords))
     attend = model.branches.attend
     samples = attend.sample(features, maps)
     values = attend.value(features)
@@ -234,6 +232,15 @@ def test_the_gate_of_a_tile_is_that_of_its_neighbourhood():
     found = model.branches.gate_logits(x, mask.transpose(0, 1), {"near": near})[0, 0]
     assert found[5].item() == pytest.approx(logits[[0, 1, 2, 4, 5, 6, 8, 9, 10]].mean().item())
     assert found[0].item() == pytest.approx(logits[[0, 1, 4, 5]].mean().item())
+
+
+def test_where_its_attention_looks_can_be_asked():
+    model, (bags, mask, coords, _) = model_of(), data()
+    found = model.sampling(bags, mask, coords)
+    assert found["deformed"].shape == (3, 2, bags.shape[2], 2, 3, 2)
+    assert all(torch.isfinite(value).all() for value in model.looks(bags, mask, coords).values())
+    with pytest.raises(InputError, match="positions of the tiles"):
+        model(bags, mask)
 
 
 def test_a_lone_tile_and_tiles_in_one_spot_have_gates_too():
