@@ -52,7 +52,7 @@ def test_no_table_and_no_sentence_calls_a_mean_over_classes_f1_or_auc(three):
     bare = re.compile(r"(?<!one-vs-rest )(?<!pooled )\bAUC\b(?! against the truth)|(?<!macro-)\bF1\b")
     for notebook in notebooks():
         text = shown(home, notebook.stem)
-        assert "NaN" not in text or notebook.stem in ("02_features", "10_apply"), notebook.stem
+        assert "NaN" not in text or notebook.stem in ("09_report", "10_apply"), notebook.stem  # its own time; no label
         found = [text[max(0, m.start() - 60):m.end() + 20] for m in bare.finditer(text)]
         assert not [one for one in found if "λ = 1 is best, in ACC, F1 and AUC" not in one], notebook.stem
     for notebook in ("03_train", "04_compare", "05_ablation", "06_lambda", "09_report", "10_apply"):
