@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from dmsmil.jobs.files import InputError
 from dmsmil.models.base import Output, masked_softmax, mean_cross_entropy
 from dmsmil.models.branches import Branches
-from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine_each
+from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine, affine_each
 from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.maps import Maps
 from dmsmil.models.matching import link_loss, squared_distances, weighted_distance
@@ -132,7 +132,8 @@ class SelectingBranches(Branches):
         s, b, k = mask.shape
         runs = bags if isinstance(bags, list) else [bags]
         tiles = [run.transpose(0, 1).reshape(run.shape[1], b * k, -1) for run in runs]
-        white = affine_each(tiles, self.whitening, self.shift)  # (S, B K, components)
+        many = isinstance(bags, list)
+        white = affine_each(tiles, self.whitening, self.shift) if many else affine(tiles[0], self.whitening, self.shift)
         return super().project_tiles(white.unflatten(1, (b, k)).transpose(0, 1), mask)
 
     def forward(self, bags: Tensor | list[Tensor], mask: Tensor, geometry: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -234,6 +234,18 @@ def test_the_gate_of_a_tile_is_that_of_its_neighbourhood():
     assert found[0].item() == pytest.approx(logits[[0, 1, 4, 5]].mean().item())
 
 
+def test_its_logits_have_a_gradient_in_the_features():
+    model, (bags, mask, coords, _) = model_of(), data((6, 5))
+    model.learn_inputs(bags, mask)
+    bags.requires_grad_()
+    model(bags, mask, coords).logits[0, 1].backward()
+    step = torch.zeros_like(bags)
+    step[0, 1, 2] = torch.randn(DIM, generator=torch.Generator().manual_seed(0)).double() * 1e-6
+    with torch.no_grad():
+        moved = [model(bags + sign * step, mask, coords).logits[0, 1] for sign in (1, -1)]
+    assert (moved[0] - moved[1]).item() / 2 == pytest.approx((bags.grad * step).sum().item(), rel=1e-4)
+
+
 def test_where_its_attention_looks_can_be_asked():
     model, (bags, mask, coords, _) = model_of(), data()
     found = model.sampling(bags, mask, coords)
