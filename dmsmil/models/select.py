@@ -1,4 +1,4 @@
-"""DMSMIL-Select: two linked scales with deformable attention and transport, in a form that can choose its tiles.
+"""DMSMIL-Select: two linked scales with deformable attention, and transport where asked, that can choose their tiles.
 
 What differs from `dmsmil.DMSMIL`, and why (notation as there; M heads, n tiles of a slide at a scale):
 
@@ -21,6 +21,8 @@ L_ot is W1 between the scales with the gates as the weights of the tiles: what 1
 It is divided by the bag's own mean distance, so that it is a number without a unit and does not reward shrinking.
 L_link is the cross-entropy of finding, among all tiles of the other scale, the one that a tile is linked with (a 10x
 tile and its own 20x child), by that same distance, divided by log n: 1 where nothing is told apart.
+
+L_ot and L_link are off unless asked for: by the rule of docs/select.md they did not earn a weight.
 
 None of this is the paper's, and no claim of the paper is judged by it.
 """
@@ -216,7 +218,7 @@ class DMSMILSelect(DMSMIL):
     bound           logits of the gates lie within -bound and bound, so that no tile weighs more than e^(2 bound) times
                     another: 7.4 times at 1; 0: without bound
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
-    link            False: no L_link
+    link            True: with L_link
     matched         L_ot and L_link are of the places that weigh most, so many of them: what is looked at has to match,
                     and the time of an exact solver grows with the cube of the tiles
     mu              weight of L_ot + L_link beside L_ce
@@ -226,8 +228,8 @@ class DMSMILSelect(DMSMIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
                  heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
-                 smooth: bool = True, bound: float = 1.0, hidden: int = 64, transport: str = "gates",
-                 link: bool = True, mu: float = 0.1, matched: int = 64, grid: str = "position",
+                 smooth: bool = True, bound: float = 1.0, hidden: int = 64, transport: str = "none",
+                 link: bool = False, mu: float = 0.1, matched: int = 64, grid: str = "position",
                  attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened", power: float = 0.5,
                  components: int = 256):
         options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,

@@ -19,8 +19,9 @@ DIM = 32
 
 
 def model_of(seed=0, moved=0.3, **options):
-    """In float64, off its initial values by `moved`."""
+    """In float64, off its initial values by `moved`, with all its parts."""
     torch.manual_seed(seed)
+    options = {"transport": "gates", "link": True, **options}
     model = create("dmsmil_select", DIM, 2, (10, 20), projection_dim=8, heads=2, points=3, hidden=4, **options).double()
     with torch.no_grad():
         for parameter in model.parameters():
