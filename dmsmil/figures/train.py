@@ -30,7 +30,6 @@ from dmsmil.training.health import GATHERED
 from dmsmil.training.metrics import (
     METRICS,
     calibration,
-    calibration_error,
     called,
     class_names,
     confusion,
@@ -251,16 +250,17 @@ def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Fig
     several = len(classes) > 1
     figure, ax = plt.subplots(figsize=(5.4 if several else 3.4, 3.2))
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
-    tables = []
+    tables, errors = [], []
     for name in classes:
         table, error = calibration(predictions, name)
+        errors.append(error)
         ax.plot(table.predicted, table.observed, marker="o", label=f"{short(name, 18)}, ECE {error:.3f}")
         for row in table.itertuples():
             ax.annotate(str(row.predictions), (row.predicted, row.observed), textcoords="offset points",
                         xytext=(5, -9), fontsize=7, color=GREY)
         tables.append(table.assign(**{"class": name}) if several else table)
-    error = calibration_error(predictions, positive)
-    ax.set_title(f"Calibration: {_question(predictions, positive)}\n{'mean ' * several}ECE {error:.3f}", fontsize=9)
+    ax.set_title(f"Calibration: {_question(predictions, positive)}\n{'mean ' * several}ECE {np.mean(errors):.3f}",
+                 fontsize=9)
     name = "class" if several else short(classes[0], 24)
     ax.set(xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
            aspect="equal")

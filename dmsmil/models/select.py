@@ -119,9 +119,9 @@ class SelectingBranches(Branches):
         mean = total / count.unsqueeze(-1)
         covariance = products / count[:, None, None] - mean.unsqueeze(2) * mean.unsqueeze(1)
         variance, axes = torch.linalg.eigh(covariance)  # ascending
-        variance, axes = variance.flip(-1)[:, :self.shift.shape[-1]], axes.flip(-1)[..., :self.shift.shape[-1]]
-        floor = FLOOR * variance.clamp(min=0).sum(-1, keepdim=True) / variance.shape[-1]
-        variance = variance.clamp(min=0) + floor
+        kept = self.shift.shape[-1]
+        variance, axes = variance[:, -kept:].flip(-1).clamp(min=0), axes[..., -kept:].flip(-1)
+        variance = variance + FLOOR * variance.mean(-1, keepdim=True)
         unit = variance.pow(1 - self.power).mean(-1, keepdim=True).sqrt()  # of what comes out
         whitening = axes / (variance.pow(self.power / 2) * unit).unsqueeze(1)
         self.whitening.copy_(whitening)
@@ -132,9 +132,8 @@ class SelectingBranches(Branches):
         if not self.whiten:
             return super().project_tiles(bags, mask)
         s, b, k = mask.shape
-        runs = bags if isinstance(bags, list) else [bags]
-        tiles = [run.transpose(0, 1).reshape(run.shape[1], b * k, -1) for run in runs]
         many = isinstance(bags, list)
+        tiles = [run.transpose(0, 1).reshape(run.shape[1], b * k, -1) for run in (bags if many else [bags])]
         white = affine_each(tiles, self.whitening, self.shift) if many else affine(tiles[0], self.whitening, self.shift)
         return super().project_tiles(white.unflatten(1, (b, k)).transpose(0, 1), mask)
 
@@ -194,11 +193,10 @@ def neighbours(mask: Tensor, coords: Tensor) -> Tensor:
         tiles = np.flatnonzero(mask[at].cpu().numpy())
         if len(tiles) < 2:
             continue
-        tree = KDTree(place[at][tiles])
-        pitch = np.median(tree.query(place[at][tiles], k=2, p=np.inf)[0][:, 1]) or 1.0
-        found = tree.query(place[at][tiles], k=9, p=np.inf, distance_upper_bound=1.5 * pitch)[1]
+        apart, found = KDTree(place[at][tiles]).query(place[at][tiles], k=9, p=np.inf)  # inf beyond the last tile
+        pitch = np.median(apart[:, 1]) or 1.0
         for i, around in enumerate(found):
-            others = [j for j in around if j not in (i, len(tiles))][:8]
+            others = [j for j in around[apart[i] < 1.5 * pitch] if j != i][:8]
             near[(*at, tiles[i], slice(len(others)))] = tiles[others]
     return torch.from_numpy(near).to(mask.device)
 
