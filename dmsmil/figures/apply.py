@@ -28,7 +28,6 @@ from dmsmil.training.metrics import (
     NEEDS_TWO,
     asked_class,
     calibration,
-    calibration_error,
     class_names,
     curve_classes,
     decision_curve,
@@ -125,9 +124,9 @@ def _calibrations(ax, sides: tuple, positive: str) -> list[pd.DataFrame]:
     parts = []
     for predictions, side, colour in sides:
         classes = curve_classes(class_names(predictions), positive)
-        error = calibration_error(predictions, positive)
-        for number, name in enumerate(classes):
-            bins, _ = calibration(predictions, name)
+        found = {name: calibration(predictions, name) for name in classes}
+        error = np.mean([error for _, error in found.values()])
+        for number, (name, (bins, _)) in enumerate(found.items()):
             label = f"{side}: {'mean ' * (len(classes) > 1)}error {error:.3f}"
             ax.plot(bins.predicted, bins.observed, marker="osD^v"[number % 5], color=colour,
                     label=label if not number else f"_{name}")

@@ -112,6 +112,12 @@ def open_given(place: str | Path, slide_ids: Iterable[str], scale: int, tile_px:
     return found
 
 
+def tally(found: dict[str, Given]) -> str:
+    """How many tiles can be used, of how many slides: what `open_given` found, in words."""
+    whole = [given for given in found.values() if not given.problem]
+    return f"{sum(len(given.corners) for given in whole)} of {len(whole)} slides"
+
+
 def take_tiles(slide: Slide, given: Given, k: int = 200, tile_px: int = 512, seed: int = 0,
                scales: tuple[int, ...] = (10, 20), pixels: bool = False, black: str = "padding") -> Tiles:
     """The tiles that were chosen elsewhere, or the `k` densest of them, and inside each the finer ones that

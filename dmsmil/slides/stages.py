@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.slides.density import check_black
-from dmsmil.slides.given import BY, Given, open_given, take_tiles
+from dmsmil.slides.given import BY, Given, chosen_by, open_given, take_tiles, tally
 from dmsmil.slides.reader import Slide, open_slide, reads_more
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, how_linked, select_tiles
@@ -40,9 +40,8 @@ def given_tiles(store: Store, cohort: pd.DataFrame, tiles: str, report: Callable
     if not tiles:
         return {}
     found = open_given(tiles, cohort.slide_id, store.scales[0], store.tile_px)
-    whole = [given for given in found.values() if not given.problem]
-    report(f"tiles chosen elsewhere, {BY[next(iter(found.values())).by]} ({Path(tiles).name}): "
-           f"{sum(len(given.corners) for given in whole)} of {len(whole)} slides at {store.scales[0]:g}x")
+    report(f"tiles chosen elsewhere, {BY[chosen_by(tiles)]} ({Path(tiles).name}): {tally(found)} at "
+           f"{store.scales[0]:g}x")
     return found
 
 

@@ -28,7 +28,7 @@ from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.jobs.files import InputError, one_line
-from dmsmil.slides.given import BY, chosen_by, open_given
+from dmsmil.slides.given import BY, chosen_by, open_given, tally
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
@@ -181,9 +181,7 @@ def _given(params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
     for slide_id, given in found.items():
         if given.problem:
             yield False, f"slide    {slide_id}: {given.problem}"
-    whole = [given for given in found.values() if not given.problem]
-    yield True, (f"tiles    chosen elsewhere, {BY[chosen_by(place)]}: {sum(len(given.corners) for given in whole)} of "
-                 f"{len(whole)} slides")
+    yield True, f"tiles    chosen elsewhere, {BY[chosen_by(place)]}: {tally(found)}"
 
 
 def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:
