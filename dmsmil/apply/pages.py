@@ -23,6 +23,7 @@ from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import one_line, write_text
 from dmsmil.jobs.parallel import progress, run_units
 from dmsmil.slides.store import Store
+from dmsmil.training.metrics import told_class
 
 STYLE = ("body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem } "
          "table { border-collapse: collapse } "
@@ -97,7 +98,7 @@ def _said(said: dict, about: dict) -> str:
     if said["models"]:
         lines += [("predicted", said["pred"])]
         lines += [(f"P({name})", f"{said[f'prob_{name}']:.3f}") for name in about["classes"]]
-        name = about["positive"] if len(about["classes"]) == 2 else said["pred"]
+        name = told_class(said["pred"], about["classes"], about["positive"])
         spread = (f"of P({name}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
                   f"standard deviation {said['spread']:.3f}")
         lines += [("spread", spread if said["models"] > 1 else "not known of one model")]
@@ -121,22 +122,22 @@ def _picture(title: str, path: Path) -> str:
 
 def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
     """All slides on one page."""
-    positive = kit.about["positive"] if len(kit.classes) == 2 else ""
+    told = told_class("predicted", kit.classes, kit.about["positive"])
     head = "".join(f"<th>{html.escape(name)}</th>" for name in
-                   ("slide", "label", "predicted", f"P({positive or 'predicted'})", "spread", "models", "note"))
+                   ("slide", "label", "predicted", f"P({told})", "spread", "models", "note"))
     rows = []
     for said in table.to_dict("records"):
         name = html.escape(said["slide_id"])
         link = name if said["slide_id"] in failed else f'<a href="pages/{name}.html">{name}</a>'
-        asked = positive or said["pred"]
+        asked = told_class(said["pred"], kit.classes, kit.about["positive"])
         numbers = [f"{said[f'prob_{asked}']:.3f}", f"{said['spread']:.3f}"] if said["models"] else ["", ""]
         cells = [said["label"], said["pred"], *numbers, str(said["models"]), " ".join(warnings_of(said))]
         rows.append(f"<tr><td>{link}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     odd = int((table.unlike != "").sum())
-    told = f'<p class="odd"><b>{odd} of {len(table)} slides are unlike the training slides.</b></p>' if odd else ""
+    warned = f'<p class="odd"><b>{odd} of {len(table)} slides are unlike the training slides.</b></p>' if odd else ""
     who = html.escape(f"{kit.about['name']} of the study {kit.about['study']}")
     what = f"<p>{len(table)} slides, seen by {who}.</p>"
-    return _html("Predictions", [what, told, f"<table><tr>{head}</tr>{''.join(rows)}</table>"])
+    return _html("Predictions", [what, warned, f"<table><tr>{head}</tr>{''.join(rows)}</table>"])
 
 
 def _html(title: str, parts: list[str]) -> str:

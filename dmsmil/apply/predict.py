@@ -14,19 +14,19 @@ from dmsmil.apply.novelty import likeness
 from dmsmil.features.bags import Bags
 from dmsmil.interpret.explain import score_rows
 from dmsmil.jobs.text import as_written
-from dmsmil.training.metrics import predictions_table
+from dmsmil.training.metrics import predictions_table, told_class
 
 
 @dataclass(frozen=True)
 class Applied:
     """What came out of a kit on some slides.
 
-    table: one row a slide: slide_id, patient_id, label ("" where not known), pred, prob_<class>, of the positive class
-    (of more than two of the predicted one) spread (standard deviation over the models), lowest and highest; models (how
-    many were asked), of more than two classes others (how many of them say another class), known (by what the
-    study knows the slide: slide, patient, content), unlike (in what it is unlike its slides: features, colours),
-    distance_features, distance_colours (1: the border), tiles (of the first scale). Where every model has seen a slide
-    nothing is predicted. scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions
+    table: one row a slide: slide_id, patient_id, label ("" where not known), pred, prob_<class>, spread (standard
+    deviation over the models), lowest and highest, of the class that `told_class` names; models (how many were asked),
+    of more than two classes others (how many of them say another class), known (by what the study knows the slide:
+    slide, patient, content), unlike (in what it is unlike its slides: features, colours), distance_features,
+    distance_colours (1: the border), tiles (of the first scale). Where every model has seen a slide nothing is
+    predicted. scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions
     table of every member (fold, seed) on the slides that it has not seen; means: by panel, that of their means.
     """
 
@@ -74,7 +74,7 @@ def _spread(said: np.ndarray, mean: np.ndarray, there: np.ndarray, classes: list
     """The columns of `Applied.table` from pred to models: said (M, N, n), mean (N, n)."""
     asked, count = there.any(0), there.sum(0)
     pred, more = np.nan_to_num(mean).argmax(1), {}
-    which = np.full(len(mean), classes.index(positive)) if len(classes) == 2 else pred
+    which = np.array([classes.index(told_class(classes[number], classes, positive)) for number in pred])
     own = np.take_along_axis(said, which[None, :, None], 2)[..., 0]
     middle = np.take_along_axis(mean, which[:, None], 1)[:, 0]
     if len(classes) > 2:

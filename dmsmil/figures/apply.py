@@ -31,6 +31,7 @@ from dmsmil.training.metrics import (
     class_names,
     curve_classes,
     decision_curve,
+    told_class,
 )
 
 NAMED = 40  # slides that are called by their names
@@ -45,10 +46,11 @@ def said_of_slides(table: pd.DataFrame, positive: str, out) -> Figure:
     Of two classes the probability of `positive`, of more that of the predicted class, whose name stands beside the
     slide's. table: `predict.Applied`; slides of which nothing is said are left out. Data: its rows, and their value.
     """
-    several = len(class_names(table)) > 2
+    classes = class_names(table)
+    several = len(classes) > 2
     rows = table[table.models > 0]
-    said = rows.pred if several else pd.Series(positive, rows.index)
-    rows = rows.assign(value=[row[f"prob_{name}"] for name, (_, row) in zip(said, rows.iterrows())])
+    told = [told_class(name, classes, positive) for name in rows.pred]
+    rows = rows.assign(value=[row[f"prob_{name}"] for name, (_, row) in zip(told, rows.iterrows())])
     rows = rows.sort_values(["pred"] * several + ["value"], kind="stable").reset_index(drop=True)
     few = len(rows) <= NAMED
     figure, ax = plt.subplots(figsize=(7.2, min(9.0, 1.2 + 0.24 * len(rows)) if few else 6.4))

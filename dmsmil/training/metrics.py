@@ -63,6 +63,11 @@ def curve_classes(classes: list[str], positive: str = "") -> list[str]:
     return [positive_class(classes, positive)] if len(classes) == 2 else list(classes)
 
 
+def told_class(predicted: str, classes: list[str], positive: str) -> str:
+    """The class whose probability is told of a prediction: of two the positive one, of more the predicted one."""
+    return positive if len(classes) == 2 else predicted
+
+
 def scored(classes: list[str], positive: str = "") -> str:
     """In words, what F1 and AUC of these classes are about."""
     name = asked_class(classes, positive)

@@ -51,7 +51,8 @@ def counts():
 
 def said():
     """What 10_apply says of two slides, one of which is unlike."""
-    return pd.DataFrame({"slide_id": [ODD[0], "b"], "label": [ODD[1], ""], "models": 2, f"prob_{ODD[0]}": [0.2, 0.7],
+    return pd.DataFrame({"slide_id": [ODD[0], "b"], "label": [ODD[1], ""], "models": 2, "pred": ["b", ODD[0]],
+                         f"prob_{ODD[0]}": [0.2, 0.7], "prob_b": [0.8, 0.3],
                          "lowest": 0.1, "highest": 0.9, "known": ["", "slide"], "unlike": ["colours", ""]})
 
 

@@ -24,6 +24,7 @@ from dmsmil.training.metrics import (
     score,
     score_by_fold,
     summarise,
+    told_class,
 )
 
 CLASSES = ["IDC", "ILC"]
@@ -96,6 +97,7 @@ def test_metrics_of_more_than_two_classes_are_called_what_they_are():
 def test_a_question_with_two_answers_needs_two_classes_or_the_name_of_one():
     three = ["a", "b", "c"]
     assert (asked_class(CLASSES), asked_class(three, "b"), asked_class(three)) == ("ILC", "b", "")
+    assert (told_class("IDC", CLASSES, "ILC"), told_class("c", three, "b")) == ("ILC", "c")
     assert curve_classes(CLASSES, "IDC") == ["IDC"] and curve_classes(three, "b") == three
 
 
