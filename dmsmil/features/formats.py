@@ -34,7 +34,7 @@ NEAR = 0.02            # sizes within this share of one another are the same but
 
 def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: int = 200, seed: int = 0,
                     mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
-                    scheduler: str = "") -> pd.DataFrame:
+                    scheduler: str = "", agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Read the features of every slide of a cohort at every scale from `source` and keep them in the store.
 
     source: a TRIDENT job folder; a folder of LazySlide's zarrs; or a path with {scale} in it where each scale has a
@@ -43,7 +43,8 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     Of each slide at most `k` tiles of the first scale are kept and, for each, one linked tile of every other scale: all
     that a bag takes, and a small part of what such folders hold. Tiles that have their linked tiles go first; of too
     many, `choose_rows` takes k. Links are the files' own `parent`, or else found by place (`linking.link`). A slide is
-    imported once: again only when a byte of its files, or a setting, has changed.
+    imported once: again only when a byte of its files, or a setting, has changed. agree: gets what made the features
+    (name, dim, made by) before any is imported, and raises where it will not do.
 
     Returns one row a slide, as `over_slides`; density is NaN, for only folders of this package tell it. Raises
     InputError: none of these formats; tiles, encoder or widths that are not the study's; no slide could be read.
@@ -51,6 +52,8 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     if k < 1:
         raise InputError(f"k is {k}: a bag needs at least one tile")
     found = open_source(store, source, cohort.slide_id)
+    made_by = {"name": store.encoder, "dim": found.dim, "made by": found.kind}
+    agree(made_by)
     report(f"{found.kind} features in {Path(source).name}: {found.dim} numbers a tile")
     files = {name: found.of(name) for name in cohort.slide_id}
     with ThreadPoolExecutor(8) as pool:  # hashing does not hold Python's lock
@@ -59,8 +62,7 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
     for row in cohort.itertuples():
         config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "seed": seed,
                   "mpp": float(row.mpp), "fallback_mpp": float(mpp), "files": said[row.slide_id],
-                  "encoder": {"name": store.encoder, "dim": found.dim, "made by": found.kind},
-                  **how_linked(store.scales)}
+                  "encoder": made_by, **how_linked(store.scales)}
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
             config["bytes"] = Path(row.path).stat().st_size if row.path and Path(row.path).is_file() else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config

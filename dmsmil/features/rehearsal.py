@@ -26,19 +26,21 @@ MARK = 0.03            # of a site: the standard deviation of its shift over the
 
 
 def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2048, seed: int = 0,
-                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
+                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "",
+                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Draw features for every slide of a cohort (columns slide_id, label, site) and keep them in the store.
 
     Each slide gets k tiles at every scale, `dim` standard normal numbers each, linked by row. Those of a site are
     shifted alike, by N(0, MARK) a channel; in SHARE of them the first CHANNELS are shifted by +SIGNAL or -SIGNAL, by
     class. Depends on the ids, labels, sites and the seed alone.
-    Slides that were drawn before are not drawn again. Returns one row a slide, as `over_slides`.
+    Slides that were drawn before are not drawn again. agree: as `import_features` takes it. Returns one row a slide, as `over_slides`.
     Raises InputError when there are not two classes.
     """
     classes = sorted(cohort.label.unique())
     if len(classes) != 2:
         raise InputError(f"a rehearsal needs a cohort of two classes, this one has {', '.join(classes)}")
     made_by = {"name": store.encoder, "dim": dim, "share": SHARE, "signal": SIGNAL, "mark": MARK}
+    agree(made_by)
     units = {}
     for row in cohort.itertuples():
         config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "drawn": seed, "label": row.label,

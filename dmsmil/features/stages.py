@@ -23,12 +23,14 @@ from dmsmil.slides.tiles import read_tiles
 
 
 def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200, seed: int = 0, mpp: float = 0.0,
-                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "") -> pd.DataFrame:
+                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "",
+                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Features that nobody encodes here: those of a folder (`formats.import_features`), or, where `source` is DRAWN,
-    random ones (`rehearsal.draw_features`). Returns one row a slide, as `encode_cohort`."""
+    random ones (`rehearsal.draw_features`). agree: as `encode_cohort` takes it. Returns one row a slide, as `encode_cohort`."""
     if source == DRAWN:
-        return draw_features(store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler)
-    return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler)
+        return draw_features(store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler,
+                             agree=agree)
+    return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler, agree)
 
 
 def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
