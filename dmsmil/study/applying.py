@@ -112,7 +112,11 @@ def model_params(folder: Path, overrides: dict[str, str]) -> dict:
                "scale": config["scales"][0] if len(config["scales"]) < len(made["scales"]) else 0,
                "study": folder.name if is_name(folder.name) else about["study"]}
     params = complete(values, overrides, folder.name)
-    if (folder_of(params["study"], params["outputs"]) / "folds.csv").exists():
+    home = folder_of(params["study"], params["outputs"])
+    if home.exists() and home.samefile(folder):
+        raise InputError(f"the predictions would go into {folder.name}, the folder of the model: give them another name "
+                         "with -p study NAME")
+    if (home / "folds.csv").exists():
         raise InputError(f"{params['outputs']}/{params['study']} is a study of its own: give the predictions another "
                          "name with -p study NAME")
     return params

@@ -65,17 +65,22 @@ def test_what_differs_is_one_line_that_names_it(copy):
 
 def test_an_exported_model_is_asked_without_the_study(copy, applied, capsys):
     args = ["-p", "outputs", str(copy)]
-    assert main(["export", "params/smoke.yaml", str(copy / "model"), "--method", "dmsmil", *args]) == 0
+    model = copy / "models/mine"
+    assert main(["export", "params/smoke.yaml", str(model), "--method", "dmsmil", *args]) == 0
+    before = sorted(model.rglob("*"))
     assert "DMSMIL, 2 models of the study 'smoke'" in capsys.readouterr().out
     (copy / "smoke").rename(copy / "gone")
     try:
-        done = dmsmil("apply", copy / "model", copy / "new", *args)
+        done = dmsmil("apply", model, copy / "new", *args)
     finally:
         (copy / "gone").rename(copy / "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(copy / "model/tables/10_apply.csv", dtype={"known": str, "unlike": str}, keep_default_na=False)
+    table = pd.read_csv(copy / "mine/tables/10_apply.csv", dtype={"known": str, "unlike": str}, keep_default_na=False)
     pd.testing.assert_frame_equal(table, applied[1], atol=1e-6, rtol=0)
-    assert read_json(copy / "model/model.json")["about"]["study"] == "smoke"
+    assert read_json(model / "model.json")["about"]["study"] == "smoke"
+    assert main(["apply", str(model), str(copy / "new"), "-p", "outputs", str(model.parent)]) == 2
+    assert "would go into mine, the folder of the model: give them another name" in capsys.readouterr().err
+    assert sorted(model.rglob("*")) == before, "a model's folder is left as it was written"
 
 
 def test_what_a_model_says_itself_cannot_be_set(tmp_path, capsys):
