@@ -178,7 +178,8 @@ def _on_openvino(network: _Network, batch: int, px: int, threads: int):
     example = torch.zeros(batch, px, px, 3, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = openvino.convert_model(network, example_input=example, input=[list(example.shape)])
+        traced = torch.jit.trace(network, example, check_trace=False)  # OpenVINO's own would trace and run it twice
+        graph = openvino.convert_model(traced, example_input=example, input=[list(example.shape)])
     compiled = openvino.Core().compile_model(graph, "CPU", {
         "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})  # pinned, two processes would share a core
