@@ -34,7 +34,8 @@ from dmsmil.training.runs import Runs, get_runs
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out
 STAGE = "witness rate"  # and the rate: how its rows of failures.csv are called
 KEPT = 0.9  # of the slides must have enough tiles of both kinds
-METHODS = ["dmsmil", {"dmsmil": {"deformable": False}}, "abmil", {"meanpool": {"scale": 0}}, {"maxpool": {"scale": 0}}]
+METHODS = ["dmsmil", {"dmsmil": {"deformable": False}}, "abmil", {"meanpool": {"scale": 0}}, {"maxpool": {"scale": 0}},
+           "dmsmil_select"]
 
 
 def reach_bound(tiles: int, cells: float) -> float:
