@@ -176,7 +176,7 @@ def judge(row: dict) -> str:
     faithful', 'faithful but not learned' (fresh weights draw it too), or 'faithful'.
 
     By the area with places replaced, whose 95 % interval must lie above 0, and the agreement with fresh weights, whose
-    interval must lie below SURVIVES.
+    interval must lie below SURVIVES, or which is NaN, for fresh weights prefer no tile.
     """
     if np.isnan(row["occlusion"]) and np.isnan(row["random_weights"]):
         return "constant"
@@ -184,7 +184,8 @@ def judge(row: dict) -> str:
         return "misleading"
     if not row["replaced_low"] > 0:
         return "not shown to be faithful"
-    return "faithful" if row["random_weights_high"] < SURVIVES else "faithful but not learned"
+    learned = np.isnan(row["random_weights"]) or row["random_weights_high"] < SURVIVES
+    return "faithful" if learned else "faithful but not learned"
 
 
 def map_sentences(summary: pd.DataFrame) -> str:
@@ -198,7 +199,7 @@ def map_sentences(summary: pd.DataFrame) -> str:
         said = (f"**{name}**: {row['map']}. When its highest tiles go first, rather than its lowest, the "
                 f"predicted class's probability is {_less(row, 'replaced')} with tiles replaced, "
                 f"{_less(row, 'removed')} with tiles removed; rank agreement with occlusion {row['occlusion']:.2f}, "
-                f"with gradient x input {row['gradient']:.2f}, with fresh weights {row['random_weights']:.2f}")
+                f"with gradient x input {row['gradient']:.2f}, {_fresh(row)}")
         truth = [(c[6:], row[c]) for c in row if c.startswith("truth_") and c.count("_") == 1 and not np.isnan(row[c])]
         said += "".join(f"; AUC against the truth at {scale} {value:.2f} (fresh weights "
                         f"{row[f'truth_random_{scale}']:.2f})" for scale, value in truth)
@@ -206,6 +207,13 @@ def map_sentences(summary: pd.DataFrame) -> str:
             said += ". The word follows the test by replacement; **by removal the map misleads**"
         lines.append(said + ".")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _fresh(row: dict) -> str:
+    """How far the map is that of fresh weights."""
+    if np.isnan(row["random_weights"]):
+        return "fresh weights prefer no tile"
+    return f"with fresh weights {row['random_weights']:.2f}"
 
 
 def _less(row: dict, way: str) -> str:

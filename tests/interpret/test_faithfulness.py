@@ -195,6 +195,8 @@ def test_a_slide_that_was_not_tested_is_named_with_a_near_one(trained):
 @pytest.mark.parametrize("change, word", [
     ({}, "faithful"), ({"replaced_low": -0.1}, "not shown to be faithful"),
     ({"random_weights_high": 0.9}, "faithful but not learned"),
+    ({"random_weights": 0.9, "random_weights_high": np.nan}, "faithful but not learned"),  # one patient
+    ({"random_weights": np.nan, "random_weights_high": np.nan}, "faithful"),  # fresh weights prefer no tile
     ({"replaced_low": -0.3, "replaced_high": -0.1}, "misleading"),
     ({"occlusion": np.nan, "random_weights": np.nan}, "constant"),
 ])
@@ -209,6 +211,8 @@ def test_sentences_turn_with_the_sign():
            "replaced_low": -0.3, "replaced_high": -0.1, "removed": 0.1, "removed_low": 0.0, "removed_high": 0.2}
     said = map_sentences(pd.DataFrame([row]))
     assert "0.20 [0.10, 0.30] higher with tiles replaced, 0.10 [0.00, 0.20] lower with tiles removed" in said
+    assert "with fresh weights 0.30" in said
+    assert "input 0.20, fresh weights prefer no tile." in map_sentences(pd.DataFrame([row | {"random_weights": np.nan}]))
 
 
 def test_a_fresh_twin_is_given_the_same_features(trained, tmp_path):
