@@ -27,6 +27,7 @@ from dmsmil.training.record import check_files, read_record
 from dmsmil.training.together import fit_together, shape_of, stacks
 
 ON_CPU, ON_GPU = 10, 32  # runs in one pass, at most: on a CPU more bring nothing, a GPU is idle with few
+ENOUGH = 5  # runs in one pass for which it takes as long a run as with more, on a CPU
 
 
 @dataclass(frozen=True)
@@ -176,14 +177,18 @@ def _limit(device: str, scheduler: str) -> int:
 def in_units(missing: dict[str, tuple], workers: int, limit: int) -> list[list[str]]:
     """The names of missing runs {name: (config, fold, seed, folder, device)} in units of work.
 
-    Runs of one shape that train together are one unit, at most `limit` of them, and fewer where that leaves a worker
-    without work; every other run is a unit of its own. Largest units first, for they take longest.
+    Runs of one shape that train together are one unit, at most `limit` of them. They are shared among the workers
+    while each gets ENOUGH, for nobody knows which shape takes longest; and among more where one would have no work.
+    Every other run is a unit of its own. Largest units first.
     """
     shapes: dict[str, list[str]] = {}
     for name, (config, *_) in missing.items():
         shapes.setdefault(shape_of(config) if stacks(config, limit == ON_CPU) else name, []).append(name)
-    units = [names[at:at + size] for names in shapes.values() for size in [-(-len(names) // -(-len(names) // limit))]
-             for at in range(0, len(names), size)]
+    units = []
+    for names in shapes.values():
+        count = max(-(-len(names) // limit), min(workers, len(names) // ENOUGH))
+        size = -(-len(names) // count)
+        units += [names[at:at + size] for at in range(0, len(names), size)]
     while len(units) < workers and max(map(len, units)) > 1:
         largest = units.pop(max(range(len(units)), key=lambda at: len(units[at])))
         units += [largest[:len(largest) // 2], largest[len(largest) // 2:]]

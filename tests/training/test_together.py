@@ -188,6 +188,17 @@ def test_units_are_full_and_leave_no_worker_idle(study, count, workers, limit, s
     assert sorted(name for names in units for name in names) == sorted(missing)
 
 
+def test_a_slow_shape_is_shared_among_the_workers(study):
+    """Ten runs of each of two shapes: no worker is left with ten slow ones while the other has nothing to do."""
+    bags, folds = study
+    fast, slow = quick(bags, folds, "meanpool"), quick(bags, folds)
+    missing = {f"{config.method}{seed}": (config, 0, seed, None, "cpu")
+               for config in (fast, slow) for seed in range(10)}
+    units = in_units(missing, 2, 10)
+    assert sorted((len(names), names[0].rstrip("0123456789")) for names in units) == [
+        (5, "dmsmil"), (5, "dmsmil"), (5, "meanpool"), (5, "meanpool")]
+
+
 def test_what_cannot_stack_is_a_unit_of_its_own(study):
     bags, folds = study
     alone = quick(bags, folds, "clam_sb", scale=10)
