@@ -33,8 +33,8 @@ def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2
     Each slide gets k tiles at every scale, `dim` standard normal numbers each, linked by row. Those of a site are
     shifted alike, by N(0, MARK) a channel; in SHARE of them the first CHANNELS are shifted by +SIGNAL or -SIGNAL, by
     class. Depends on the ids, labels, sites and the seed alone.
-    Slides that were drawn before are not drawn again. agree: as `import_features` takes it. Returns one row a slide, as `over_slides`.
-    Raises InputError when there are not two classes.
+    Slides that were drawn before are not drawn again. agree: as `import_features` takes it. Returns one row a slide, as
+    `over_slides`. Raises InputError when there are not two classes.
     """
     classes = sorted(cohort.label.unique())
     if len(classes) != 2:

@@ -26,7 +26,7 @@ def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200,
                   workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "",
                   agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
     """Features that nobody encodes here: those of a folder (`formats.import_features`), or, where `source` is DRAWN,
-    random ones (`rehearsal.draw_features`). agree: as `encode_cohort` takes it. Returns one row a slide, as `encode_cohort`."""
+    random ones (`rehearsal.draw_features`). agree: as `encode_cohort` takes it. Returns one row a slide, as that."""
     if source == DRAWN:
         return draw_features(store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler,
                              agree=agree)

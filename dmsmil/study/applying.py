@@ -114,8 +114,8 @@ def model_params(folder: Path, overrides: dict[str, str]) -> dict:
     params = complete(values, overrides, folder.name)
     home = folder_of(params["study"], params["outputs"])
     if home.exists() and home.samefile(folder):
-        raise InputError(f"the predictions would go into {folder.name}, the folder of the model: give them another name "
-                         "with -p study NAME")
+        raise InputError(f"the predictions would go into {folder.name}, the folder of the model: give them another "
+                         "name with -p study NAME")
     if (home / "folds.csv").exists():
         raise InputError(f"{params['outputs']}/{params['study']} is a study of its own: give the predictions another "
                          "name with -p study NAME")

@@ -212,7 +212,8 @@ def test_sentences_turn_with_the_sign():
     said = map_sentences(pd.DataFrame([row]))
     assert "0.20 [0.10, 0.30] higher with tiles replaced, 0.10 [0.00, 0.20] lower with tiles removed" in said
     assert "with fresh weights 0.30" in said
-    assert "input 0.20, fresh weights prefer no tile." in map_sentences(pd.DataFrame([row | {"random_weights": np.nan}]))
+    said = map_sentences(pd.DataFrame([row | {"random_weights": np.nan}]))
+    assert "input 0.20, fresh weights prefer no tile." in said
 
 
 def test_a_fresh_twin_is_given_the_same_features(trained, tmp_path):
