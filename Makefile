@@ -2,7 +2,7 @@
 # make test   everything CI runs
 # make lint   what CI checks without executing: style, types, the workflow, the Dockerfile
 # make lab    JupyterLab on the notebooks
-# make readme numbers of README from the demo study's files
+# make readme numbers of the pages from docs/results, into which it takes those of the demo study
 # make book   the book of the demo study once more, into outputs/demo/book/
 # make notebooks   the committed notebooks anew: the whole demo study, executed and published (an hour the first time)
 PYTHON ?= python3
