@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def dmsmil(*args, **kwargs):
     """The `dmsmil` command, typed from the project's folder."""
-    return subprocess.run([sys.executable, "-m", "dmsmil.study.cli", *map(str, args)], cwd=ROOT, text=True,
-                          capture_output=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "dmsmil.study.cli", *map(str, args)], cwd=ROOT, text=True, capture_output=True, **kwargs
+    )
 
 
 def once(name, make, tmp_path_factory, request):
@@ -38,6 +39,7 @@ def once(name, make, tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, request):
     """The smoke study, as typed."""
+
     def make(outputs):
         done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", outputs)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -50,6 +52,7 @@ def smoke(tmp_path_factory, request):
 def three(tmp_path_factory, request):
     """The study of three classes and scales with three slides that it has not seen: all notebooks, but no book, which
     costs as much as they do and is that of any study."""
+
     def make(outputs):
         from dmsmil.cohorts.made import three as cohort
         from dmsmil.cohorts.made.painted import make_slides
@@ -58,8 +61,9 @@ def three(tmp_path_factory, request):
 
         new = outputs / "new"
         make_slides(new, cohort.plan_three(12).iloc[9:], 0, 2048, cohort.RECIPE, workers=1)
-        params = read_params("params/three.yaml", {"outputs": str(outputs), "apply_to": str(new / "cohort.csv"),
-                                                   "workers": "1"})  # a process more would import all of it again
+        params = read_params(
+            "params/three.yaml", {"outputs": str(outputs), "apply_to": str(new / "cohort.csv"), "workers": "1"}
+        )  # a process more would import all of it again
         lines = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dmsmil.study.run._build_book", lambda home, say: "")
@@ -83,9 +87,15 @@ def slide():
     """A slide to draw, as `features.slide_views` gives it: six tiles in two rows."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(np.arange(3), np.arange(2)), -1).reshape(-1, 2) * 512
-    return {"slide_id": "s", "label": "a", "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
-            "dimensions": (1536, 1024), "coords": {10: grid, 20: grid + 100}, "side": {10: 512, 20: 256},
-            "density": np.linspace(0.1, 1, 6)}
+    return {
+        "slide_id": "s",
+        "label": "a",
+        "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
+        "dimensions": (1536, 1024),
+        "coords": {10: grid, 20: grid + 100},
+        "side": {10: 512, 20: 256},
+        "density": np.linspace(0.1, 1, 6),
+    }
 
 
 def assert_one_line(caught, name):

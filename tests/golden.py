@@ -28,7 +28,7 @@ def load(path) -> dict[str, np.ndarray]:
 
 def part(npz: dict, folder: str) -> dict[str, np.ndarray]:
     """The entries under `folder/`, by the rest of their key: part(npz, "out")["logits"]."""
-    return {key[len(folder) + 1:]: value for key, value in npz.items() if key.startswith(folder + "/")}
+    return {key[len(folder) + 1 :]: value for key, value in npz.items() if key.startswith(folder + "/")}
 
 
 def state(npz: dict) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ def place(name: str, name_map: dict) -> tuple[str, int | None] | None:
     if target is None:
         return None
     ours, index = target if isinstance(target, tuple) else (target, None)
-    return ours + name[len(prefix):], index
+    return ours + name[len(prefix) :], index
 
 
 def same_shape(value: Tensor, like: Tensor, name: str) -> Tensor:
@@ -94,16 +94,19 @@ def worst(a, b) -> float:
     return float(difference.nan_to_num(nan=float("inf")).max()) if difference.numel() else 0.0
 
 
-def gradient_errors(model: nn.Module, npz: dict, name: str, loss: Tensor, name_map: dict,
-                    inputs: dict[str, Tensor] | None = None) -> dict[str, float]:
+def gradient_errors(
+    model: nn.Module, npz: dict, name: str, loss: Tensor, name_map: dict, inputs: dict[str, Tensor] | None = None
+) -> dict[str, float]:
     """Back-propagate `loss`, the official loss `name`: worst error of the parameters' gradient norms and of the
     gradients of `inputs` (official input name -> leaf tensor of that shape). A parameter with no entry in the file has
     no gradient officially, so ours must have none or zero."""
     parameters = dict(model.named_parameters())
     leaves = list(parameters.values()) + list((inputs or {}).values())
     found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-    grads = {key: torch.zeros_like(leaf) if g is None else g
-             for key, leaf, g in zip([*parameters, *(f"in/{key}" for key in inputs or {})], leaves, found)}
+    grads = {
+        key: torch.zeros_like(leaf) if g is None else g
+        for key, leaf, g in zip([*parameters, *(f"in/{key}" for key in inputs or {})], leaves, found)
+    }
     norms = part(npz, f"gradnorm/{name}")
     errors = [0.0]
     for official in state(npz):

@@ -26,8 +26,14 @@ from dmsmil.study.params import known_parameters, read_params
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.metrics import score
 
-NAMES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/model_card.md", "docs/data_cards.md", "docs/guide.md",
-         "docs/guide.zh-CN.md")
+NAMES = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/model_card.md",
+    "docs/data_cards.md",
+    "docs/guide.md",
+    "docs/guide.zh-CN.md",
+)
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 MADE = {"cohort.csv", "manifest.csv"}  # files of a study, not of the checkout
 CODE = "\n".join(p.read_text(encoding="utf-8") for folder in ("dmsmil", "tests") for p in (ROOT / folder).rglob("*.py"))
@@ -81,8 +87,9 @@ def test_every_name_in_back_ticks_is_one_of_the_code(name):
     """Keys, columns, classes, functions, constants: a name that was changed must be changed here too."""
     known = {*known_parameters(), *RunConfig.__dataclass_fields__, *COLUMNS, *METHODS}
     for text in ticked(name):
-        for word in re.findall(r"^\w+$", text) + [part for part in re.findall(r"^(\w+\.\w+)$", text)
-                                                  if not part.endswith((".py", ".md", ".csv"))]:
+        for word in re.findall(r"^\w+$", text) + [
+            part for part in re.findall(r"^(\w+\.\w+)$", text) if not part.endswith((".py", ".md", ".csv"))
+        ]:
             parts = word.split(".")
             assert all(part in known or re.search(rf"\b{part}\b", CODE) for part in parts), word
         if key := re.match(r"(\w+): ", text):
@@ -124,18 +131,30 @@ def test_the_model_card_describes_what_the_demo_trains():
 def test_the_data_cards_count_as_the_code_does():
     cards, params = " ".join(DOCUMENTS["docs/data_cards.md"].split()), read_params(ROOT / "params/demo.yaml")
     plan = plan_cohort(params["demo_patients"])
-    assert (f"{len(plan)} painted slides of {plan.patient_id.nunique()} made-up patients from {len(SITES)} made-up "
-            f"sites, {plan.label.value_counts().max()} slides of each of two classes") in cards
+    assert (
+        f"{len(plan)} painted slides of {plan.patient_id.nunique()} made-up patients from {len(SITES)} made-up "
+        f"sites, {plan.label.value_counts().max()} slides of each of two classes"
+    ) in cards
     assert plan.label.nunique() == 2 and plan.label.value_counts().nunique() == 1
     assert f"{params['demo_side']} × {params['demo_side']} px" in cards
     assert f"{inspect.signature(make_mosaics).parameters['slides_per_class'].default} slides a class" in cards
     brca, nsclc = COHORTS["tcga-brca"].paper, COHORTS["tcga-nsclc"].paper
     assert f"{brca['IDC']} IDC and {brca['ILC']} ILC slides; {nsclc['LUAD']} LUAD and {nsclc['LUSC']} LUSC" in cards
-    always = pd.DataFrame({"slide_id": range(546), "patient_id": range(546), "label": ["IDC"] * 426 + ["ILC"] * 120,
-                           "pred": "IDC", "prob_IDC": 0.9, "prob_ILC": 0.1})
+    always = pd.DataFrame(
+        {
+            "slide_id": range(546),
+            "patient_id": range(546),
+            "label": ["IDC"] * 426 + ["ILC"] * 120,
+            "pred": "IDC",
+            "prob_IDC": 0.9,
+            "prob_ILC": 0.1,
+        }
+    )
     found = score(always, "IDC")
-    assert f"right for {100 * found['ACC']:.0f} % of the paper's slides (426 of 546), and has an F1 of " \
-           f"{found['F1']:.3f}" in cards
+    assert (
+        f"right for {100 * found['ACC']:.0f} % of the paper's slides (426 of 546), and has an F1 of "
+        f"{found['F1']:.3f}" in cards
+    )
 
 
 # ------------------------------------------------------------------------------------------- CITATION.cff
@@ -145,9 +164,29 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
 def test_the_citation_has_what_cff_1_2_asks_for():
     assert {"cff-version", "message", "title", "authors"} <= set(CITATION) and CITATION["cff-version"] == "1.2.0"
-    known = {"abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi", "identifiers",
-             "keywords", "license", "license-url", "message", "preferred-citation", "references", "repository",
-             "repository-artifact", "repository-code", "title", "type", "url", "version"}
+    known = {
+        "abstract",
+        "authors",
+        "cff-version",
+        "commit",
+        "contact",
+        "date-released",
+        "doi",
+        "identifiers",
+        "keywords",
+        "license",
+        "license-url",
+        "message",
+        "preferred-citation",
+        "references",
+        "repository",
+        "repository-artifact",
+        "repository-code",
+        "title",
+        "type",
+        "url",
+        "version",
+    }
     assert set(CITATION) <= known and CITATION["type"] in ("software", "dataset")
     for entry in [CITATION, *CITATION["references"]]:
         assert {"authors", "title"} <= set(entry) and entry["type"] and entry["authors"]

@@ -30,8 +30,11 @@ def home(tmp_path_factory):
     store = own_study(home / "study", ["TCGA-3.uuid"], magnification=20.0)
     for kind, folder in (("torchmil", "bags"), ("clam", "bags_clam"), ("stamp", "bags_stamp")):
         hand_out(kind, store, COHORT, FOLDS, home / folder)
-    rows = [dict(slide_id="one", scale=scale, place=place, x=512 * place, y=0, score=place / 7, normalised=place / 7)
-            for scale in (10, 20) for place in range(6)]
+    rows = [
+        dict(slide_id="one", scale=scale, place=place, x=512 * place, y=0, score=place / 7, normalised=place / 7)
+        for scale in (10, 20)
+        for place in range(6)
+    ]
     write_qupath(qupath_features(pd.DataFrame(rows), {10: 512, 20: 256}), home / "study/qupath/one.geojson")
     make_slide(home / "one.svs", 3072, 600)
     return home

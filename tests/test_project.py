@@ -17,8 +17,11 @@ from dmsmil.jobs.files import ROOT
 from dmsmil.study.params import notebooks
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if line.strip() and not line.startswith("#")]
+LOCK = [
+    Requirement(line)
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line.strip() and not line.startswith("#")
+]
 
 
 def tracked():
@@ -198,22 +201,22 @@ def test_a_form_for_an_issue_or_a_pull_request_has_five_lines():
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
     "jobs": "text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
-               "leakage made",
+    "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted three originals stains mosaics",
     "slides": "tiff wsi ome magnification reader density tiles hdf5 store linking hs2p given stages",
     "features": "weights encoders foreign lazyslide slide2vec sources formats handing rehearsal stages plan cache bags "
-                "truth views probes",
+    "truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
     "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings "
-                "claims",
+    "claims",
     "interpret": "explain nuclei morphology faithfulness export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "apply": "words folder members known novelty kit card travel incoming features predict external pages",
     "book": "results names grid best blocks several readme reference pages build publish",
     "study": "place times rules params terminal lock execute environment "
-             "unchanged opening trial forecast watch preflight run applying choice bench cli",
+    "unchanged opening trial forecast watch preflight run applying choice bench cli",
 }
 
 
@@ -266,11 +269,23 @@ def test_arrows_go_one_way():
 
 
 def test_a_study_notebook_needs_its_own_wing_and_three_others_at_most():
-    own = {"00": "cohorts", "01": "slides", "02": "features", "03": "training", "04": "analysis", "05": "analysis",
-           "06": "analysis", "07": "interpret", "08": "cost", "09": "analysis", "10": "apply"}
+    own = {
+        "00": "cohorts",
+        "01": "slides",
+        "02": "features",
+        "03": "training",
+        "04": "analysis",
+        "05": "analysis",
+        "06": "analysis",
+        "07": "interpret",
+        "08": "cost",
+        "09": "analysis",
+        "10": "apply",
+    }
     for notebook in notebooks():
-        source = "\n".join("".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]
-                           if cell["cell_type"] == "code")
+        source = "\n".join(
+            "".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"
+        )
         used = {line.split(".")[0].split(",")[0] for line in re.findall(r"from dmsmil(?:\.| import )([\w.]+)", source)}
         assert own[notebook.stem[:2]] in used, notebook.stem
         assert len(used) <= 4, (notebook.stem, used)

@@ -29,8 +29,14 @@ def ablation_configs(bags: Bags, folds: pd.DataFrame, **settings) -> list[RunCon
     Without fusion there is one scale, so the first two rows are DAMIL; the paper does not say at which scale, so each
     of them is run at every scale.
     """
-    rows = [{"damil": {"deformable": False}}, "damil", {"dmsmil": {"ot": "none", "deformable": False}},
-            {"dmsmil": {"deformable": False}}, {"dmsmil": {"ot": "none"}}, "dmsmil"]
+    rows = [
+        {"damil": {"deformable": False}},
+        "damil",
+        {"dmsmil": {"ot": "none", "deformable": False}},
+        {"dmsmil": {"deformable": False}},
+        {"dmsmil": {"ot": "none"}},
+        "dmsmil",
+    ]
     return configure_all(bags, folds, rows, **settings)
 
 
@@ -40,8 +46,9 @@ def parts_of(config: RunConfig) -> tuple[bool, bool, bool]:
     return config.method == "dmsmil", options.get("ot", "none") != "none", options["deformable"]
 
 
-def ablation_table(runs: list[Runs], bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame,
-                   positive: str = "") -> pd.DataFrame:
+def ablation_table(
+    runs: list[Runs], bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame, positive: str = ""
+) -> pd.DataFrame:
     """`report.result_table` of the rows, with fusion, ot and deformable after the name (empty for the baselines)."""
     table = result_table(runs, bags, folds, cohort, positive)
     marks = [parts_of(r.config) for r in runs] + [(None,) * 3] * (len(table) - len(runs))
@@ -57,8 +64,11 @@ def pretty_ablation(table: pd.DataFrame, paper: str = "") -> pd.DataFrame:
     for place, part in enumerate(PARTS):
         shown.insert(place, part, ["" if key[place] is None else "✓" if key[place] else "–" for key in keys])
     if printed:
-        shown.insert(shown.columns.get_loc("ACC") + 1, f"ACC in the paper, {COHORTS[paper]}",
-                     [printed.get(key, "") for key in keys])
+        shown.insert(
+            shown.columns.get_loc("ACC") + 1,
+            f"ACC in the paper, {COHORTS[paper]}",
+            [printed.get(key, "") for key in keys],
+        )
     return shown
 
 
@@ -73,8 +83,11 @@ def part_gains(table: pd.DataFrame) -> pd.DataFrame:
         rest = [p for p in PARTS if p != part]
         for _, new in whole[whole[part]].iterrows():
             alike = whole[~whole[part] & (whole[rest] == new[rest]).all(axis=1)]
-            pairs += [(part, old["name"], new["name"], new.ACC_mean - old.ACC_mean) for _, old in alike.iterrows()
-                      if part == "fusion" or old.scales == new.scales]
+            pairs += [
+                (part, old["name"], new["name"], new.ACC_mean - old.ACC_mean)
+                for _, old in alike.iterrows()
+                if part == "fusion" or old.scales == new.scales
+            ]
     return pd.DataFrame(pairs, columns=["part", "without", "with", "ACC_gain"])
 
 
@@ -87,12 +100,19 @@ def ablation_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     for part, words in zip(PARTS, ("Fusion of the scales", "Transport between them", "Deformable attention")):
         mine = gains[gains.part == part]
         said = ", ".join(f"{gain:+.3f}" for gain in mine.ACC_gain) or "none could be compared"
-        lines.append(f"**{words}** raises ACC in {(mine.ACC_gain > 0).sum()} of {len(mine)} pairs of rows that differ "
-                     f"in it alone: {said}.")
-        lines += [as_written(sentence(row, row.reference, "ACC")) for _, row in tests.iterrows()
-                  if part != "fusion" and ((mine["with"] == row.reference) & (mine.without == row["name"])).any()]
-    lines += [f"{as_written(row['name'])} collapsed in {row.collapsed} of {row.runs} runs: no result."
-              for _, row in table[table.collapsed > 0].iterrows()]
+        lines.append(
+            f"**{words}** raises ACC in {(mine.ACC_gain > 0).sum()} of {len(mine)} pairs of rows that differ "
+            f"in it alone: {said}."
+        )
+        lines += [
+            as_written(sentence(row, row.reference, "ACC"))
+            for _, row in tests.iterrows()
+            if part != "fusion" and ((mine["with"] == row.reference) & (mine.without == row["name"])).any()
+        ]
+    lines += [
+        f"{as_written(row['name'])} collapsed in {row.collapsed} of {row.runs} runs: no result."
+        for _, row in table[table.collapsed > 0].iterrows()
+    ]
     lines += marked_sentences(table)
     return "\n".join(f"- {line}" for line in lines)
 
@@ -128,11 +148,15 @@ def is_exact(null: pd.DataFrame) -> bool:
 def null_sentence(null: pd.DataFrame) -> str:
     """Markdown: whether OT on frozen features is the same as no OT."""
     if is_exact(null):
-        return (f"OT on frozen features gives **exactly** the predictions of no OT, in all {len(null)} runs. Whatever "
-                "L_ot does elsewhere, it does through the projection.")
+        return (
+            f"OT on frozen features gives **exactly** the predictions of no OT, in all {len(null)} runs. Whatever "
+            "L_ot does elsewhere, it does through the projection."
+        )
     if null.empty:
         return "**The null control was not made**: the two have no run in common."
     wrong = null[null.largest_difference > 0]
-    return (f"**The null control fails**: in {len(wrong)} of {len(null)} runs OT on frozen features changes the "
-            f"predictions, by up to {wrong.largest_difference.max():.2g}. Something besides the gradient of L_ot "
-            "reaches the model (on a GPU: sums in no fixed order), and the effect of OT cannot be told apart from it.")
+    return (
+        f"**The null control fails**: in {len(wrong)} of {len(null)} runs OT on frozen features changes the "
+        f"predictions, by up to {wrong.largest_difference.max():.2g}. Something besides the gradient of L_ot "
+        "reaches the model (on a GPU: sums in no fixed order), and the effect of OT cannot be told apart from it."
+    )

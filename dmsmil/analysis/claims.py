@@ -80,25 +80,51 @@ def decide(difference: float, p: float = math.nan, p_equivalent: float = math.na
 
 def _questions() -> Iterator[tuple[str, str, str, Callable[[Tables], Judged]]]:
     """Claim, where the paper makes it, the notebook that tests it, and what judges it."""
-    yield ("DMSMIL has the highest ACC of the multi-scale methods (by more than 4 % on TCGA-BRCA, 6 % on TCGA-NSCLC)",
-           "Tables 1, 2", "04_compare", lambda t: _highest(part(_table(t, "04_compare")), t, "dmsmil", "04_tests"))
-    yield ("DMSMIL has the highest ACC of all methods, here with plain pooling", "Tables 1, 2, Fig. 4, 5", "04_compare",
-           lambda t: _highest(_table(t, "04_compare"), t, "dmsmil", "04_tests", pooling=True))
+    yield (
+        "DMSMIL has the highest ACC of the multi-scale methods (by more than 4 % on TCGA-BRCA, 6 % on TCGA-NSCLC)",
+        "Tables 1, 2",
+        "04_compare",
+        lambda t: _highest(part(_table(t, "04_compare")), t, "dmsmil", "04_tests"),
+    )
+    yield (
+        "DMSMIL has the highest ACC of all methods, here with plain pooling",
+        "Tables 1, 2, Fig. 4, 5",
+        "04_compare",
+        lambda t: _highest(_table(t, "04_compare"), t, "dmsmil", "04_tests", pooling=True),
+    )
     for scale, lead, figure in ((10, "3 %", "Fig. 4"), (20, "4 %", "Fig. 5")):
-        yield (f"DAMIL leads the methods of one scale by about {lead} ACC at {scale}x", figure, "04_compare",
-               lambda t, scale=scale: _highest(part(_table(t, "04_compare"), scale), t, "damil", "04_tests_scales"))
+        yield (
+            f"DAMIL leads the methods of one scale by about {lead} ACC at {scale}x",
+            figure,
+            "04_compare",
+            lambda t, scale=scale: _highest(part(_table(t, "04_compare"), scale), t, "damil", "04_tests_scales"),
+        )
     yield "λ = 1 is best, in ACC, F1 and AUC", "Fig. 3", "06_lambda", _lam
     for words, place in (("Multi-scale fusion", 0), ("Inter-scale OT", 1), ("Deformable attention", 2)):
-        yield (f"{words} adds accuracy, wherever it is added", "Tables 4, 5", "05_ablation",
-               lambda t, place=place: _adds(t, place))
+        yield (
+            f"{words} adds accuracy, wherever it is added",
+            "Tables 4, 5",
+            "05_ablation",
+            lambda t, place=place: _adds(t, place),
+        )
     yield "The full model is best", "Tables 4, 5", "05_ablation", _full
-    for words, column, text in (("has the fewest parameters", "parameters", "{:,.0f} parameters"),
-                                ("trains fastest", "epoch_median_s", "{:.3g} s an epoch"),
-                                ("answers fastest", "inference_median_ms", "{:.3g} ms a slide")):
-        yield (f"DMSMIL {words} of the multi-scale methods", "Table 3", "08_cost",
-               lambda t, column=column, text=text: _least(t, column, text))
-    yield ("Deformable attention grows linearly with the number of tiles, full attention with its square",
-           "section 2.4", "08_cost", _growth)
+    for words, column, text in (
+        ("has the fewest parameters", "parameters", "{:,.0f} parameters"),
+        ("trains fastest", "epoch_median_s", "{:.3g} s an epoch"),
+        ("answers fastest", "inference_median_ms", "{:.3g} ms a slide"),
+    ):
+        yield (
+            f"DMSMIL {words} of the multi-scale methods",
+            "Table 3",
+            "08_cost",
+            lambda t, column=column, text=text: _least(t, column, text),
+        )
+    yield (
+        "Deformable attention grows linearly with the number of tiles, full attention with its square",
+        "section 2.4",
+        "08_cost",
+        _growth,
+    )
 
 
 def _table(tables: Tables, name: str) -> pd.DataFrame:
@@ -178,7 +204,8 @@ def _adds(tables: Tables, place: int) -> Judged:
     number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
     if PARTS[place] == "ot" and "05_null" in tables:
         said += " Control: OT on frozen features " + (
-            "changes nothing, as it must." if is_exact(tables["05_null"]) else "changes predictions, as it must not.")
+            "changes nothing, as it must." if is_exact(tables["05_null"]) else "changes predictions, as it must not."
+        )
     alike = max(map(abs, gains)) < EQUIVALENT_WITHIN
     return decide(min(gains), p, p_equivalent if alike else math.nan), f"{number}. {said}"
 
@@ -186,7 +213,7 @@ def _adds(tables: Tables, place: int) -> Judged:
 def _pairs(rows: dict[tuple[bool, ...], pd.DataFrame], place: int) -> Iterator[tuple[pd.Series, pd.Series]]:
     """(without, with) part `place`, of the same scale where neither has fusion; none without it that collapsed."""
     for key, after in rows.items():
-        before = rows.get((*key[:place], False, *key[place + 1:]))
+        before = rows.get((*key[:place], False, *key[place + 1 :]))
         if key[place] and before is not None:
             for _, new in after.iterrows():
                 same = before[((before.scales == new.scales) | key[0]) & (before[COLLAPSED] == 0)]
@@ -203,8 +230,9 @@ def _full(tables: Tables) -> Judged:
     if "05_variants" in tables:
         readings = tables["05_variants"]
         above = readings.name[(readings.ACC_p_holm < ALPHA) & (readings.ACC_difference < 0)]
-        number += (f" Of {len(readings)} other readings of the text, shown to have a higher ACC: "
-                   f"{', '.join(above) or 'none'}.")
+        number += (
+            f" Of {len(readings)} other readings of the text, shown to have a higher ACC: {', '.join(above) or 'none'}."
+        )
     return found, number
 
 
@@ -225,8 +253,10 @@ def _lam(tables: Tables) -> Judged:
         raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
-    number = "; ".join(f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
-                       for m, top in tops.items())
+    number = "; ".join(
+        f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
+        for m, top in tops.items()
+    )
     p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam))
     by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))
     alike = by_auc is not None and equivalent(by_auc, "AUC")
@@ -241,13 +271,18 @@ def _least(tables: Tables, column: str, text: str) -> Judged:
     table = _table(tables, "08_cost")
     several = table[table.scales.str.contains("+", regex=False) & table[column].notna()]
     mine = _row(several[several.method == "dmsmil"], "DMSMIL")
-    others = several[(several.method != "dmsmil") & ~several.method.map(is_pooling).astype(bool)
-                     & several.method.map(is_published).astype(bool)]
+    others = several[
+        (several.method != "dmsmil")
+        & ~several.method.map(is_pooling).astype(bool)
+        & several.method.map(is_published).astype(bool)
+    ]
     if others.empty:
         raise _Absent("no other multi-scale method was run")
     best, rank = others.loc[others[column].idxmin()], 1 + int((others[column] <= mine[column]).sum())
-    number = (f"{text.format(mine[column])} against {text.format(best[column])} of {best['name']}, the least of the "
-              f"others; place {rank} of {len(others) + 1}")
+    number = (
+        f"{text.format(mine[column])} against {text.format(best[column])} of {best['name']}, the least of the "
+        f"others; place {rank} of {len(others) + 1}"
+    )
     return HELD if mine[column] < best[column] else NOT_HELD, number
 
 
@@ -257,7 +292,8 @@ def _growth(tables: Tables) -> Judged:
     if not {"deformable", "full"} <= set(slope.index):
         raise _Absent("deformable and full attention were not both run")
     number = "time grows with the number of tiles to the power " + ", ".join(
-        f"{slope[what]:.2f} ({what})" for what in ("deformable", "full", "ot") if what in slope)
+        f"{slope[what]:.2f} ({what})" for what in ("deformable", "full", "ot") if what in slope
+    )
     words = {"holds": HELD, "direction": NOT_SHOWN, "not": NOT_HELD}
     return words[growth_as_claimed(slope["deformable"], slope["full"])], number
 
@@ -268,7 +304,16 @@ def _growth(tables: Tables) -> Judged:
 def _interpretation(tables: Tables) -> list[tuple[str, ...]]:
     """What 07_interpret found about Fig. 6 and 7, as it says it."""
     if "07_claims" not in tables:
-        return [("Scores differ by class, and high ones lie on what pathologists look at", "Fig. 6, 7", "07_interpret",
-                 NOT_RUN, "07_interpret: not run")]
-    return [(row.claim, row["where"], "07_interpret", row.verdict, str(row.number))
-            for _, row in tables["07_claims"].iterrows()]
+        return [
+            (
+                "Scores differ by class, and high ones lie on what pathologists look at",
+                "Fig. 6, 7",
+                "07_interpret",
+                NOT_RUN,
+                "07_interpret: not run",
+            )
+        ]
+    return [
+        (row.claim, row["where"], "07_interpret", row.verdict, str(row.number))
+        for _, row in tables["07_claims"].iterrows()
+    ]

@@ -51,8 +51,15 @@ def _decide(difference: float, error: float, units: int, law, margin: float = fl
         return PairedTest(difference, units=units, reason="the difference does not vary: its error cannot be estimated")
     ratio, reach = difference / error, law.ppf(1 - ALPHA / 2) * error
     equivalent = float(law.sf((margin - abs(difference)) / error))  # the larger of the two one-sided p values
-    return PairedTest(difference, difference - reach, difference + reach, ratio, float(2 * law.sf(abs(ratio))), units,
-                      p_equivalent=equivalent)
+    return PairedTest(
+        difference,
+        difference - reach,
+        difference + reach,
+        ratio,
+        float(2 * law.sf(abs(ratio))),
+        units,
+        p_equivalent=equivalent,
+    )
 
 
 def widening(n: int, test_share: float) -> float:
@@ -143,15 +150,16 @@ def delong(predictions_a: pd.DataFrame, predictions_b: pd.DataFrame, positive: s
         for side, ids, size in zip(range(2), patients, sizes):
             gap = placements[0][side] - placements[1][side] - difference
             by_patient = np.bincount(ids, gap)
-            variance += size / (size - 1) * (by_patient ** 2).sum() / len(ids) ** 2
+            variance += size / (size - 1) * (by_patient**2).sum() / len(ids) ** 2
         test = _decide(difference, float(np.sqrt(variance)), units, stats.norm())
     return DeLong(auc_a, auc_b, len(both), test)
 
 
 def _pooled(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row a slide: patient_id, label, and the probability of class `name` averaged over seeds and repeats."""
-    return predictions.groupby("slide_id").agg(patient_id=("patient_id", "first"), label=("label", "first"),
-                                               value=(f"prob_{name}", "mean"))
+    return predictions.groupby("slide_id").agg(
+        patient_id=("patient_id", "first"), label=("label", "first"), value=(f"prob_{name}", "mean")
+    )
 
 
 def _placements(value: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,12 +192,14 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str = "AUC", positive:
     Seeds of a fold share their training and test slides: counted as runs of their own they would be the same
     evidence several times (on data without a difference, the t-test above then rejects up to 19 % at alpha .05).
     """
-    return pd.DataFrame({name: score_by_fold(table, positive).groupby("fold")[metric].mean()
-                         for name, table in tables.items()}).T
+    return pd.DataFrame(
+        {name: score_by_fold(table, positive).groupby("fold")[metric].mean() for name, table in tables.items()}
+    ).T
 
 
-def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "",
-            slides: int = 0) -> pd.DataFrame:
+def compare(
+    reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "", slides: int = 0
+) -> pd.DataFrame:
     """The reference against each other method: one row a method, differences are reference minus method.
 
     reference, others: predictions tables on the same folds; slides: how many the study has (0: as many as were tested
@@ -215,7 +225,7 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     mine = score_by_fold(reference, positive).groupby("fold")[list(METRICS)].mean()
     rows = []
     for name, table in others.items():
-        gap = (mine - score_by_fold(table, positive).groupby("fold")[list(METRICS)].mean())
+        gap = mine - score_by_fold(table, positive).groupby("fold")[list(METRICS)].mean()
         gap = gap.loc[sorted(set(mine.index) & set(table.fold))]
         if gap.empty:
             raise InputError(f"{name} has no fold in common with the reference: run it on the same folds")
@@ -235,12 +245,18 @@ def compare(reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: 
     order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts if f"{test}_{part}" in result]
     result["DeLong_class"] = against_rest
     return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]].assign(
-        **counted_classes(reference))
+        **counted_classes(reference)
+    )
 
 
 def _columns(prefix: str, test: PairedTest) -> dict:
-    return {f"{prefix}_difference": test.difference, f"{prefix}_low": test.low, f"{prefix}_high": test.high,
-            f"{prefix}_p": test.p, f"{prefix}_note": test.reason}
+    return {
+        f"{prefix}_difference": test.difference,
+        f"{prefix}_low": test.low,
+        f"{prefix}_high": test.high,
+        f"{prefix}_p": test.p,
+        f"{prefix}_note": test.reason,
+    }
 
 
 def equivalent(row: pd.Series, metric: str) -> bool:
@@ -252,8 +268,11 @@ def equivalents(table: pd.DataFrame) -> str:
     """The rows of `compare` that are equivalent and not shown to differ, as 'a, b by AUC; c by ACC'; empty for none."""
     said = []
     for metric in ("AUC", "ACC"):
-        names = [row["name"] for _, row in table.iterrows()
-                 if equivalent(row, metric) and not row[f"{metric}_p_holm"] < ALPHA]
+        names = [
+            row["name"]
+            for _, row in table.iterrows()
+            if equivalent(row, metric) and not row[f"{metric}_p_holm"] < ALPHA
+        ]
         said += [f"{', '.join(names)} by {called(metric, table)}"] if names else []
     return "; ".join(said)
 
@@ -286,6 +305,8 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
         direction = "worse" if worse else "better"
         return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {p_value(p)}."
     if equivalent(row, metric):
-        return (f"{name} and {other} are equivalent: they differ by less than {EQUIVALENT_WITHIN:g} {unit}, "
-                f"{difference:+.3f}{interval}, corrected {p_value(row[f'{metric}_p_equivalent_holm'])}.")
+        return (
+            f"{name} and {other} are equivalent: they differ by less than {EQUIVALENT_WITHIN:g} {unit}, "
+            f"{difference:+.3f}{interval}, corrected {p_value(row[f'{metric}_p_equivalent_holm'])}."
+        )
     return f"{name} is not shown to be better than {other}: {difference:+.3f} {unit}{interval}, corrected {p_value(p)}."

@@ -69,8 +69,13 @@ def records(home: str | Path) -> tuple[list[dict], int]:
         if record is not None:
             found.append(record)
     folds = _folds(home)
-    mine = [record for record in found if record["seed"] in now.get("seeds", [record["seed"]])
-            and folds in ("", record["config"]["folds"]) and _same_code(record["config"])]
+    mine = [
+        record
+        for record in found
+        if record["seed"] in now.get("seeds", [record["seed"]])
+        and folds in ("", record["config"]["folds"])
+        and _same_code(record["config"])
+    ]
     return mine, len(found) - len(mine)
 
 

@@ -59,8 +59,10 @@ _COST = {  # Table 3; DMSMIL's two times are repeated in section 3.2.3, of its p
 
 def _of(tables: dict[str, dict], paper: str) -> dict:
     if paper and paper not in COHORTS:
-        raise InputError(f"paper is '{paper}': choose one of {', '.join(COHORTS)} to show the paper's printed values, "
-                         "or leave it empty")
+        raise InputError(
+            f"paper is '{paper}': choose one of {', '.join(COHORTS)} to show the paper's printed values, "
+            "or leave it empty"
+        )
     return {key: dict(value) if isinstance(value, dict) else value for key, value in tables.get(paper, {}).items()}
 
 
@@ -81,6 +83,7 @@ def printed_ablation(paper: str) -> dict[tuple[bool, bool, bool], str]:
 def printed_cost() -> dict[str, dict[str, str]]:
     """Table 3: method -> {parameters, training (an epoch), inference (a slide)}, on one RTX 3060."""
     return {method: dict(row) for method, row in _COST.items()}
+
 
 NEAR = 0.25  # a power of K up to 1 + NEAR is called linear, from 2 - NEAR on quadratic
 

@@ -41,8 +41,13 @@ def detectable(spread: float, resamples: int, test_share: float, alpha: float = 
         return math.nan
     error = spread * widening(resamples, test_share)
     least = error * stats.t.ppf(1 - alpha / 2, resamples - 1)  # a true difference as large as this is shown in half
-    return float(optimize.brentq(lambda difference: power_of(difference, spread, resamples, test_share, alpha) - POWER,
-                                 0.1 * least, 10 * least))
+    return float(
+        optimize.brentq(
+            lambda difference: power_of(difference, spread, resamples, test_share, alpha) - POWER,
+            0.1 * least,
+            10 * least,
+        )
+    )
 
 
 def floor(spread: float, test_share: float, alpha: float = ALPHA) -> float:
@@ -79,10 +84,19 @@ def power_table(runs: list[Runs], slides: int, positive: str = "", pilot_spread:
     for metric in ("AUC", "ACC"):
         pilot = metric == "AUC" and pilot_spread > 0
         spread = pilot_spread if pilot else paired_spread(tables, metric, positive)
-        rows.append({"metric": called(metric, counted_classes(first)), "spread": spread,
-                     "source": "pilot" if pilot else "runs", "resamples": resamples, "test_share": share,
-                     "tests": tests, "alone": detectable(spread, resamples, share),
-                     "corrected": detectable(spread, resamples, share, ALPHA / tests), "floor": floor(spread, share)})
+        rows.append(
+            {
+                "metric": called(metric, counted_classes(first)),
+                "spread": spread,
+                "source": "pilot" if pilot else "runs",
+                "resamples": resamples,
+                "test_share": share,
+                "tests": tests,
+                "alone": detectable(spread, resamples, share),
+                "corrected": detectable(spread, resamples, share, ALPHA / tests),
+                "floor": floor(spread, share),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -90,13 +104,17 @@ def power_sentences(table: pd.DataFrame) -> str:
     """Markdown: which difference would be found, and what more repeats or more patients would bring."""
     known = table[table.alone.notna()]
     lines = [_found(row) for row in known.itertuples()]
-    lines += [f"What difference in {metric} would be found cannot be said: no spread over folds is known."
-              for metric in table.metric[table.alone.isna()]]
+    lines += [
+        f"What difference in {metric} would be found cannot be said: no spread over folds is known."
+        for metric in table.metric[table.alone.isna()]
+    ]
     for row in known.head(1).itertuples():
-        lines.append(f"More repeats of the folds would bring one test alone to {_size(row.floor)} {row.metric} at "
-                     "best: a fold tests the same share of the slides, however often they are dealt. Four times "
-                     f"as many patients would halve the difference, to {_size(row.alone / 2)}, as far as the spread "
-                     "comes from who is tested and not from the luck of training.")
+        lines.append(
+            f"More repeats of the folds would bring one test alone to {_size(row.floor)} {row.metric} at "
+            "best: a fold tests the same share of the slides, however often they are dealt. Four times "
+            f"as many patients would halve the difference, to {_size(row.alone / 2)}, as far as the spread "
+            "comes from who is tested and not from the luck of training."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -105,11 +123,15 @@ def _found(row) -> str:
     whence = "an earlier study" if row.source == "pilot" else "these runs"
     spread = f"the spread of a difference over folds is {row.spread:.3f} in {whence}, with {row.resamples} folds"
     if row.alone > 1:
-        return (f"**No difference in {row.metric} would be found** in {SHARE} of such studies: it would have to be "
-                f"{row.alone:.2g}, and none is above 1 ({spread}).")
+        return (
+            f"**No difference in {row.metric} would be found** in {SHARE} of such studies: it would have to be "
+            f"{row.alone:.2g}, and none is above 1 ({spread})."
+        )
     corrected = _size(row.corrected) if row.corrected <= 1 else "none at all"
-    return (f"**A difference of {_size(row.alone)} in {row.metric} would be found in {SHARE} of such studies** by "
-            f"one test alone; after the correction for {row.tests} tests, {corrected} ({spread}).")
+    return (
+        f"**A difference of {_size(row.alone)} in {row.metric} would be found in {SHARE} of such studies** by "
+        f"one test alone; after the correction for {row.tests} tests, {corrected} ({spread})."
+    )
 
 
 def _size(difference: float) -> str:

@@ -13,8 +13,15 @@ from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, mar
 from dmsmil.training.runs import Runs
 
 MARKS = (COLLAPSED, NOTHING, GATHERED)
-_PLAIN = {"offset": "cells", "offset_lr": 1.0, "query": "plain", "grid": "fill", "standardise": False,
-          "ot": "exact", "ot_on": "projection"}  # all that the candidates differ in, whatever today's default is
+_PLAIN = {
+    "offset": "cells",
+    "offset_lr": 1.0,
+    "query": "plain",
+    "grid": "fill",
+    "standardise": False,
+    "ot": "exact",
+    "ot_on": "projection",
+}  # all that the candidates differ in, whatever today's default is
 _CITED = {**_PLAIN, "offset": "dat", "offset_lr": 0.1, "query": "norm"}
 CANDIDATES = {  # nearest to the cited text first
     "cited": _CITED,
@@ -33,8 +40,9 @@ FOLDS, SEEDS, EPOCHS = (0, 1, 2), (0,), 40  # of the rule
 def candidate_configs(bags: Bags, folds: pd.DataFrame, **settings) -> dict[str, RunConfig]:
     """name -> RunConfig of every candidate and of the control; settings: as for `configure`, without epochs."""
     options = {**CANDIDATES, CONTROL: {**_CITED, "ot": "none"}}
-    return {name: configure(bags, folds, "dmsmil", 0, mine, epochs=EPOCHS, **settings)
-            for name, mine in options.items()}
+    return {
+        name: configure(bags, folds, "dmsmil", 0, mine, epochs=EPOCHS, **settings) for name, mine in options.items()
+    }
 
 
 def choice_rows(cohort: str, runs: dict[str, Runs], positive: str = "") -> pd.DataFrame:
@@ -59,8 +67,9 @@ def choose(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     held_against = marked & ~marked.loc[CONTROL]
     table = scores.loc[names]
     table.columns = [f"AUC_{cohort}" for cohort in table.columns]
-    table = table.assign(score=table.mean(axis=1), effective=rows.groupby("name")[EFFECTIVE].mean(),
-                         healthy=~held_against.any(axis=1))
+    table = table.assign(
+        score=table.mean(axis=1), effective=rows.groupby("name")[EFFECTIVE].mean(), healthy=~held_against.any(axis=1)
+    )
     candidates = table.loc[list(CANDIDATES)]
     pool = candidates[candidates.healthy] if candidates.healthy.any() else candidates
     ties = pool.score > pool.score.max() - EQUIVALENT_WITHIN
@@ -76,5 +85,7 @@ def choice_sentence(name: str, table: pd.DataFrame) -> str:
     others = table[~table["name"].isin([name, CONTROL])]
     best = others.loc[others.score.idxmax()]
     ill = ", ".join(table["name"][~table.healthy]) or "none"
-    return (f"Chosen: {name}, score {row.score:.3f}; the best other is {best['name']}, {best.score:.3f}; without L_ot "
-            f"{control.score:.3f}. Out by their health: {ill}.")
+    return (
+        f"Chosen: {name}, score {row.score:.3f}; the best other is {best['name']}, {best.score:.3f}; without L_ot "
+        f"{control.score:.3f}. Out by their health: {ill}."
+    )

@@ -34,10 +34,14 @@ def saved_tables(home: str | Path, pattern: str = "*") -> dict[str, pd.DataFrame
     What other parameters left there is `leftovers.other_tables`.
     """
     other = other_tables(home)
-    found = {path.stem: pd.read_csv(path) for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))
-             if path.stem not in other}
-    return {name: table.fillna({c: "" for c in table if not is_numeric_dtype(table[c])})
-            for name, table in found.items()}
+    found = {
+        path.stem: pd.read_csv(path)
+        for path in sorted((Path(home) / "tables").glob(f"{pattern}.csv"))
+        if path.stem not in other
+    }
+    return {
+        name: table.fillna({c: "" for c in table if not is_numeric_dtype(table[c])}) for name, table in found.items()
+    }
 
 
 def saved_results(home: str | Path) -> pd.DataFrame:
@@ -94,13 +98,28 @@ MARKS = (COLLAPSED, NOTHING, GATHERED)
 def run_ledger(home: str | Path) -> pd.DataFrame:
     """The finished runs of a study, of its present folds, seeds and code, by configuration (options that are not
     default): runs, how many of them have which mark, median seconds."""
-    rows = pd.DataFrame([{"method": r["config"]["method"], "scales": scales_name(r["config"]["scales"]),
-                          "options": _own(r["config"]), "epochs": r["config"]["epochs"], "parameters": r["parameters"],
-                          "seconds": r["seconds"], "device": r["device"], **{mark: r[mark] for mark in MARKS},
-                          "key": fingerprint(r["config"])} for r in records(home)[0]],
-                        columns=[*RUN, "seconds", *MARKS])
-    table = rows.groupby(RUN).agg(runs=("seconds", "size"), **{mark: (mark, "sum") for mark in MARKS},
-                                   seconds=("seconds", "median")).reset_index()
+    rows = pd.DataFrame(
+        [
+            {
+                "method": r["config"]["method"],
+                "scales": scales_name(r["config"]["scales"]),
+                "options": _own(r["config"]),
+                "epochs": r["config"]["epochs"],
+                "parameters": r["parameters"],
+                "seconds": r["seconds"],
+                "device": r["device"],
+                **{mark: r[mark] for mark in MARKS},
+                "key": fingerprint(r["config"]),
+            }
+            for r in records(home)[0]
+        ],
+        columns=[*RUN, "seconds", *MARKS],
+    )
+    table = (
+        rows.groupby(RUN)
+        .agg(runs=("seconds", "size"), **{mark: (mark, "sum") for mark in MARKS}, seconds=("seconds", "median"))
+        .reset_index()
+    )
     return table.drop(columns="key").rename(columns={"seconds": "median seconds a run"}).set_index("method")
 
 
@@ -145,14 +164,20 @@ def ranking(table: pd.DataFrame) -> str:
     table = table.assign(auc=auc)
     ordered = table[table[COLLAPSED] == 0].sort_values("auc", ascending=False, kind="stable")
     best, colour = ordered.iloc[0], table[table.name == COLOUR]
-    lines = [f"Highest {name}: **{as_written(best['name'])}**, {best.auc:.3f} "
-             f"[{best.AUC_low:.2f}, {best.AUC_high:.2f}]."]
+    lines = [
+        f"Highest {name}: **{as_written(best['name'])}**, {best.auc:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."
+    ]
     if (table.name == "DMSMIL").any():
         mine = table[table.name == "DMSMIL"].iloc[0]
         above = table[(table.auc > mine.auc) & (table[COLLAPSED] == 0)]
-        lines.append(f"DMSMIL's {name} is {mine.auc:.3f}; "
-                     + (f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}." if len(above)
-                        else "no row is above it."))
+        lines.append(
+            f"DMSMIL's {name} is {mine.auc:.3f}; "
+            + (
+                f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}."
+                if len(above)
+                else "no row is above it."
+            )
+        )
     if len(colour):
         weak = table[(table.auc <= colour.auc.iloc[0]) & ~table.name.isin(CHEAP)]
         lines.append("Not above the six colour numbers: " + (", ".join(map(as_written, weak.name)) or "none") + ".")
@@ -172,13 +197,13 @@ def _some(names: pd.Series, most: int = 6) -> str:
 
 ADAPTED = {
     "multiattn": "MultiAttnMIL reads the tiles of all scales as one bag. It is the multi-attention MIL of Wibawa "
-                 "(2022), not Konstantinov and Utkin's, which has a convolutional extractor on raw pixels.",
+    "(2022), not Konstantinov and Utkin's, which has a convolutional extractor on raw pixels.",
     "hagmil": "HAG-MIL on one scale is one level of the model: its hierarchy is in `hagmil_hier`.",
     "hifuse": "HiFuse comes from image classification: 20x tiles go to its local branch and 10x tiles to its window "
-              "attention, on the grid of the slide's tiles. Its score is a gated activation norm, ours.",
+    "attention, on the grid of the slide's tiles. Its score is a gated activation norm, ours.",
     "amgcfn": "AMGCFN comes from hyperspectral imaging: 10x tiles are the nodes of its graph, 20x tiles its image.",
     "dsmil": "DSMIL joins each tile with those that it lies in, a 20x tile with its 10x parent (its pyramidal "
-             "concatenation).",
+    "concatenation).",
     "transmil": "TransMIL depends on tile order: raster order.",
 }
 

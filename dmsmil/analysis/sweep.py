@@ -22,10 +22,15 @@ from dmsmil.training.runs import Runs
 
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
 LINEAR = "linear projection"
-PLACEMENTS = {LINEAR: {"ot_on": "projection"}, "ReLU": {"ot_on": "projection", "activation": "relu"},
-              "LayerNorm, ReLU": {"ot_on": "projection", "activation": "layernorm_relu"},
-              "unit norm": {"ot_on": "unit"}, "ReLU, unit norm": {"ot_on": "unit", "activation": "relu"},
-              "relative distances": {"ot_on": "relative"}, "frozen features": {"ot_on": "raw"}}
+PLACEMENTS = {
+    LINEAR: {"ot_on": "projection"},
+    "ReLU": {"ot_on": "projection", "activation": "relu"},
+    "LayerNorm, ReLU": {"ot_on": "projection", "activation": "layernorm_relu"},
+    "unit norm": {"ot_on": "unit"},
+    "ReLU, unit norm": {"ot_on": "unit", "activation": "relu"},
+    "relative distances": {"ot_on": "relative"},
+    "frozen features": {"ot_on": "raw"},
+}
 
 
 def check_lams(lams: list) -> list[float]:
@@ -45,8 +50,11 @@ def final_terms(runs: Runs) -> pd.DataFrame:
     ce_relative (L_ce by the entropy of the class shares) and collapsed."""
     last = runs.history.groupby(["fold", "seed"])[["L_ot", "L_ce", "spread"]].last()
     known = runs.records.set_index(["fold", "seed"])
-    return last.assign(spread_relative=last.spread / known.spread_start, ce_relative=last.L_ce / known.prior_entropy,
-                       collapsed=known.collapsed).reset_index()
+    return last.assign(
+        spread_relative=last.spread / known.spread_start,
+        ce_relative=last.L_ce / known.prior_entropy,
+        collapsed=known.collapsed,
+    ).reset_index()
 
 
 # ------------------------------------------------------------------------------------------------ Fig. 3
@@ -58,8 +66,10 @@ def lam_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict
     settings: as for `training.configure`, without lam. Raises InputError as `check_lams`.
     """
     values = check_lams([*check_lams(lams), 1.0])
-    return {**{lam: configure(bags, folds, "dmsmil", lam=lam, **settings) for lam in values},
-            ALONE: configure(bags, folds, "dmsmil", 0, {"ot": "none"}, **settings)}
+    return {
+        **{lam: configure(bags, folds, "dmsmil", lam=lam, **settings) for lam in values},
+        ALONE: configure(bags, folds, "dmsmil", 0, {"ot": "none"}, **settings),
+    }
 
 
 def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
@@ -71,8 +81,16 @@ def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
         terms = final_terms(r)[["L_ot", "L_ce", "spread", "spread_relative"]].mean()
         if lam == ALONE:
             terms["L_ot"] = math.nan
-        rows.append({"name": lam_name(lam), "lam": lam, **summarise(r.predictions, positive), **terms,
-                     **marks(r), "parameters": int(r.records.parameters[0])})
+        rows.append(
+            {
+                "name": lam_name(lam),
+                "lam": lam,
+                **summarise(r.predictions, positive),
+                **terms,
+                **marks(r),
+                "parameters": int(r.records.parameters[0]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -102,20 +120,35 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in metrics}
     if len(whole):
         where = {m: "everywhere" if len(names) == len(table) else "at " + ", ".join(names) for m, names in best.items()}
-        lines.append("Highest here: " + "; ".join(f"{called(m, table)} {whole[f'{m}_mean'].max():.3f} {where[m]}"
-                                                  for m in metrics)
-                     + "".join(f"; {called(m, table)} is not defined" for m in METRICS if m not in metrics) + ".")
+        lines.append(
+            "Highest here: "
+            + "; ".join(f"{called(m, table)} {whole[f'{m}_mean'].max():.3f} {where[m]}" for m in metrics)
+            + "".join(f"; {called(m, table)} is not defined" for m in METRICS if m not in metrics)
+            + "."
+        )
         held = [m for m in metrics if lam_name(1) in best[m]]
-        lines.append("The paper finds λ = 1 best. Here it is " + (
-            "the best or as good as the best in each of them." if len(held) == len(metrics)
-            else f"so in {' and '.join(called(m, table) for m in held)} only." if held else "so in none of them."))
-    found = [as_written(sentence(row, lam_name(1), m)) for _, row in tests.iterrows() for m in TESTED
-             if row[f"{m}_p_holm"] < ALPHA]
+        lines.append(
+            "The paper finds λ = 1 best. Here it is "
+            + (
+                "the best or as good as the best in each of them."
+                if len(held) == len(metrics)
+                else f"so in {' and '.join(called(m, table) for m in held)} only."
+                if held
+                else "so in none of them."
+            )
+        )
+    found = [
+        as_written(sentence(row, lam_name(1), m))
+        for _, row in tests.iterrows()
+        for m in TESTED
+        if row[f"{m}_p_holm"] < ALPHA
+    ]
     if len(tests) and not found:
         highest = tests[tests["name"].isin(best.get("AUC", []))]
-        lines.append(f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
-                     "which λ is best. "
-                     + " ".join(as_written(sentence(row, lam_name(1))) for _, row in highest.iterrows()))
+        lines.append(
+            f"None of the {len(tests)} others is shown to differ from λ = 1, so these folds do not tell "
+            "which λ is best. " + " ".join(as_written(sentence(row, lam_name(1))) for _, row in highest.iterrows())
+        )
     if same := equivalents(tests):
         lines.append(f"Equivalent to λ = 1, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")
     if tests.empty:
@@ -124,11 +157,16 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     if len(swept) > 1:
         small, large = swept.loc[swept.lam.idxmin()], swept.loc[swept.lam.idxmax()]
         before, after = large.L_ot / large.spread, small.L_ot / small.spread
-        found.append(f"From {large['name']} down to {small['name']} the spread goes from {large.spread:.2g} to "
-                     f"{small.spread:.2g} and L_ot from {large.L_ot:.2g} to {small.L_ot:.2g}. Measured by the spread, "
-                     f"L_ot goes from {before:.2g} to {after:.2g}: " + (
-                         "the scales come nearer by more than the shrinking." if after < before
-                         else "the scales come no nearer, the features only shrink."))
+        found.append(
+            f"From {large['name']} down to {small['name']} the spread goes from {large.spread:.2g} to "
+            f"{small.spread:.2g} and L_ot from {large.L_ot:.2g} to {small.L_ot:.2g}. Measured by the spread, "
+            f"L_ot goes from {before:.2g} to {after:.2g}: "
+            + (
+                "the scales come nearer by more than the shrinking."
+                if after < before
+                else "the scales come no nearer, the features only shrink."
+            )
+        )
     return "\n".join(f"- {line.strip()}" for line in [*lines, *found])
 
 
@@ -139,8 +177,11 @@ def collapse_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) ->
     """(placement of L_ot, λ) -> RunConfig, every placement at every λ; none without λ. InputError as `check_lams`."""
     if not lams:
         return {}
-    return {(name, lam): configure(bags, folds, "dmsmil", 0, options, lam=lam, **settings)
-            for name, options in PLACEMENTS.items() for lam in check_lams(lams)}
+    return {
+        (name, lam): configure(bags, folds, "dmsmil", 0, options, lam=lam, **settings)
+        for name, options in PLACEMENTS.items()
+        for lam in check_lams(lams)
+    }
 
 
 def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
@@ -151,10 +192,31 @@ def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
     for (placement, lam), r in runs.items():
         means = final_terms(r)[["spread_relative", "ce_relative"]].mean()
         start = pd.DataFrame(list(r.records.start))[["gradient_ot", "gradient_ce"]].mean()
-        rows.append({"placement": placement, "lam": lam, **means, **start, EFFECTIVE: r.effective,
-                     **{mark: marks(r)[mark] > 0 for mark in (COLLAPSED, NOTHING, GATHERED)}})
-    return pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "gradient_ot",
-                                       "gradient_ce", EFFECTIVE, COLLAPSED, NOTHING, GATHERED])
+        rows.append(
+            {
+                "placement": placement,
+                "lam": lam,
+                **means,
+                **start,
+                EFFECTIVE: r.effective,
+                **{mark: marks(r)[mark] > 0 for mark in (COLLAPSED, NOTHING, GATHERED)},
+            }
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "placement",
+            "lam",
+            "spread_relative",
+            "ce_relative",
+            "gradient_ot",
+            "gradient_ce",
+            EFFECTIVE,
+            COLLAPSED,
+            NOTHING,
+            GATHERED,
+        ],
+    )
 
 
 def collapse_sentences(table: pd.DataFrame) -> str:
@@ -168,19 +230,26 @@ def collapse_sentences(table: pd.DataFrame) -> str:
         said = [_how_it_ended(part)]
         stuck = part[part.learned_nothing & ~part.collapsed]
         if len(stuck):
-            said.append(f"At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
-                        f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
-                        f"{stuck.spread_relative.min():.2g} times its start.")
+            said.append(
+                f"At λ = {_list(stuck.lam)} nothing was learned all the same: L_ce stays above "
+                f"{100 * STUCK:.0f} % of the entropy of the class shares, with the spread down to "
+                f"{stuck.spread_relative.min():.2g} times its start."
+            )
         few, many = (part.loc[place] for place in (part.effective.idxmin(), part.effective.idxmax()))
-        said.append(f"Attention is spread over {few.effective:.0%} of the tiles at λ = {few.lam:g}"
-                    + (f", {many.effective:.0%} at {many.lam:g}." if len(part) > 1 else "."))
+        said.append(
+            f"Attention is spread over {few.effective:.0%} of the tiles at λ = {few.lam:g}"
+            + (f", {many.effective:.0%} at {many.lam:g}." if len(part) > 1 else ".")
+        )
         if part.gathered.any():
             said.append(f"It has gathered at λ = {_list(part.lam[part.gathered])}.")
         lines.append(f"**{name}**: " + " ".join(said))
         lam = (part.lam * part.gradient_ot / part.gradient_ce).mean()  # gradient_ce grows with λ: the same in all rows
         equal.append(f"{name} λ = {lam:.2g}" if lam > 0 else f"{name} never, for L_ot has no gradient there")
-    lines.append("Before the first step L_ot and λ L_ce pull equally hard at the projection: " + "; ".join(equal)
-                 + ". Below that λ, L_ot has the stronger arm.")
+    lines.append(
+        "Before the first step L_ot and λ L_ce pull equally hard at the projection: "
+        + "; ".join(equal)
+        + ". Below that λ, L_ot has the stronger arm."
+    )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -190,11 +259,14 @@ def _how_it_ended(part: pd.DataFrame) -> str:
     least = part.loc[part.spread_relative.idxmin()]
     if len(fallen):
         return f"collapsed at λ = {_list(fallen.lam)}" + (
-            f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried.")
+            f", not at {_list(stood.lam)}." if len(stood) else ", that is, at every λ tried."
+        )
     if least.spread_relative < SHRUNK and not least.learned_nothing:
-        return (f"at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its start, yet the "
-                f"classifier still reads the features: L_ce is {least.ce_relative:.2f} of the entropy of the class "
-                "shares.")
+        return (
+            f"at λ = {least.lam:g} the spread falls to {least.spread_relative:.2g} times its start, yet the "
+            f"classifier still reads the features: L_ce is {least.ce_relative:.2f} of the entropy of the class "
+            "shares."
+        )
     return f"no collapse. The spread is least at λ = {least.lam:g}: {least.spread_relative:.2g} times its start."
 
 

@@ -21,9 +21,19 @@ from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_f
 from dmsmil.training.results import NO_MARKS, marked_sentences, marks, note
 from dmsmil.training.runs import Runs
 
-OPEN = {1: "the map that attention reads", 2: "reshape and interpolate", 3: "keys and values of eq. (6)",
-        4: "softmax of eq. (4)", 5: "reach c of the offsets", 6: "what OT compares", 8: "fusion, eq. (10)-(11)",
-        9: "classifier, eq. (12)-(13)", 10: "weights of the scales", 12: "after the projection", 13: "training"}
+OPEN = {
+    1: "the map that attention reads",
+    2: "reshape and interpolate",
+    3: "keys and values of eq. (6)",
+    4: "softmax of eq. (4)",
+    5: "reach c of the offsets",
+    6: "what OT compares",
+    8: "fusion, eq. (10)-(11)",
+    9: "classifier, eq. (12)-(13)",
+    10: "weights of the scales",
+    12: "after the projection",
+    13: "training",
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,9 @@ VARIANTS = {
     "offset_cells": Variant(5, "c = U + 1 cells, on rings", {"offset": "cells"}),
     "offset_lr_1": Variant(5, "offsets learn at the full rate", {"offset_lr": 1.0}),
     "query_plain": Variant(5, "offsets of the query as it is", {"query": "plain"}),
-    "first_default": Variant(5, "all three: the default up to 0.1", {"offset": "cells", "offset_lr": 1.0,
-                                                                      "query": "plain"}),
+    "first_default": Variant(
+        5, "all three: the default up to 0.1", {"offset": "cells", "offset_lr": 1.0, "query": "plain"}
+    ),
     "ot_paired": Variant(6, "a tile with its own child", {"ot": "paired"}),
     "ot_squared": Variant(6, "squared distance", {"ot": "squared"}),
     "ot_entropic": Variant(6, "entropic coupling", {"ot": "entropic"}),
@@ -112,8 +123,9 @@ def choose_variants(names: list, base: str = "dmsmil") -> dict[str, Variant]:
     return {name: v for name, v in known.items() if name in names or "all" in names}
 
 
-def variant_configs(bags: Bags, folds: pd.DataFrame, variants: dict[str, Variant], base: str = "dmsmil",
-                    **settings) -> tuple[dict[str, RunConfig], dict[str, str]]:
+def variant_configs(
+    bags: Bags, folds: pd.DataFrame, variants: dict[str, Variant], base: str = "dmsmil", **settings
+) -> tuple[dict[str, RunConfig], dict[str, str]]:
     """name -> RunConfig with "default", the method `base` as the study has it, first; and name -> why for what cannot
     run here."""
     default = configure(bags, folds, base, **settings)
@@ -147,31 +159,53 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     others = {name: r for name, r in runs.items() if name != "default"}
     whole = {name: r.predictions for name, r in others.items() if not r.collapsed and not default.collapsed}
     tests = compare(default.predictions, whole, positive, slides).set_index("name") if whole else None
-    compared = [f"{m}_{part}" for m in ("AUC", "ACC")
-                for part in ("difference", "low", "high", "p_holm", "p_equivalent_holm", "note")]
+    compared = [
+        f"{m}_{part}"
+        for m in ("AUC", "ACC")
+        for part in ("difference", "low", "high", "p_holm", "p_equivalent_holm", "note")
+    ]
     fallen = {c: "collapsed" if c.endswith("note") else math.nan for c in compared}
     rows, known = [], VARIANTS | PARTS
     for name, r in others.items():
         scores = score_by_fold(r.predictions, positive)
-        rows.append({"name": name, "point": known[name].heading, "reading": known[name].reading,
-                     **(tests.loc[name, compared].to_dict() if name in whole else fallen), **marks(r),
-                     **{f"{m}_{part}": getattr(scores[m], part)() for m in METRICS for part in ("mean", "std")}})
-    return pd.DataFrame(rows, columns=["name", "point", "reading", *compared, "runs", *NO_MARKS,
-                                       *(f"{m}_{part}" for m in METRICS for part in ("mean", "std"))]).assign(
-        **counted_classes(default.predictions))
+        rows.append(
+            {
+                "name": name,
+                "point": known[name].heading,
+                "reading": known[name].reading,
+                **(tests.loc[name, compared].to_dict() if name in whole else fallen),
+                **marks(r),
+                **{f"{m}_{part}": getattr(scores[m], part)() for m in METRICS for part in ("mean", "std")},
+            }
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "name",
+            "point",
+            "reading",
+            *compared,
+            "runs",
+            *NO_MARKS,
+            *(f"{m}_{part}" for m in METRICS for part in ("mean", "std")),
+        ],
+    ).assign(**counted_classes(default.predictions))
 
 
 def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
     """The readings to read: mean ± deviation, and in brackets default minus reading with its 95 % interval."""
     shown = pd.DataFrame({"": table.name, "point": table.point, "reading": table.reading})
     for metric in METRICS:
-        shown[called(metric, table)] = ["not defined" if math.isnan(m) else f"{m:.3f} ± {s:.3f}"
-                                        for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])]
+        shown[called(metric, table)] = [
+            "not defined" if math.isnan(m) else f"{m:.3f} ± {s:.3f}"
+            for m, s in zip(table[f"{metric}_mean"], table[f"{metric}_std"])
+        ]
     for metric in ("AUC", "ACC"):
         parts = table[[f"{metric}_{part}" for part in ("difference", "low", "high")]].itertuples(index=False)
         shown[f"default minus reading, {called(metric, table)}"] = [
             "" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else f"{d:+.3f} [{low:.2f}, {high:.2f}]"
-            for d, low, high in parts]
+            for d, low, high in parts
+        ]
     shown["note"] = ["; ".join(filter(None, (note(row), _alike(row)))) for _, row in table.iterrows()]
     return shown.set_index("")
 
@@ -187,18 +221,24 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
     cannot run here."""
     metric = "AUC" if table.AUC_difference.notna().any() else "ACC"  # leave-one-out has no AUC of a fold
     tried, fallen = table[table[f"{metric}_difference"].notna()], table[table.collapsed > 0]
-    lines = [f"`{row['name']}` collapsed in {row.collapsed} of {row.runs} runs: no result."
-             for _, row in fallen.iterrows()]
-    found = [as_written(sentence(row, "The default", tested)) for _, row in tried.iterrows() for tested in TESTED
-             if row[f"{tested}_p_holm"] < ALPHA]
+    lines = [
+        f"`{row['name']}` collapsed in {row.collapsed} of {row.runs} runs: no result." for _, row in fallen.iterrows()
+    ]
+    found = [
+        as_written(sentence(row, "The default", tested))
+        for _, row in tried.iterrows()
+        for tested in TESTED
+        if row[f"{tested}_p_holm"] < ALPHA
+    ]
     if tried.empty:
         lines.append("No reading can be compared: the default or all of them collapsed.")
     elif not found:
         far = tried.loc[tried[f"{metric}_difference"].abs().idxmax()]
-        lines.append(f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
-                     f"these folds can say, not that the readings are equal. Furthest in {called(metric, table)} is "
-                     f"`{far['name']}`: "
-                     + as_written(sentence(far, "the default", metric)))
+        lines.append(
+            f"None of the {len(tried)} readings compared is shown to differ from the default, which is what "
+            f"these folds can say, not that the readings are equal. Furthest in {called(metric, table)} is "
+            f"`{far['name']}`: " + as_written(sentence(far, "the default", metric))
+        )
     if same := equivalents(tried):
         lines.append(f"Equivalent to the default, less than {EQUIVALENT_WITHIN:g} from it: {as_written(same)}.")
     lines += marked_sentences(table)

@@ -56,9 +56,15 @@ def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         name, rows = family.reference.iloc[0], family.set_index("name", drop=False)
         scale = int(scales.removesuffix("x"))
         best, lead = best_other(part(table, scale), "damil"), LEADS.get(scale)
-        said = "no other published method was run, or all collapsed." if best is None else \
-            "of the others the best is " + best["name"] + ". " + sentence(rows.loc[best["name"]], name, "ACC") + (
-                f" The paper: ahead of the second best by {lead}." if lead else "")
+        said = (
+            "no other published method was run, or all collapsed."
+            if best is None
+            else "of the others the best is "
+            + best["name"]
+            + ". "
+            + sentence(rows.loc[best["name"]], name, "ACC")
+            + (f" The paper: ahead of the second best by {lead}." if lead else "")
+        )
         if table.loc[table.name == name, COLLAPSED].iloc[0]:
             said = f"{name} collapsed, and so is no result."
         lines.append(f"**{scales}**: {as_written(said)}")
@@ -77,10 +83,14 @@ def cheap_tests(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFram
     """
     named = dict(zip(run_names(runs), runs))
     first, *others = named
-    mean = {n: named[n].predictions for n in others
-            if named[n].config.method == "meanpool" and len(named[n].config.scales) > 1}
-    found = compare(named[first].predictions, {**mean, **baseline_predictions(bags, folds, cohort)}, positive,
-                    len(cohort))
+    mean = {
+        n: named[n].predictions
+        for n in others
+        if named[n].config.method == "meanpool" and len(named[n].config.scales) > 1
+    }
+    found = compare(
+        named[first].predictions, {**mean, **baseline_predictions(bags, folds, cohort)}, positive, len(cohort)
+    )
     constant = found.name == MAJORITY
     found.loc[constant, [f"DeLong_{column}" for column in ("difference", "low", "high", "p")]] = np.nan
     found.loc[constant, "DeLong_note"] = "the same answer for all slides of a fold"
@@ -109,9 +119,14 @@ def seed_scatter(runs: list[Runs], positive: str = "") -> pd.DataFrame:
         scores = score_by_fold(r.predictions, positive)
         by_fold = scores.groupby("fold")[list(METRICS)]
         if scores.seed.nunique() > 1:
-            rows.append({"name": name, "seeds": scores.seed.nunique(),
-                         **by_fold.var().mean().pow(0.5).add_suffix("_seeds"),
-                         **by_fold.mean().std().add_suffix("_folds")})
+            rows.append(
+                {
+                    "name": name,
+                    "seeds": scores.seed.nunique(),
+                    **by_fold.var().mean().pow(0.5).add_suffix("_seeds"),
+                    **by_fold.mean().std().add_suffix("_folds"),
+                }
+            )
     columns = ["name", "seeds", *(f"{m}_{of}" for of in ("seeds", "folds") for m in METRICS)]
     return pd.DataFrame(rows, columns=columns).assign(**counted_classes(runs[0].predictions))
 
@@ -123,10 +138,16 @@ def seed_sentence(scatter: pd.DataFrame) -> str:
     middle = scatter.median(numeric_only=True)
     more = middle.ACC_folds > middle.ACC_seeds
     metrics = [metric for metric in ("ACC", "AUC") if not np.isnan(middle[f"{metric}_folds"])]
-    seeds, folds = (" and ".join(f"**{middle[f'{metric}_{of}']:.3f}**" for metric in metrics)
-                    for of in ("seeds", "folds"))
+    seeds, folds = (
+        " and ".join(f"**{middle[f'{metric}_{of}']:.3f}**" for metric in metrics) for of in ("seeds", "folds")
+    )
     names = " and ".join(called(metric, scatter) for metric in metrics)
-    return (f"Standard deviation of {names}, median over methods: {seeds} among the {middle.seeds:.0f} "
-            f"seeds of a fold, {folds} among folds. " + (
-                "Folds differ more than seeds: further seeds would hardly narrow an interval, more patients would."
-                if more else "Seeds differ as much as folds: here more seeds are worth their time."))
+    return (
+        f"Standard deviation of {names}, median over methods: {seeds} among the {middle.seeds:.0f} "
+        f"seeds of a fold, {folds} among folds. "
+        + (
+            "Folds differ more than seeds: further seeds would hardly narrow an interval, more patients would."
+            if more
+            else "Seeds differ as much as folds: here more seeds are worth their time."
+        )
+    )

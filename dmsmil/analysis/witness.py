@@ -34,8 +34,14 @@ from dmsmil.training.runs import Runs, get_runs
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out
 STAGE = "witness rate"  # and the rate: how its rows of failures.csv are called
 KEPT = 0.9  # of the slides must have enough tiles of both kinds
-METHODS = ["dmsmil", {"dmsmil": {"deformable": False}}, "abmil", {"meanpool": {"scale": 0}}, {"maxpool": {"scale": 0}},
-           "dmsmil_select"]
+METHODS = [
+    "dmsmil",
+    {"dmsmil": {"deformable": False}},
+    "abmil",
+    {"meanpool": {"scale": 0}},
+    {"maxpool": {"scale": 0}},
+    "dmsmil_select",
+]
 
 
 def reach_bound(tiles: int, cells: float) -> float:
@@ -87,8 +93,10 @@ def most_tiles(shares: np.ndarray, rates: list[float]) -> int:
     for tiles in range(shares.shape[2], 1, -1):
         if enough(shares, rates, tiles).mean() >= KEPT:
             return tiles
-    raise InputError("the slides have too few tiles in and outside of their signal region for these witness_rates: "
-                     "raise k or demo_side, or leave witness_rates empty")
+    raise InputError(
+        "the slides have too few tiles in and outside of their signal region for these witness_rates: "
+        "raise k or demo_side, or leave witness_rates empty"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,15 +120,30 @@ def diluted(bags: Bags, shares: np.ndarray, rates: list[float], tiles: int, seed
     few = dict.fromkeys(sorted(set(bags.slide_ids) - set(names)), f"too few tiles of one kind for bags of {tiles}")
     found = []
     for count in sorted({signal_count(rate, tiles) for rate in rates}):
-        rows = [_draw([part[slide] for part in kind], (count, tiles - count), [seed, bags.slide_ids[slide]])
-                for slide in kept]
+        rows = [
+            _draw([part[slide] for part in kind], (count, tiles - count), [seed, bags.slide_ids[slide]])
+            for slide in kept
+        ]
         at = torch.from_numpy(np.array(rows, np.int64).reshape(len(kept), tiles))
-        x, mask, coords = (part[torch.from_numpy(kept)[:, None], :, at].transpose(1, 2).contiguous()
-                           for part in (bags.x, bags.mask, bags.coords))
-        made = replace(bags, x=x, mask=mask, coords=coords, labels=bags.labels[kept], slide_ids=names,
-                       patient_ids=[bags.patient_ids[slide] for slide in kept], colour=None, density=None,
-                       missing=few, store=None, file=None,
-                       identity=fingerprint([bags.identity, "diluted", names, at.tolist()]))
+        x, mask, coords = (
+            part[torch.from_numpy(kept)[:, None], :, at].transpose(1, 2).contiguous()
+            for part in (bags.x, bags.mask, bags.coords)
+        )
+        made = replace(
+            bags,
+            x=x,
+            mask=mask,
+            coords=coords,
+            labels=bags.labels[kept],
+            slide_ids=names,
+            patient_ids=[bags.patient_ids[slide] for slide in kept],
+            colour=None,
+            density=None,
+            missing=few,
+            store=None,
+            file=None,
+            identity=fingerprint([bags.identity, "diluted", names, at.tolist()]),
+        )
         found.append(Diluted(count / tiles, made, np.take_along_axis(shares[kept], at.numpy()[:, None], 2)))
     return found
 
@@ -140,8 +163,10 @@ def check_folds(bags: Bags, folds: pd.DataFrame) -> None:
         for name in bags.classes:
             for part, verb in ((table[test], "tests"), (table[~test], "trains on")):
                 if not (part.label == name).any():
-                    raise InputError(f"fold {fold} {verb} no {name} slide among the {len(bags)} that have enough tiles "
-                                     "of both kinds: set folds lower, raise demo_side, or leave witness_rates empty")
+                    raise InputError(
+                        f"fold {fold} {verb} no {name} slide among the {len(bags)} that have enough tiles "
+                        "of both kinds: set folds lower, raise demo_side, or leave witness_rates empty"
+                    )
 
 
 @dataclass(frozen=True)
@@ -153,8 +178,17 @@ class Witness:
     reason: str = ""
 
 
-def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[float], seeds=(0,), workers: int = 0,
-                 device: str = "auto", scheduler: str = "", **settings) -> Witness:
+def witness_runs(
+    home: str | Path,
+    bags: Bags,
+    folds: pd.DataFrame,
+    rates: list[float],
+    seeds=(0,),
+    workers: int = 0,
+    device: str = "auto",
+    scheduler: str = "",
+    **settings,
+) -> Witness:
     """Train `METHODS` at each witness rate, on bags as large as the slides allow (`most_tiles`).
 
     settings: those of `configure`, as lam and epochs. Needs the truth of every slide: nothing is run, and `reason` says
@@ -173,8 +207,20 @@ def witness_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, rates: list[
         return Witness([], [], "Not run here: which tiles carry the signal is known of painted cohorts alone.")
     several = diluted(bags, shares, rates, most_tiles(shares, rates))
     check_folds(several[0].bags, folds)
-    runs = [get_runs(home, one.bags, folds, configure_all(one.bags, folds, METHODS, **settings), seeds, workers, device,
-                     stage=f"{STAGE} {one.rate:.3f}", scheduler=scheduler) for one in several]
+    runs = [
+        get_runs(
+            home,
+            one.bags,
+            folds,
+            configure_all(one.bags, folds, METHODS, **settings),
+            seeds,
+            workers,
+            device,
+            stage=f"{STAGE} {one.rate:.3f}",
+            scheduler=scheduler,
+        )
+        for one in several
+    ]
     return Witness(runs, several)
 
 
@@ -207,11 +253,22 @@ def witness_table(witness: Witness, positive: str = "") -> pd.DataFrame:
         tiles = one.shares.shape[2]
         for runs in several:
             largest, on_signal = tile_weights(runs, one)
-            rows.append({"rate": one.rate, "name": run_name(runs.config), "method": runs.config.method,
-                         "scales": scales_name(runs.config.scales), **summarise(runs.predictions, positive),
-                         **marks(runs), "slides": len(one.bags), "tiles": tiles,
-                         "witnesses": round(one.rate * tiles), "signal_area": float(one.shares[:, 0].mean()),
-                         "largest_weight": largest, "witness_weight": on_signal})
+            rows.append(
+                {
+                    "rate": one.rate,
+                    "name": run_name(runs.config),
+                    "method": runs.config.method,
+                    "scales": scales_name(runs.config.scales),
+                    **summarise(runs.predictions, positive),
+                    **marks(runs),
+                    "slides": len(one.bags),
+                    "tiles": tiles,
+                    "witnesses": round(one.rate * tiles),
+                    "signal_area": float(one.shares[:, 0].mean()),
+                    "largest_weight": largest,
+                    "witness_weight": on_signal,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -219,10 +276,12 @@ def witness_sentences(witness: Witness, table: pd.DataFrame, positive: str = "")
     """Markdown: what was compared, whether DMSMIL falls below ABMIL or its own mean, and what weight tiles get."""
     if witness.reason:
         return witness.reason
-    lines = [f"{table.slides[0]} slides, {table.tiles[0]} tiles each at every rate; too few tiles of one kind, and so "
-             f"left out: {len(witness.bags[0].bags.missing)}. At every scale a signal tile lies in the signal region "
-             f"with {SIGNAL:.0%} of its area or more, another with {OTHER:.0%} or less.",
-             as_written(_above_chance(table))]
+    lines = [
+        f"{table.slides[0]} slides, {table.tiles[0]} tiles each at every rate; too few tiles of one kind, and so "
+        f"left out: {len(witness.bags[0].bags.missing)}. At every scale a signal tile lies in the signal region "
+        f"with {SIGNAL:.0%} of its area or more, another with {OTHER:.0%} or less.",
+        as_written(_above_chance(table)),
+    ]
     if table.rate.any():
         lines += _against_others(witness, table[table.rate > 0], positive)
         options = witness.runs[0][0].config.record()["options"]
@@ -256,16 +315,26 @@ def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> lis
     rivals = {run_name(r.config): r.predictions for r in runs[1:] if r.config.method in ("abmil", "dmsmil")}
     auc = table.pivot(index="rate", columns="name", values="AUC_mean").sort_index(ascending=False)
     rates = ", ".join(f"{rate:.0%}" for rate in auc.index)
-    lines = [f"{called('AUC', table)} of {mine} minus {name} where {rates} of the tiles carry the signal: "
-             + ", ".join(f"{gap:+.3f}" for gap in auc[mine] - auc[name]) + "." for name in rivals]
+    lines = [
+        f"{called('AUC', table)} of {mine} minus {name} where {rates} of the tiles carry the signal: "
+        + ", ".join(f"{gap:+.3f}" for gap in auc[mine] - auc[name])
+        + "."
+        for name in rivals
+    ]
     tests = compare(runs[0].predictions, rivals, positive)
     place = f"At {rate:.0%}, the lowest rate" + (" where a method is above chance" * bool(len(seen)))
     lines += [f"{place}: {sentence(row, mine)} {sentence(row, mine, 'DeLong')}" for _, row in tests.iterrows()]
-    again, now = (", ".join(tests.name[(tests[f"{test}_difference"] < 0) & (tests[f"{test}_p_holm"] < ALPHA)])
-                  for test in ("AUC", "DeLong"))
-    verdict = (f"{mine} falls below {again}" if again else
-               f"these models of {mine} fall below {now}, but that others would, trained anew, is not shown" if now else
-               f"{mine} is not shown to fall below {' or '.join(rivals)}")
+    again, now = (
+        ", ".join(tests.name[(tests[f"{test}_difference"] < 0) & (tests[f"{test}_p_holm"] < ALPHA)])
+        for test in ("AUC", "DeLong")
+    )
+    verdict = (
+        f"{mine} falls below {again}"
+        if again
+        else f"these models of {mine} fall below {now}, but that others would, trained anew, is not shown"
+        if now
+        else f"{mine} is not shown to fall below {' or '.join(rivals)}"
+    )
     return [*map(as_written, lines), f"**Where {rate:.0%} of the tiles carry the signal, {as_written(verdict)}.**"]
 
 
@@ -275,8 +344,10 @@ def _weights(table: pd.DataFrame, cells: float) -> list[str]:
     rate, tiles, signal = rows[["rate", "tiles", "witnesses"]].iloc[0]
     gains = ", ".join(f"{name} {weight / rate:.2f}" for name, weight in zip(rows.name, rows.witness_weight))
     peaks = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(rows.name, rows.largest_weight))
-    return [f"Weight of the signal tiles at the lowest rate, a mean's being 1: {gains}. In random places DMSMIL can "
-            f"give them {blind_bound(signal, tiles) / rate:.2f} at most, ABMIL {1 / rate:.0f}.",
-            f"Largest weight of one tile there: {peaks}; a mean's is {1 / tiles:.2f}. Offsets below {cells:g} "
-            f"cell{'s' * (cells > 1)}, eq. (3), allow DMSMIL {reach_bound(int(tiles), cells):.2f} on a map of "
-            f"{tiles:.0f} tiles, and {reach_bound(200, cells):.2f} on one of the paper's 200."]
+    return [
+        f"Weight of the signal tiles at the lowest rate, a mean's being 1: {gains}. In random places DMSMIL can "
+        f"give them {blind_bound(signal, tiles) / rate:.2f} at most, ABMIL {1 / rate:.0f}.",
+        f"Largest weight of one tile there: {peaks}; a mean's is {1 / tiles:.2f}. Offsets below {cells:g} "
+        f"cell{'s' * (cells > 1)}, eq. (3), allow DMSMIL {reach_bound(int(tiles), cells):.2f} on a map of "
+        f"{tiles:.0f} tiles, and {reach_bound(200, cells):.2f} on one of the paper's 200.",
+    ]

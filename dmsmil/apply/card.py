@@ -21,22 +21,33 @@ def made_in_words(made: dict) -> str:
 def card(kit: Kit) -> str:
     """The model card of an exported kit, as Markdown."""
     about, first = kit.about, kit.results.iloc[0]
-    lines = [f"# {as_written(about['name'])}, trained in the study {as_written(about['study'])}", "",
-             f"**{NOT_FOR}**", "",
-             f"**What it is.** {len(kit.panels[about['name']])} models (folds and seeds) that give a slide a "
-             f"probability for {listed([as_written(name) for name in kit.classes])}; the mean counts. It needs "
-             f"{made_in_words(about['made'])}: `dmsmil apply` makes them so, and refuses what differs.", "",
-             f"**Trained on** {about['slides']} slides of {about['patients']} patients, for "
-             f"{about['config']['epochs']} epochs. Slides and patients that it was trained on are recognised by hashes "
-             "of their ids and of what their tiles show.", "",
-             "**In the study**, out of fold, with 95 % intervals that draw patients:", "",
-             "| | " + " | ".join(called(metric, kit.results) for metric in METRICS) + " |",
-             "| --- " * (1 + len(METRICS)) + "|"]
+    lines = [
+        f"# {as_written(about['name'])}, trained in the study {as_written(about['study'])}",
+        "",
+        f"**{NOT_FOR}**",
+        "",
+        f"**What it is.** {len(kit.panels[about['name']])} models (folds and seeds) that give a slide a "
+        f"probability for {listed([as_written(name) for name in kit.classes])}; the mean counts. It needs "
+        f"{made_in_words(about['made'])}: `dmsmil apply` makes them so, and refuses what differs.",
+        "",
+        f"**Trained on** {about['slides']} slides of {about['patients']} patients, for "
+        f"{about['config']['epochs']} epochs. Slides and patients that it was trained on are recognised by hashes "
+        "of their ids and of what their tiles show.",
+        "",
+        "**In the study**, out of fold, with 95 % intervals that draw patients:",
+        "",
+        "| | " + " | ".join(called(metric, kit.results) for metric in METRICS) + " |",
+        "| --- " * (1 + len(METRICS)) + "|",
+    ]
     for _, row in kit.results.iterrows():
         cells = [f"{row[f'{m}_mean']:.3f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in METRICS]
         lines.append(f"| {as_written(row['name'])} | " + " | ".join(cells) + " |")
     if about["note"]:
         lines += ["", f"**Note** on {as_written(first['name'])}: {as_written(about['note'])}."]
-    lines += ["", "Slides of another hospital, scanner, stain or disease are other slides: `dmsmil apply` says which "
-              "are unlike those it learned from, and not that the others are safe.", ""]
+    lines += [
+        "",
+        "Slides of another hospital, scanner, stain or disease are other slides: `dmsmil apply` says which "
+        "are unlike those it learned from, and not that the others are safe.",
+        "",
+    ]
     return "\n".join(lines)

@@ -25,8 +25,9 @@ def external_predictions(applied: Applied) -> tuple[dict[str, pd.DataFrame], dic
         part = predictions[predictions.slide_id.isin(chosen)].reset_index(drop=True)
         return part.assign(patient_id=part.patient_id.where(part.patient_id != "", part.slide_id))
 
-    return tuple({name: mine(predictions) for name, predictions in found.items()}
-                 for found in (applied.each, applied.means))
+    return tuple(
+        {name: mine(predictions) for name, predictions in found.items()} for found in (applied.each, applied.means)
+    )
 
 
 def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
@@ -48,14 +49,31 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
         study = {metric: number(row, metric)[1] for metric in METRICS}
         low, high = ({metric: row[f"{metric}_{end}"] for metric in METRICS} for end in ("low", "high"))
         error = calibration_error(kit.tested, positive) if name == kit.about["name"] else math.nan
-        rows.append({"name": name, "where": "study", "slides": kit.about["slides"],
-                     "patients": kit.about["patients"], **_columns(study, low, high), "ECE": error})
+        rows.append(
+            {
+                "name": name,
+                "where": "study",
+                "slides": kit.about["slides"],
+                "patients": kit.about["patients"],
+                **_columns(study, low, high),
+                "ECE": error,
+            }
+        )
         one = pd.DataFrame([score(part, positive) for _, part in each[name].groupby(["fold", "seed"])]).mean().to_dict()
         here = {"slides": means[name].slide_id.nunique(), "patients": means[name].patient_id.nunique()}
-        for where, values, predictions in (("one", one, each[name]),
-                                           ("mean", score(means[name], positive), means[name])):
-            rows.append({"name": name, "where": where, **here, **_columns(values, *bootstrap(predictions, positive)),
-                         "ECE": calibration_error(predictions, positive)})
+        for where, values, predictions in (
+            ("one", one, each[name]),
+            ("mean", score(means[name], positive), means[name]),
+        ):
+            rows.append(
+                {
+                    "name": name,
+                    "where": where,
+                    **here,
+                    **_columns(values, *bootstrap(predictions, positive)),
+                    "ECE": calibration_error(predictions, positive),
+                }
+            )
     columns = ["name", "where", "slides", "patients", *_columns(*[dict.fromkeys(METRICS)] * 3), "ECE"]
     return pd.DataFrame(rows, columns=columns).assign(**counted_classes(kit.tested))
 
@@ -98,8 +116,10 @@ def external_sentences(table: pd.DataFrame) -> str:
     gap, inside = study[metric] - one[metric], one[f"{metric}_low"] <= study[metric] <= one[f"{metric}_high"]
     word = f"{gap:.3f} lower" if gap > 0 else f"{-gap:.3f} higher" if gap < 0 else "the same"
     told = "holds the study's value: no change is shown" if inside else "does not hold the study's value"
-    lines.append(f"One model of {title} reached {name} {_cell(study, metric)} in the study and reaches "
-                 f"{_cell(one, metric)} here, {word}; the interval here {told}.")
+    lines.append(
+        f"One model of {title} reached {name} {_cell(study, metric)} in the study and reaches "
+        f"{_cell(one, metric)} here, {word}; the interval here {told}."
+    )
     lines.append(f"The mean of its models reaches {_cell(rows['mean'], metric)}.")
     for rival in names[1:]:
         other = table[(table.name == rival) & (table["where"] == "mean")].iloc[0]

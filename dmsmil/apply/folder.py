@@ -29,6 +29,7 @@ def read_model(folder: str | Path) -> dict:
     if not same:
         raise InputError(f"{MODEL} in {folder.name} is not what was written: do not trust it, copy the folder again")
     if whole["format"] != FORMAT:
-        raise InputError(f"{folder.name} is of format {whole['format']}, and this version of dmsmil reads {FORMAT}: "
-                         "export it again")
+        raise InputError(
+            f"{folder.name} is of format {whole['format']}, and this version of dmsmil reads {FORMAT}: export it again"
+        )
     return whole

@@ -18,8 +18,9 @@ from dmsmil.jobs.failures import failure_row
 from dmsmil.jobs.files import InputError
 
 
-def read_slides(place: str | Path, classes: list[str], slides_needed: bool = True,
-                report: Callable[[str], None] = print) -> tuple[pd.DataFrame, list[dict]]:
+def read_slides(
+    place: str | Path, classes: list[str], slides_needed: bool = True, report: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, list[dict]]:
     """(slides, failures) of a slide file, of all slide files below a folder, or of a table as `load_cohort` reads it,
     in which slide_id alone must be filled in; files are found by a column path, or below the table's own folder.
 
@@ -35,8 +36,10 @@ def read_slides(place: str | Path, classes: list[str], slides_needed: bool = Tru
     else:
         slides, failures = _files(place)
     if strange := sorted(set(slides.label) - {"", *classes}):
-        raise InputError(f"{place.name} has the label '{strange[0]}', and the study's classes are {', '.join(classes)}"
-                         ": write the labels as the study does, or leave them empty")
+        raise InputError(
+            f"{place.name} has the label '{strange[0]}', and the study's classes are {', '.join(classes)}"
+            ": write the labels as the study does, or leave them empty"
+        )
     return slides, failures
 
 
@@ -44,8 +47,9 @@ def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
     """The slides of a file or folder, called by their files' names, or by the labels of DICOM slides."""
     paths = [place] if place.is_file() else SlideFiles(place).paths
     if not paths:
-        raise InputError(f"the folder {place.name} has no slide file to apply to ({', '.join(SLIDE_SUFFIXES[:4])}"
-                         ", ...)")
+        raise InputError(
+            f"the folder {place.name} has no slide file to apply to ({', '.join(SLIDE_SUFFIXES[:4])}, ...)"
+        )
     names = {path: called(path) for path in paths}
     counts, rows, failures = Counter(map(alike, names.values())), [], []
     for path, name in names.items():

@@ -63,9 +63,19 @@ class Kit:
 # ------------------------------------------------------------------------------------------------ from a study
 
 
-def study_kit(home: str | Path, bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame, method: str, scale: int = 0,
-              options: dict | None = None, lam: float = 1.0, seeds: list[int] | tuple[int, ...] = (0,),
-              positive: str = "", **settings) -> Kit:
+def study_kit(
+    home: str | Path,
+    bags: Bags,
+    folds: pd.DataFrame,
+    cohort: pd.DataFrame,
+    method: str,
+    scale: int = 0,
+    options: dict | None = None,
+    lam: float = 1.0,
+    seeds: list[int] | tuple[int, ...] = (0,),
+    positive: str = "",
+    **settings,
+) -> Kit:
     """The kit of a method of a study that has trained it: nothing is trained here, and nothing encoded.
 
     Arguments as for `configure` and `get_runs`. Raises InputError where a run is absent.
@@ -73,33 +83,57 @@ def study_kit(home: str | Path, bags: Bags, folds: pd.DataFrame, cohort: pd.Data
     config = configure(bags, folds, method, scale, options, lam, **settings)
     runs = _finished(home, bags, folds, config, seeds)
     if runs is None:
-        raise InputError(f"study '{Path(home).name}' has not all the runs of {method} with these settings: run its "
-                         "03_train first, with the same params")
+        raise InputError(
+            f"study '{Path(home).name}' has not all the runs of {method} with these settings: run its "
+            "03_train first, with the same params"
+        )
     rival = configure(bags, folds, RIVAL, scale, None, lam, **settings)
     pooled = None if method == RIVAL else _finished(home, bags, folds, rival, seeds)
     trained = [runs, *([pooled] if pooled else [])]
     table, dim = result_table(trained, bags, folds, cohort, positive), bags.x.shape[-1]
-    panels = {name: [Network(fold, seed, load_model(folder, dim, len(bags.classes)))
-                     for (fold, seed), folder in one.folders.items()]
-              for name, one in zip(run_names(trained), trained)}
+    panels = {
+        name: [
+            Network(fold, seed, load_model(folder, dim, len(bags.classes)))
+            for (fold, seed), folder in one.folders.items()
+        ]
+        for name, one in zip(run_names(trained), trained)
+    }
     if COLOUR in set(table.name):
         panels[COLOUR] = [_colour(bags, folds, fold) for fold in range(fold_count(folds))]
     panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in range(fold_count(folds))]
-    about = {"name": table.name[0], "config": config.record(), "rival": rival.record() if pooled else {},
-             "classes": bags.classes, "positive": asked_class(bags.classes, positive), "dim": dim,
-             "made": _of_all(bags.store.features_made_by(bags.slide_ids[0]).config), "study": Path(home).name,
-             "slides": len(bags), "patients": len(set(bags.patient_ids)), "note": note(table.iloc[0])}
+    about = {
+        "name": table.name[0],
+        "config": config.record(),
+        "rival": rival.record() if pooled else {},
+        "classes": bags.classes,
+        "positive": asked_class(bags.classes, positive),
+        "dim": dim,
+        "made": _of_all(bags.store.features_made_by(bags.slide_ids[0]).config),
+        "study": Path(home).name,
+        "slides": len(bags),
+        "patients": len(set(bags.patient_ids)),
+        "note": note(table.iloc[0]),
+    }
     vectors = slide_vectors(bags)
-    return Kit(about, panels, trained_on(bags, folds), vectors, left_out(vectors, bags.patient_ids),
-               table.loc[table.name.isin(panels), [c for c in OURS if c in table]].reset_index(drop=True),
-               runs.predictions.drop(columns=["slide_id", "patient_id"]))
+    return Kit(
+        about,
+        panels,
+        trained_on(bags, folds),
+        vectors,
+        left_out(vectors, bags.patient_ids),
+        table.loc[table.name.isin(panels), [c for c in OURS if c in table]].reset_index(drop=True),
+        runs.predictions.drop(columns=["slide_id", "patient_id"]),
+    )
 
 
 def _finished(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -> Runs | None:
     """The runs of a configuration, read; None where one is absent or damaged."""
     try:
-        there = [finished(run_folder(home, config, fold, seed), config)
-                 for fold in range(fold_count(folds)) for seed in check_seeds(seeds)]
+        there = [
+            finished(run_folder(home, config, fold, seed), config)
+            for fold in range(fold_count(folds))
+            for seed in check_seeds(seeds)
+        ]
     except InputError:
         there = [None]
     if not all(there):
@@ -119,8 +153,9 @@ def made_by(home: str | Path, slide_ids) -> list[dict]:
     """What made the features in a study's folder, without what is of one slide alone; the latest last. Asked of the
     first slide that has any."""
     for slide_id in slide_ids:
-        found = sorted(Path(home).glob(f"features/*x_*px_*/features_*/{slide_id}.h5"),
-                       key=lambda path: path.stat().st_mtime_ns)
+        found = sorted(
+            Path(home).glob(f"features/*x_*px_*/features_*/{slide_id}.h5"), key=lambda path: path.stat().st_mtime_ns
+        )
         if configs := [config for config in map(_config, found) if config]:
             return configs
     raise InputError(f"study '{Path(home).name}' has no features: run it first, dmsmil run with the same params")

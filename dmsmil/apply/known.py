@@ -27,18 +27,24 @@ def content(store: Store, slide_id: str) -> str:
     tiles = store.read_tiles(slide_id)
     if np.isnan(tiles.density).any():
         return store.features_made_by(slide_id).hashes[0]["features"]
-    return content_hash(np.ascontiguousarray(tiles.coords[store.scales[0]]), np.ascontiguousarray(tiles.density),
-                        np.ascontiguousarray(tiles.colour.astype(float).round(4)))
+    return content_hash(
+        np.ascontiguousarray(tiles.coords[store.scales[0]]),
+        np.ascontiguousarray(tiles.density),
+        np.ascontiguousarray(tiles.colour.astype(float).round(4)),
+    )
 
 
 def trained_on(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     """One row a slide of a study: columns slide, patient, content (hashes, "" where not known), and fold_0, ...:
     whether the models of that fold trained on it, or were selected by it."""
     there = set(bags.slide_ids)
-    table = pd.DataFrame({
-        "slide": [mark("slide", name) for name in folds.slide_id],
-        "patient": [mark("patient", name) for name in folds.patient_id],
-        "content": [content(bags.store, name) if name in there else "" for name in folds.slide_id]})
+    table = pd.DataFrame(
+        {
+            "slide": [mark("slide", name) for name in folds.slide_id],
+            "patient": [mark("patient", name) for name in folds.patient_id],
+            "content": [content(bags.store, name) if name in there else "" for name in folds.slide_id],
+        }
+    )
     for fold in range(fold_count(folds)):
         table[f"fold_{fold}"] = folds[f"fold_{fold}"].isin(["train", "val"]).to_numpy()
     return table
@@ -49,10 +55,15 @@ def recognise(trained: pd.DataFrame, slides: pd.DataFrame, store: Store) -> pd.D
     folds whose models have seen it. trained: `trained_on`; slides: with features in `store`."""
     rows, folds = {}, [name for name in trained if name.startswith("fold_")]
     for row in slides.itertuples():
-        own = {"slide": mark("slide", row.slide_id), "patient": mark("patient", row.patient_id),
-               "content": content(store, row.slide_id)}
+        own = {
+            "slide": mark("slide", row.slide_id),
+            "patient": mark("patient", row.patient_id),
+            "content": content(store, row.slide_id),
+        }
         same = {what: (trained[what] == own[what]).to_numpy() for what in MARKS if own[what]}
         mine = trained[np.any(list(same.values()), 0)]
-        rows[row.slide_id] = {"known": ", ".join(what for what, hits in same.items() if hits.any()),
-                              "seen": [int(name[5:]) for name in folds if mine[name].any()]}
+        rows[row.slide_id] = {
+            "known": ", ".join(what for what, hits in same.items() if hits.any()),
+            "seen": [int(name[5:]) for name in folds if mine[name].any()],
+        }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["known", "seen"])

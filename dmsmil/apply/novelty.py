@@ -24,8 +24,9 @@ WHAT = ("features", "colours")
 
 def slide_vectors(bags: Bags) -> dict[str, np.ndarray]:
     """features (N, S C): the mean of each slide's tiles, scale beside scale; colours (N, 6), where they are known."""
-    features = np.concatenate([masked_mean(bags.x[row], bags.mask[row]).reshape(1, -1).numpy()
-                               for row in range(len(bags))])  # slide by slide: they may be memory-mapped
+    features = np.concatenate(
+        [masked_mean(bags.x[row], bags.mask[row]).reshape(1, -1).numpy() for row in range(len(bags))]
+    )  # slide by slide: they may be memory-mapped
     known = bags.colour is not None and not bags.colour.isnan().any()
     return {"features": features, **({"colours": np.asarray(bags.colour)} if known else {})}
 
@@ -55,10 +56,17 @@ def likeness(vectors: dict[str, np.ndarray], own: dict[str, np.ndarray], bags: B
     """One row a slide of `bags`: distance_features, distance_colours, as multiples of the border, and unlike: in what
     it is beyond ("features, colours" or ""). vectors: of the study's slides; own: their `left_out`."""
     new = slide_vectors(bags)
-    table = pd.DataFrame({f"distance_{what}": _distance(_fit(vectors[what]), new[what]) / border(own[what])
-                          for what in WHAT if what in vectors and what in new}, index=bags.slide_ids)
-    beyond = [[name.removeprefix("distance_") for name, value in row.items() if value > 1]
-              for row in table.to_dict("records")]
+    table = pd.DataFrame(
+        {
+            f"distance_{what}": _distance(_fit(vectors[what]), new[what]) / border(own[what])
+            for what in WHAT
+            if what in vectors and what in new
+        },
+        index=bags.slide_ids,
+    )
+    beyond = [
+        [name.removeprefix("distance_") for name, value in row.items() if value > 1] for row in table.to_dict("records")
+    ]
     return table.assign(unlike=[", ".join(names) for names in beyond])
 
 

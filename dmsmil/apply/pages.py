@@ -25,21 +25,34 @@ from dmsmil.jobs.parallel import progress, run_units
 from dmsmil.slides.store import Store
 from dmsmil.training.metrics import told_class
 
-STYLE = ("body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem } "
-         "table { border-collapse: collapse } "
-         "td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top } "
-         "img { max-width: 100% } .not { border-left: 4px solid #d55e00; padding-left: .8rem } .odd { color: #a04000 }")
+STYLE = (
+    "body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem } "
+    "table { border-collapse: collapse } "
+    "td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top } "
+    "img { max-width: 100% } .not { border-left: 4px solid #d55e00; padding-left: .8rem } .odd { color: #a04000 }"
+)
 
 
-def make_pages(kit: Kit, applied: Applied, slides: pd.DataFrame, store: Store, workers: int = 0, scheduler: str = "",
-               report: Callable[[str], None] = print, qupath: str = "both") -> Path:
+def make_pages(
+    kit: Kit,
+    applied: Applied,
+    slides: pd.DataFrame,
+    store: Store,
+    workers: int = 0,
+    scheduler: str = "",
+    report: Callable[[str], None] = print,
+    qupath: str = "both",
+) -> Path:
     """Write pages/<slide>.html, qupath/<slide>.geojson and .ome.tif for each slide, and index.html of all, below the
     store; returns the index. qupath: which GeoJSON, as `write_qupath` takes it. A slide whose page fails is a row of
     failures.csv."""
     home, rows = store.home, slides.set_index("slide_id", drop=False)
     scores = dict(tuple(applied.scores.groupby("slide_id")))
-    units = {name: (store, rows.loc[[name]], said, scores.get(name), kit.about, qupath)
-             for said in applied.table.to_dict("records") for name in [said["slide_id"]]}
+    units = {
+        name: (store, rows.loc[[name]], said, scores.get(name), kit.about, qupath)
+        for said in applied.table.to_dict("records")
+        for name in [said["slide_id"]]
+    }
     failures, done = [], run_units(_page, units, workers, scheduler=scheduler)
     for number, (name, seconds, error) in enumerate(progress(done, len(units), "pages"), 1):
         if error is not None:
@@ -50,8 +63,7 @@ def make_pages(kit: Kit, applied: Applied, slides: pd.DataFrame, store: Store, w
     return write_text(_index(kit, applied.table, {row["unit"] for row in failures}), home / "index.html")
 
 
-def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | None, about: dict,
-          qupath: str) -> float:
+def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | None, about: dict, qupath: str) -> float:
     """Make the page and the files of one slide (in a worker); returns the seconds it took."""
     started, home, name = time.perf_counter(), store.home, said["slide_id"]
     view = slide_views(row, store, slide_ids=[name], mpp=about["made"].get("fallback_mpp", 0.0))[0]
@@ -65,12 +77,15 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
         if view["path"]:
             figures.extreme_tiles(extremes(view, scores), home / f"figures/{name}_extremes")
             parts.append(_picture("Its highest and lowest tiles", home / f"figures/{name}_extremes.png"))
-        tiles = write_qupath(qupath_features(scores, view["side"], origin=view["bounds"][:2]),
-                             home / f"qupath/{name}.geojson", qupath)
+        tiles = write_qupath(
+            qupath_features(scores, view["side"], origin=view["bounds"][:2]), home / f"qupath/{name}.geojson", qupath
+        )
         write_heatmap(scores, view["side"], view["bounds"], view["mpp"], home / f"qupath/{name}.ome.tif")
-        parts.append(f'<p>For QuPath: <a href="../qupath/{tiles[0].name}">tiles with scores</a>, '
-                     f'<a href="../qupath/{name}.ome.tif">heatmap</a>. A score says what the models attended to, not '
-                     'why.</p>')
+        parts.append(
+            f'<p>For QuPath: <a href="../qupath/{tiles[0].name}">tiles with scores</a>, '
+            f'<a href="../qupath/{name}.ome.tif">heatmap</a>. A score says what the models attended to, not '
+            "why.</p>"
+        )
     parts.append('<p><a href="../index.html">All slides</a></p>')
     write_text(_html(name, parts), home / f"pages/{name}.html")
     return time.perf_counter() - started
@@ -79,8 +94,10 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
 def warnings_of(said: dict) -> Iterator[str]:
     """What a reader of one row of `Applied.table` must know, a sentence each."""
     if said["unlike"]:
-        yield (f"Unlike the training slides, in its {said['unlike'].replace(', ', ' and ')}: what is said of it rests "
-               "on nothing.")
+        yield (
+            f"Unlike the training slides, in its {said['unlike'].replace(', ', ' and ')}: what is said of it rests "
+            "on nothing."
+        )
     if said["known"] and said["models"]:
         yield f"The study knows this slide ({known_by(said['known'])}): only models that have not seen it were asked."
     if not said["models"]:
@@ -99,14 +116,19 @@ def _said(said: dict, about: dict) -> str:
         lines += [("predicted", said["pred"])]
         lines += [(f"P({name})", f"{said[f'prob_{name}']:.3f}") for name in about["classes"]]
         name = told_class(said["pred"], about["classes"], about["positive"])
-        spread = (f"of P({name}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
-                  f"standard deviation {said['spread']:.3f}")
+        spread = (
+            f"of P({name}) over the models: from {said['lowest']:.3f} to {said['highest']:.3f}, "
+            f"standard deviation {said['spread']:.3f}"
+        )
         lines += [("spread", spread if said["models"] > 1 else "not known of one model")]
     lines += [("label", said["label"])] if said["label"] else []
     lines += [("patient", said["patient_id"])] if said["patient_id"] else []
     lines += [("tiles", str(said["tiles"]))]
-    lines += [(f"distance of {name[9:]}", f"{value:.2f} (1: the border of what is like the study's slides)")
-              for name, value in said.items() if name.startswith("distance_")]
+    lines += [
+        (f"distance of {name[9:]}", f"{value:.2f} (1: the border of what is like the study's slides)")
+        for name, value in said.items()
+        if name.startswith("distance_")
+    ]
     rows = "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in lines)
     odd = "".join(f'<p class="odd"><b>{html.escape(line)}</b></p>' for line in warnings_of(said))
     return f"{odd}<table>{rows}</table>"
@@ -123,8 +145,10 @@ def _picture(title: str, path: Path) -> str:
 def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
     """All slides on one page."""
     told = told_class("predicted", kit.classes, kit.about["positive"])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in
-                   ("slide", "label", "predicted", f"P({told})", "spread", "models", "note"))
+    head = "".join(
+        f"<th>{html.escape(name)}</th>"
+        for name in ("slide", "label", "predicted", f"P({told})", "spread", "models", "note")
+    )
     rows = []
     for said in table.to_dict("records"):
         name = html.escape(said["slide_id"])
@@ -142,6 +166,8 @@ def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
 
 def _html(title: str, parts: list[str]) -> str:
     name = html.escape(title)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-            f'<style>{STYLE}</style></head><body><h1>{name}</h1><p class="not">{NOT_FOR}</p>{"".join(parts)}'
-            "</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'<style>{STYLE}</style></head><body><h1>{name}</h1><p class="not">{NOT_FOR}</p>{"".join(parts)}'
+        "</body></html>\n"
+    )

@@ -55,8 +55,15 @@ def apply_kit(kit: Kit, bags: Bags, slides: pd.DataFrame) -> Applied:
         if spread is None:  # of the first panel, the method's
             spread = _spread(said, mean, there, kit.classes, kit.about["positive"])
             scores = _scores(kit, bags, rows, [answer[1] for answer in answers], there)
-    table = pd.concat([rows[["slide_id", "patient_id", "label"]], spread, marks[["known"]].reset_index(drop=True),
-                       likeness(kit.vectors, kit.own, bags).reset_index(drop=True)], axis=1)
+    table = pd.concat(
+        [
+            rows[["slide_id", "patient_id", "label"]],
+            spread,
+            marks[["known"]].reset_index(drop=True),
+            likeness(kit.vectors, kit.own, bags).reset_index(drop=True),
+        ],
+        axis=1,
+    )
     return Applied(table.assign(tiles=bags.mask[:, 0].sum(1).numpy()), scores, each, means)
 
 
@@ -84,12 +91,18 @@ def _spread(said: np.ndarray, mean: np.ndarray, there: np.ndarray, classes: list
     table = pd.DataFrame({"pred": np.where(asked, np.asarray(classes)[pred], "")})
     for number, name in enumerate(classes):
         table[f"prob_{name}"] = mean[:, number]
-    return table.assign(spread=np.where(asked, np.sqrt(variance), np.nan), lowest=np.where(asked, lowest, np.nan),
-                        highest=np.where(asked, highest, np.nan), models=count, **more)
+    return table.assign(
+        spread=np.where(asked, np.sqrt(variance), np.nan),
+        lowest=np.where(asked, lowest, np.nan),
+        highest=np.where(asked, highest, np.nan),
+        models=count,
+        **more,
+    )
 
 
-def _each(rows: pd.DataFrame, members: list[Member], there: np.ndarray, said: np.ndarray,
-          classes: list[str]) -> pd.DataFrame:
+def _each(
+    rows: pd.DataFrame, members: list[Member], there: np.ndarray, said: np.ndarray, classes: list[str]
+) -> pd.DataFrame:
     """What each member says of the slides that it has not seen."""
     parts = []
     for member, mine, values in zip(members, there, said):
@@ -123,15 +136,21 @@ def said_sentences(table: pd.DataFrame) -> str:
     """Markdown: how many slides are predicted, on how many the models disagree, what is known and what unlike."""
     asked = table[table.models > 0]
     counts = asked.pred.value_counts().sort_index()
-    lines = [f"{len(asked)} of {len(table)} slides are predicted: "
-             + ", ".join(f"{count} {as_written(name)}" for name, count in counts.items()) + "."]
+    lines = [
+        f"{len(asked)} of {len(table)} slides are predicted: "
+        + ", ".join(f"{count} {as_written(name)}" for name, count in counts.items())
+        + "."
+    ]
     torn = asked[asked.others > 0] if "others" in asked else asked[(asked.lowest < 0.5) & (asked.highest > 0.5)]
     if len(torn):
         lines.append(f"On {len(torn)} of them the models do not agree about the class.")
     if (known := table.known != "").any():
         lines.append(f"The study knows {known.sum()} of the slides; only models that have not seen them were asked.")
     odd = table[table.unlike != ""]
-    lines.append(f"**Unlike the training slides**: {', '.join(map(as_written, odd.slide_id[:8]))}"
-                 + (f" and {len(odd) - 8} more." if len(odd) > 8 else ".") if len(odd) else
-                 "No slide is unlike the training slides.")
+    lines.append(
+        f"**Unlike the training slides**: {', '.join(map(as_written, odd.slide_id[:8]))}"
+        + (f" and {len(odd) - 8} more." if len(odd) > 8 else ".")
+        if len(odd)
+        else "No slide is unlike the training slides."
+    )
     return "\n".join(f"- {line}" for line in lines)

@@ -56,14 +56,26 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
     with atomic(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
     with atomic(folder / REFERENCE) as temporary:
-        save_arrays({f"{kind}/{what}": np.ascontiguousarray(value) for kind in ("vectors", "own")
-                     for what, value in getattr(kit, kind).items()}, temporary)
+        save_arrays(
+            {
+                f"{kind}/{what}": np.ascontiguousarray(value)
+                for kind in ("vectors", "own")
+                for what, value in getattr(kit, kind).items()
+            },
+            temporary,
+        )
     for what, name in TABLES.items():
         write_csv(getattr(kit, what), folder / name, digits=9)
     write_text(card(kit), folder / "MODEL_CARD.md")
     panels = {panel: [[member.fold, member.seed] for member in members] for panel, members in kit.panels.items()}
-    whole = {"format": FORMAT, "about": kit.about, "panels": panels, "rules": rules, "said": said,
-             "files": {name: _digest(folder / name) for name in (WEIGHTS, REFERENCE, *TABLES.values())}}
+    whole = {
+        "format": FORMAT,
+        "about": kit.about,
+        "panels": panels,
+        "rules": rules,
+        "said": said,
+        "files": {name: _digest(folder / name) for name in (WEIGHTS, REFERENCE, *TABLES.values())},
+    }
     write_json({**whole, "fingerprint": fingerprint(whole, 64)}, folder / MODEL)
     return folder
 
@@ -81,18 +93,33 @@ def read_kit(folder: str | Path) -> Kit:
     try:
         weights, arrays = load_file(folder / WEIGHTS), load_arrays(folder / REFERENCE)
         text = {name: str for name in ("slide", "patient", "content", "label", "pred", "name")}
-        tables = {what: pd.read_csv(folder / name, dtype=text, keep_default_na=False,
-                                    na_values={} if what == "trained" else [""]) for what, name in TABLES.items()}
-        panels = {panel: [_member(whole, panel, fold, seed, weights) for fold, seed in pairs]
-                  for panel, pairs in whole["panels"].items()}
+        tables = {
+            what: pd.read_csv(
+                folder / name, dtype=text, keep_default_na=False, na_values={} if what == "trained" else [""]
+            )
+            for what, name in TABLES.items()
+        }
+        panels = {
+            panel: [_member(whole, panel, fold, seed, weights) for fold, seed in pairs]
+            for panel, pairs in whole["panels"].items()
+        }
         by_kind = {kind: _below(arrays, kind) for kind in ("vectors", "own")}
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder.name} is not an exported model that this version reads "
-                         f"({' '.join(str(error).split())[:80]}): export it again") from error
-    kit = Kit(whole["about"], panels, tables["trained"], by_kind["vectors"], by_kind["own"], tables["results"],
-              tables["tested"])
+        raise InputError(
+            f"{folder.name} is not an exported model that this version reads "
+            f"({' '.join(str(error).split())[:80]}): export it again"
+        ) from error
+    kit = Kit(
+        whole["about"],
+        panels,
+        tables["trained"],
+        by_kind["vectors"],
+        by_kind["own"],
+        tables["results"],
+        tables["tested"],
+    )
     _try(kit, whole["said"])
     return kit
 
@@ -101,8 +128,11 @@ def _member(whole: dict, panel: str, fold: int, seed: int, weights: dict[str, to
     """A member of a panel, from its numbers."""
     if panel in whole["rules"]:
         found = next(rule for rule in whole["rules"][panel] if (rule["fold"], rule["seed"]) == (fold, seed))
-        numbers = {name: np.asarray(value) if isinstance(value, list) else value
-                   for name, value in found.items() if name != "kind"}
+        numbers = {
+            name: np.asarray(value) if isinstance(value, list) else value
+            for name, value in found.items()
+            if name != "kind"
+        }
         return RULES[found["kind"]](**numbers)
     about = whole["about"]
     config = about["config"] if panel == about["name"] else about["rival"]
@@ -136,8 +166,10 @@ def _try(kit: Kit, said: dict[str, list]) -> None:
         for member in members:
             now, then = member.ask(bags)[0], np.asarray(said[_name(panel, member)])
             if now.shape != then.shape or np.abs(now - then).max() > NEAR:
-                raise InputError(f"{panel} does not say here what it said where it was exported: this version of "
-                                 "dmsmil computes it otherwise; use the version of the export, or export again")
+                raise InputError(
+                    f"{panel} does not say here what it said where it was exported: this version of "
+                    "dmsmil computes it otherwise; use the version of the export, or export again"
+                )
 
 
 def _digest(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-NOT_FOR = ("For research on slides alone. It is no medical device: no prediction of it may be used for a patient, to "
-           "diagnose, to triage, to screen, to grade, or to choose a treatment.")
+NOT_FOR = (
+    "For research on slides alone. It is no medical device: no prediction of it may be used for a patient, to "
+    "diagnose, to triage, to screen, to grade, or to choose a treatment."
+)
 MARKS = {"slide": "its name", "patient": "its patient", "content": "what its tiles show"}  # of a slide that is known
 
 

@@ -61,7 +61,7 @@ def best_rows(table: pd.DataFrame) -> pd.DataFrame:
     first += list((means if several.empty else several).index[:1])
     first += list(order.index[order["name"].isin(CHEAP)])
     others = order[(order.method != "") & ~order.method.isin(["dmsmil", "damil", MEAN])].drop_duplicates("method")
-    kept = [*first, *others.index[:max(0, MOST - len(first))]]
+    kept = [*first, *others.index[: max(0, MOST - len(first))]]
     return order[order.index.isin(kept)]
 
 
@@ -75,8 +75,11 @@ def loses(table: pd.DataFrame) -> str:
     if above.empty:
         return f"In AUC it loses to none of the {len(others)} other methods." + rules
     one = ~others.scales.str.contains("+", regex=False)
-    counts = [f"to {(gap[one == single] > 0).sum()} of {(one == single).sum()} methods of {words}"
-              for single, words in ((True, "one scale"), (False, "several scales")) if (one == single).any()]
+    counts = [
+        f"to {(gap[one == single] > 0).sum()} of {(one == single).sum()} methods of {words}"
+        for single, words in ((True, "one scale"), (False, "several scales"))
+        if (one == single).any()
+    ]
     said = named(table).said
     names = [f"{said[place]} by {difference:.3f}" for place, difference in above[:NAMED].items()]
     more = [f"{len(above) - NAMED} more"] if len(above) > NAMED else []

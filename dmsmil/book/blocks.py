@@ -19,8 +19,10 @@ from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.text import as_written
 from dmsmil.training.results import note, number, pretty
 
-MEASURED = ("Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
-            "The highest AUC stands first, what collapsed or learned nothing last.")
+MEASURED = (
+    "Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
+    "The highest AUC stands first, what collapsed or learned nothing last."
+)
 
 
 # ------------------------------------------------------------------------------------------------ the main table
@@ -30,16 +32,20 @@ def best_block(study: Study) -> str:
     """The main table in at most ten rows, and where the whole of it stands."""
     table = study.table("04_compare")
     rows = best_rows(table)
-    return (f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here at its "
-            f"better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
-            f"({study.link('README.md')}). {MEASURED}")
+    return (
+        f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here at its "
+        f"better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
+        f"({study.link('README.md')}). {MEASURED}"
+    )
 
 
 def result_block(study: Study) -> str:
     """Methods and baselines by AUC: who is best stands first, what collapsed or learned nothing last."""
     values = study.settings()
-    return (f"{_results(study.table('04_compare'))}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "
-            f"{values['encoder']}, {values['epochs']} epochs where the options say no other. {MEASURED}")
+    return (
+        f"{_results(study.table('04_compare'))}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "
+        f"{values['encoder']}, {values['epochs']} epochs where the options say no other. {MEASURED}"
+    )
 
 
 def _results(table: pd.DataFrame) -> str:
@@ -56,8 +62,10 @@ def _run(study: Study) -> str:
     classes = ", ".join(f"{count} {as_written(name)}" for name, count in values["classes"].items())
     repeats = f" × {values['repeats']} repeats" if values.get("repeats", 1) > 1 else ""
     seeds = f"{len(values['seeds'])} seed" + "s" * (len(values["seeds"]) > 1)
-    return (f"{values['slides']} slides of {values['patients']} patients ({classes}), "
-            f"{values['folds']} folds{repeats} × {seeds}")
+    return (
+        f"{values['slides']} slides of {values['patients']} patients ({classes}), "
+        f"{values['folds']} folds{repeats} × {seeds}"
+    )
 
 
 def words_block(study: Study) -> str:
@@ -72,19 +80,28 @@ def words_block(study: Study) -> str:
         return f"{said}. The highest AUC is {_auc(top)}."
     mean = table[(table.method == MEAN) & table.scales.str.contains("+", regex=False)]
     first = "the highest of all" if top.name == mine.name else f"the highest is {_auc(top)}"
-    second = "".join(f"; mean pooling, which looks at all tiles alike, reaches {auc[place]:.3f}" for place in mean.index
-                     if place != top.name)
+    second = "".join(
+        f"; mean pooling, which looks at all tiles alike, reaches {auc[place]:.3f}"
+        for place in mean.index
+        if place != top.name
+    )
     marks = f" ({note(mine)})" if note(mine) else ""
     reached = f"{auc[mine.name]:.3f} [{mine.AUC_low:.2f}, {mine.AUC_high:.2f}]{marks}"
-    return "\n".join([f"- DMSMIL reaches an AUC of {reached}; {first}{second}.",
-                      f"- {as_written(loses(table))}", f"- {as_written(tested(table, study.tables()))}"])
+    return "\n".join(
+        [
+            f"- DMSMIL reaches an AUC of {reached}; {first}{second}.",
+            f"- {as_written(loses(table))}",
+            f"- {as_written(tested(table, study.tables()))}",
+        ]
+    )
 
 
 def _auc(row: pd.Series) -> str:
     """A row with its AUC and interval, in a sentence."""
     called, value = number(row, "AUC")
     return f"{as_written(row.said)} with {value:.3f} [{row.AUC_low:.2f}, {row.AUC_high:.2f}]" + (
-        "" if called == "AUC" else ", pooled")
+        "" if called == "AUC" else ", pooled"
+    )
 
 
 def findings_block(study: Study) -> str:
@@ -105,7 +122,8 @@ def _tested(tests: pd.DataFrame) -> str:
     return "- " + as_written(
         f"{name} against the {len(tests)} other runs, by AUC (corrected resampled t-test, Holm's correction): it is "
         f"shown to be better than {', '.join(better) or 'none'}, and worse than {', '.join(worse) or 'none'}"
-        + (f"; equivalent to {', '.join(same)}." if len(same) else "."))
+        + (f"; equivalent to {', '.join(same)}." if len(same) else ".")
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the other tables
@@ -119,8 +137,10 @@ def purpose_block(study: Study) -> str:
 def picture_block(study: Study) -> str:
     """A slide as the method sees it, and the main table as a picture."""
     study.needs(PICTURE)
-    return (f"![A slide of the study {study.name} with its tile scores at each scale; the AUC of each method with its "
-            f"interval]({study.link(PICTURE)})")
+    return (
+        f"![A slide of the study {study.name} with its tile scores at each scale; the AUC of each method with its "
+        f"interval]({study.link(PICTURE)})"
+    )
 
 
 def claims_block(study: Study) -> str:
@@ -128,8 +148,10 @@ def claims_block(study: Study) -> str:
     table, tables = study.table("09_claims"), study.tables()
     numbers = [text.split(". ")[0].removesuffix(".") for text in table.number]
     sources = [tables.get(name) for name in table["tested in"]]
-    told = [text if source is None or "scales" not in source else retold(text, source)
-            for text, source in zip(numbers, sources)]
+    told = [
+        text if source is None or "scales" not in source else retold(text, source)
+        for text, source in zip(numbers, sources)
+    ]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(table).items())
     return f"{markdown(table.assign(number=told).set_index('claim'), 'claim')}\n\nOf {len(table)} claims: {counts}."
 
@@ -155,9 +177,11 @@ def cost_block(study: Study) -> str:
     table = table.assign(name=table.said)
     first, shown = table.iloc[0], pretty_costs(table)
     shown.insert(0, "options", list(table.options))
-    return (f"{markdown(shown, 'method')}\n\nOn {first.device}; K = {first.k} tiles a scale of "
-            f"{first.dim} channels, an epoch of {first.slides} slides; median [least, most].\n\n"
-            f"{cost_sentences(table)}")
+    return (
+        f"{markdown(shown, 'method')}\n\nOn {first.device}; K = {first.k} tiles a scale of "
+        f"{first.dim} channels, an epoch of {first.slides} slides; median [least, most].\n\n"
+        f"{cost_sentences(table)}"
+    )
 
 
 def settings_block(study: Study) -> str:
@@ -180,13 +204,25 @@ def time_block(study: Study) -> str:
         return f"No notebook of the study `{study.name}` was timed from its first beginning to its end."
     longest = whole.loc[whole["first"].idxmax()]
     left_out = sorted(set(times.notebook) - set(whole.notebook))
-    return (f"On {values['cores']} cores and {gpu} the notebooks of the study `{study.name}` took "
-            f"{whole['first'].sum() / 60:.0f} minutes when they first ran, {longest['first'] / 60:.0f} of them for "
-            f"{longest.notebook}." + (f" Not counted, for they were interrupted: {', '.join(left_out)}." if left_out
-                                      else ""))
+    return (
+        f"On {values['cores']} cores and {gpu} the notebooks of the study `{study.name}` took "
+        f"{whole['first'].sum() / 60:.0f} minutes when they first ran, {longest['first'] / 60:.0f} of them for "
+        f"{longest.notebook}."
+        + (f" Not counted, for they were interrupted: {', '.join(left_out)}." if left_out else "")
+    )
 
 
 BLOCKS: dict[str, Callable[[Study], str]] = {
-    "purpose": purpose_block, "best": best_block, "words": words_block, "picture": picture_block, "table": result_block,
-    "findings": findings_block, "claims": claims_block, "ablation": ablation_block, "lambda": lambda_block,
-    "cost": cost_block, "settings": settings_block, "time": time_block}
+    "purpose": purpose_block,
+    "best": best_block,
+    "words": words_block,
+    "picture": picture_block,
+    "table": result_block,
+    "findings": findings_block,
+    "claims": claims_block,
+    "ablation": ablation_block,
+    "lambda": lambda_block,
+    "cost": cost_block,
+    "settings": settings_block,
+    "time": time_block,
+}

@@ -95,8 +95,13 @@ def _workshop(home: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------------------ front page
 
 
-def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], wings: dict[str, tuple[str, str]],
-           say: Callable[[str], None]) -> str:
+def _index(
+    home: Path,
+    notebooks: dict[str, dict],
+    lessons: dict[str, dict],
+    wings: dict[str, tuple[str, str]],
+    say: Callable[[str], None],
+) -> str:
     """The front page as MyST markdown; draws its cover. wings: {page: (name, question)}."""
     try:
         results = saved_results(home)
@@ -109,13 +114,18 @@ def _index(home: Path, notebooks: dict[str, dict], lessons: dict[str, dict], win
     lines += [summary(home, results), ""]
     if lessons:
         first = next(iter(lessons))
-        lines += [f"**New to this?** Begin with the [walkthroughs](#walkthroughs): [{opening(lessons[first])[0]}]"
-                  f"({first}) is the first.", ""]
-    lines += _part("The study, in reading order", "The study",
-                   {name: opening(notebook) for name, notebook in notebooks.items()})
+        lines += [
+            f"**New to this?** Begin with the [walkthroughs](#walkthroughs): [{opening(lessons[first])[0]}]"
+            f"({first}) is the first.",
+            "",
+        ]
+    lines += _part(
+        "The study, in reading order", "The study", {name: opening(notebook) for name, notebook in notebooks.items()}
+    )
     lines += ["(walkthroughs)=", ""] if lessons else []
-    lines += _part("Walkthroughs: one idea each", "Walkthroughs",
-                   {name: opening(notebook) for name, notebook in lessons.items()})
+    lines += _part(
+        "Walkthroughs: one idea each", "Walkthroughs", {name: opening(notebook) for name, notebook in lessons.items()}
+    )
     lines += _part("Reference: what the package offers", "Reference", wings)
     return "\n".join(lines)
 
@@ -137,10 +147,16 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     counts = " and ".join(f"{count} {as_written(label)}" for label, count in classes.items())
     leaks = leakage(folds)["patients", "rest & test"].any()
     repeats = len(set(repeat_of(slides_tested(folds)).values()))
-    said = [f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
-            + ("folds, some of which **test patients that they train on**." if leaks else
-               "folds that share no patient." if repeats == 1 else
-               "folds, none of which tests a patient that it trains on.")]
+    said = [
+        f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
+        + (
+            "folds, some of which **test patients that they train on**."
+            if leaks
+            else "folds that share no patient."
+            if repeats == 1
+            else "folds, none of which tests a patient that it trains on."
+        )
+    ]
     if results is None:
         said.append("No method has a result yet.")
     else:
@@ -167,8 +183,10 @@ def _cover(home: Path, results: pd.DataFrame | None, say: Callable[[str], None])
         said.append(f"Slide {slide['slide_id']} at {scales}, tiles bright where their score is high{ties}.")
     if results is not None:
         first = results.iloc[0]
-        said.append(f"{called('AUC', results)} of {first['name']}: {first.AUC_mean:.2f}, 95 % interval "
-                    f"{first.AUC_low:.2f} to {first.AUC_high:.2f}, among {len(results)} rows.")
+        said.append(
+            f"{called('AUC', results)} of {first['name']}: {first.AUC_mean:.2f}, 95 % interval "
+            f"{first.AUC_low:.2f} to {first.AUC_high:.2f}, among {len(results)} rows."
+        )
     return " ".join(said)
 
 
@@ -208,21 +226,40 @@ def _render(place: Path, study: str, say: Callable[[str], None]) -> None:
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     config = {
-        "project": f"DMSMIL · {study}", "html_title": f"DMSMIL · {study}",
-        "extensions": ["myst_nb", "sphinx.ext.autodoc", reference.__name__], **reference.SETTINGS,
-        "html_theme": "furo", "html_static_path": [str(STYLE)], "html_css_files": [STYLE.name],
+        "project": f"DMSMIL · {study}",
+        "html_title": f"DMSMIL · {study}",
+        "extensions": ["myst_nb", "sphinx.ext.autodoc", reference.__name__],
+        **reference.SETTINGS,
+        "html_theme": "furo",
+        "html_static_path": [str(STYLE)],
+        "html_css_files": [STYLE.name],
         "html_theme_options": {"navigation_with_keys": True},
-        "html_copy_source": False, "html_show_sourcelink": False, "html_show_copyright": False, "html_use_index": False,
+        "html_copy_source": False,
+        "html_show_sourcelink": False,
+        "html_show_copyright": False,
+        "html_use_index": False,
         "html_show_search_summary": False,  # it would fetch pages, which a browser forbids to files
-        "html_scaled_image_link": True, "smartquotes": False,
-        "nb_execution_mode": "off", "nb_merge_streams": True, "nb_render_markdown_format": "myst",
+        "html_scaled_image_link": True,
+        "smartquotes": False,
+        "nb_execution_mode": "off",
+        "nb_merge_streams": True,
+        "nb_render_markdown_format": "myst",
         "nb_ipywidgets_js": {},
-        "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)]}
+        "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)],
+    }
     warnings = io.StringIO()
     try:
         with patch_docutils(), docutils_namespace():
-            Sphinx(place / "source", None, place / "html", place / "doctrees", "html", config, status=None,
-                   warning=warnings).build(force_all=True)
+            Sphinx(
+                place / "source",
+                None,
+                place / "html",
+                place / "doctrees",
+                "html",
+                config,
+                status=None,
+                warning=warnings,
+            ).build(force_all=True)
     except SphinxError as error:
         raise InputError(f"the book cannot be made: {' '.join(str(error).split())}") from error
     lost = []

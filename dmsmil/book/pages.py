@@ -88,10 +88,10 @@ def _aligned(html: str) -> str:
     soup = BeautifulSoup(html, "html.parser")
     for table in soup.select("table.dataframe"):
         columns = list(zip(*(row.find_all("td") for row in table.select("tbody tr"))))
-        names = [] if table.select("th[colspan]") else table.select("thead tr:first-child th")[-len(columns):]
+        names = [] if table.select("th[colspan]") else table.select("thead tr:first-child th")[-len(columns) :]
         for number, cells in enumerate(columns):
             if any(WORDS.search(cell.get_text(strip=True)) for cell in cells):
-                for cell in [*names[number:number + 1], *cells]:
+                for cell in [*names[number : number + 1], *cells]:
                     cell["class"] = "words"
     return str(soup)
 

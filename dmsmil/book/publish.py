@@ -60,8 +60,9 @@ def published(executed: NotebookNode, source: NotebookNode, name: str) -> str:
     name: what messages call it. Raises InputError as `publish`.
     """
     own = [cell for cell in source.cells if not _injected(cell)]
-    if [(cell.cell_type, cell.source) for cell in executed.cells if not _injected(cell)] != \
-            [(cell.cell_type, cell.source) for cell in own]:
+    if [(cell.cell_type, cell.source) for cell in executed.cells if not _injected(cell)] != [
+        (cell.cell_type, cell.source) for cell in own
+    ]:
         raise InputError(f"{name} was executed from other cells than the notebook has now: run the study again")
     counts = [cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
     if counts != list(range(1, len(counts) + 1)):
@@ -69,13 +70,21 @@ def published(executed: NotebookNode, source: NotebookNode, name: str) -> str:
     cells, kept = [], iter(own)
     for cell in executed.cells:
         tags = cell.metadata.get("tags", [])
-        new = NotebookNode(id=INJECTED if _injected(cell) else next(kept).id, cell_type=cell.cell_type,
-                           source=cell.source, metadata=NotebookNode(tags=tags) if tags else NotebookNode())
+        new = NotebookNode(
+            id=INJECTED if _injected(cell) else next(kept).id,
+            cell_type=cell.cell_type,
+            source=cell.source,
+            metadata=NotebookNode(tags=tags) if tags else NotebookNode(),
+        )
         if cell.cell_type == "code":
             new.update(execution_count=cell.execution_count, outputs=_outputs(cell, name))
         cells.append(new)
-    notebook = NotebookNode(nbformat=4, nbformat_minor=5, cells=cells, metadata=NotebookNode(
-        kernelspec=source.metadata.kernelspec, language_info=NotebookNode(name="python")))
+    notebook = NotebookNode(
+        nbformat=4,
+        nbformat_minor=5,
+        cells=cells,
+        metadata=NotebookNode(kernelspec=source.metadata.kernelspec, language_info=NotebookNode(name="python")),
+    )
     _fit(notebook, name)
     return _text(notebook)
 
@@ -108,11 +117,14 @@ def _outputs(cell: NotebookNode, name: str) -> list[NotebookNode]:
             del data["text/html"]
         if set(data) - {"text/plain"} or set(output.data) == {"text/plain"}:  # not the name of what cannot be shown
             count = {"execution_count": cell.execution_count} if output.output_type == "execute_result" else {}
-            found.append(NotebookNode(output_type=output.output_type, metadata=NotebookNode(), data=NotebookNode(data),
-                                      **count))
+            found.append(
+                NotebookNode(output_type=output.output_type, metadata=NotebookNode(), data=NotebookNode(data), **count)
+            )
     if place := next(filter(None, (PLACE.search(text) for text in [cell.source, printed, *_words(found)])), None):
-        raise InputError(f"{name} names a place of this machine, below {place[0].strip('/')}: run the study on paths "
-                         "that are relative to the project")
+        raise InputError(
+            f"{name} names a place of this machine, below {place[0].strip('/')}: run the study on paths "
+            "that are relative to the project"
+        )
     if text := PROGRESS.sub("", printed):
         found.insert(0, NotebookNode(output_type="stream", name="stdout", text=text))
     return found
@@ -124,8 +136,13 @@ def _words(outputs: list[NotebookNode]) -> list[str]:
 
 def _fit(notebook: NotebookNode, name: str) -> None:
     """Quantise every picture; while the notebook is too large, make its largest picture smaller."""
-    pictures = [output.data for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-                if "image/png" in output.get("data", {})]
+    pictures = [
+        output.data
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
     originals = [Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) for data in pictures]
     widths = [image.width for image in originals]
     for data, image in zip(pictures, originals):
@@ -133,8 +150,10 @@ def _fit(notebook: NotebookNode, name: str) -> None:
     while (size := len(_text(notebook).encode())) >= LIMIT:
         left = [i for i, width in enumerate(widths) if width * 0.9 >= NARROWEST]
         if not left:
-            raise InputError(f"{name} stays at {size / 1000:,.0f} kB, a committed notebook is under {LIMIT // 1000:,}: "
-                             "show less in it")
+            raise InputError(
+                f"{name} stays at {size / 1000:,.0f} kB, a committed notebook is under {LIMIT // 1000:,}: "
+                "show less in it"
+            )
         i = max(left, key=lambda i: len(pictures[i]["image/png"]))
         widths[i] = int(widths[i] * 0.9)
         pictures[i]["image/png"] = quantised(originals[i], widths[i])
@@ -150,8 +169,9 @@ def quantised(image: Image.Image, width: int = 0) -> str:
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     if width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    small = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=image.width * image.height // 100,
-                           dither=Image.Dither.NONE)
+    small = image.quantize(
+        256, Image.Quantize.MAXCOVERAGE, kmeans=image.width * image.height // 100, dither=Image.Dither.NONE
+    )
     buffer = io.BytesIO()
     small.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -210,8 +230,9 @@ def _number(value: object) -> bool:
 
 def main(argv: list[str] | None = None, notebooks: Path = ROOT / "notebooks") -> int:
     """Publish the notebooks of a study."""
-    parser = argparse.ArgumentParser("python -m dmsmil.book.publish",
-                                     description="commit a study's notebooks, with outputs")
+    parser = argparse.ArgumentParser(
+        "python -m dmsmil.book.publish", description="commit a study's notebooks, with outputs"
+    )
     parser.add_argument("study", help="the folder of a finished study, such as outputs/demo")
     try:
         publish(parser.parse_args(argv).study, notebooks)

@@ -20,8 +20,14 @@ from dmsmil.book.results import RESULTS, Lacking, Study, collect, shown_studies
 from dmsmil.book.several import WIDE
 from dmsmil.jobs.files import ROOT, InputError, write_text
 
-PAGES = ("README.md", "README.zh-CN.md", "docs/guide.md", "docs/guide.zh-CN.md", "docs/model_card.md",
-         f"{RESULTS}/README.md")  # and the page of each study
+PAGES = (
+    "README.md",
+    "README.zh-CN.md",
+    "docs/guide.md",
+    "docs/guide.zh-CN.md",
+    "docs/model_card.md",
+    f"{RESULTS}/README.md",
+)  # and the page of each study
 MARKER = re.compile(r"^<!-- (?:begin|end):.*$", re.MULTILINE)
 BLOCK = re.compile(r"^<!-- begin: (\S+) -->\n(?:(?!<!-- (?:begin|end):).*\n)*<!-- end: \1 -->$", re.MULTILINE)
 
@@ -92,17 +98,23 @@ def fill(text: str, results: str | Path, page: str = "README.md") -> str:
     that are not there.
     """
     if stray := MARKER.search(BLOCK.sub("", text)):
-        raise InputError(f"{page} has '{stray.group()}' alone: a block needs its begin and its end, each on a line of "
-                         "its own, and no block in between")
-    return BLOCK.sub(lambda found: f"<!-- begin: {found[1]} -->\n{_block(found[1], Path(results), page)}\n"
-                                   f"<!-- end: {found[1]} -->", text)
+        raise InputError(
+            f"{page} has '{stray.group()}' alone: a block needs its begin and its end, each on a line of "
+            "its own, and no block in between"
+        )
+    return BLOCK.sub(
+        lambda found: f"<!-- begin: {found[1]} -->\n{_block(found[1], Path(results), page)}\n<!-- end: {found[1]} -->",
+        text,
+    )
 
 
 def _block(name: str, results: Path, page: str) -> str:
     study, _, what = name.rpartition("-")
     if name not in WIDE and (not study or what not in BLOCKS):
-        raise InputError(f"{page} has an unknown block '{name}': it is called <study>-<what>, and what is one of "
-                         f"{', '.join(BLOCKS)}; or it is one of {', '.join(WIDE)}")
+        raise InputError(
+            f"{page} has an unknown block '{name}': it is called <study>-<what>, and what is one of "
+            f"{', '.join(BLOCKS)}; or it is one of {', '.join(WIDE)}"
+        )
     try:
         return WIDE[name](results, page) if name in WIDE else BLOCKS[what](Study(results / study, page))
     except Lacking as lacking:

@@ -19,11 +19,18 @@ CONSTANT = re.compile(r"^[A-Z]\w*(?:, [A-Z]\w*)* = .*\S  # .+$", re.M)  # with w
 LAID_OUT = re.compile(r"^ |\S {3,}\S", re.M)  # a formula, or columns
 NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
 SETTINGS = {  # of Sphinx, for these pages
-    "default_role": "py:obj", "suppress_warnings": ["ref.python"], "add_module_names": False,
-    "autodoc_inherit_docstrings": False, "autodoc_member_order": "bysource", "autodoc_preserve_defaults": True,
-    "autodoc_typehints_format": "short", "python_use_unqualified_type_names": True,
-    "python_maximum_signature_line_length": 84, "toc_object_entries_show_parents": "hide",
-    "html_domain_indices": False}
+    "default_role": "py:obj",
+    "suppress_warnings": ["ref.python"],
+    "add_module_names": False,
+    "autodoc_inherit_docstrings": False,
+    "autodoc_member_order": "bysource",
+    "autodoc_preserve_defaults": True,
+    "autodoc_typehints_format": "short",
+    "python_use_unqualified_type_names": True,
+    "python_maximum_signature_line_length": 84,
+    "toc_object_entries_show_parents": "hide",
+    "html_domain_indices": False,
+}
 
 
 def wings(package: Path) -> dict[str, str]:
@@ -48,8 +55,11 @@ def pages(package: Path) -> dict[str, str]:
         for name, path in files.items():
             above = f"---\norphan: true\n---\n# {name}\n\nReference / [{wing}]({wing}.md)"
             found[name] = _page(name, path, above if name != wing else f"# {name}")
-        said = [f"- [{name}]({name}.md)\n\n  {as_written(_first(_parsed(path)))}\n" for name, path in files.items()
-                if name != wing]
+        said = [
+            f"- [{name}]({name}.md)\n\n  {as_written(_first(_parsed(path)))}\n"
+            for name, path in files.items()
+            if name != wing
+        ]
         found[wing] += "\n".join(["", "````{container} reading", *said, "````", ""])
     return found
 
@@ -60,8 +70,11 @@ def module_name(path: str) -> str:
 
 
 def _page(name: str, path: Path, above: str) -> str:
-    public = [node.name for node in _parsed(path).body
-              if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
+    public = [
+        node.name
+        for node in _parsed(path).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+    ]
     members = f"   :members: {', '.join(public)}\n   :undoc-members:\n" if public else ""
     text = f"{above}\n\n```{{eval-rst}}\n.. automodule:: {name}\n{members}```\n"
     if constants := CONSTANT.findall(path.read_text(encoding="utf-8")):
@@ -96,8 +109,9 @@ def skipped(app, what: str, name: str, value: object, skip: bool, options: objec
     return None if callable(value) or isinstance(value, property) else True
 
 
-def shortened(app, what: str, name: str, value: object, options: object, signature: str | None,
-              result: str | None) -> tuple[str, str | None] | None:
+def shortened(
+    app, what: str, name: str, value: object, options: object, signature: str | None, result: str | None
+) -> tuple[str, str | None] | None:
     """The signature of a dataclass: the default that a factory makes is no Python, and is shown as dots."""
     return (signature.replace("<factory>", "..."), result) if signature else None
 
@@ -116,8 +130,9 @@ def _block(block: str, parameters: set[str]) -> str:
     """A paragraph, a list, or what is laid out."""
     if LAID_OUT.search(block) and not block.startswith("- "):
         return ".. code-block:: text\n\n" + textwrap.indent(textwrap.dedent(block), "   ")
-    text = "".join(_ticked(part, parameters) if part.startswith("`") else _escaped(part)
-                   for part in re.split(r"(`[^`]+`)", block))
+    text = "".join(
+        _ticked(part, parameters) if part.startswith("`") else _escaped(part) for part in re.split(r"(`[^`]+`)", block)
+    )
     return re.sub(r"^\\- ", "- ", text, flags=re.M) if block.startswith("- ") else text
 
 

@@ -23,11 +23,33 @@ from dmsmil.jobs.files import ROOT, InputError, atomic, read_json, write_json
 
 RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and one picture
 NEEDED = "tables/04_compare.csv"
-COPIED = (NEEDED, "tables/04_tests.csv", "tables/04_tests_cheap.csv", "tables/05_ablation.csv", "tables/06_lambda.csv",
-          "tables/08_cost.csv", "tables/09_claims.csv", "times.csv")
+COPIED = (
+    NEEDED,
+    "tables/04_tests.csv",
+    "tables/04_tests_cheap.csv",
+    "tables/05_ablation.csv",
+    "tables/06_lambda.csv",
+    "tables/08_cost.csv",
+    "tables/09_claims.csv",
+    "times.csv",
+)
 PICTURE, WIDTH = "figures/cover.png", 1200  # px at most, in 256 colours
-SETTINGS = ("folds", "repeats", "seeds", "epochs", "k", "encoder", "paper", "tile_px", "scales", "lam", "lr",
-            "batch_size", "select", "split")  # of params.yaml
+SETTINGS = (
+    "folds",
+    "repeats",
+    "seeds",
+    "epochs",
+    "k",
+    "encoder",
+    "paper",
+    "tile_px",
+    "scales",
+    "lam",
+    "lr",
+    "batch_size",
+    "select",
+    "split",
+)  # of params.yaml
 PLANTED = ("witness_rate",)  # of params.yaml too, where the cohort is `planted`: elsewhere it says nothing
 MACHINE = ("cores", "gpu", "memory_gib", "system", "python")  # of environment.json
 SENTENCE = re.compile(r".+?\.(?=\s+[^\sa-z\d]|$)")  # the first; "et al. 2019" ends none
@@ -61,11 +83,18 @@ def collect(home: str | Path, results: str | Path, params: str | Path = ROOT / "
     wanted = SETTINGS + (PLANTED if values.get("cohort") == "planted" else ())
     written = datetime.fromtimestamp((home / NEEDED).stat().st_mtime, UTC)
     folder = Path(results) / values["study"]
-    write_json({"purpose": purpose(Path(params) / f"{values['study']}.yaml"), "date": written.date().isoformat(),
-                "slides": len(cohort), "patients": cohort.patient_id.nunique(),
-                "classes": cohort.label.value_counts().sort_index().to_dict(),
-                **{key: values[key] for key in wanted if key in values},
-                **{key: machine[key] for key in MACHINE if key in machine}}, folder / "study.json")
+    write_json(
+        {
+            "purpose": purpose(Path(params) / f"{values['study']}.yaml"),
+            "date": written.date().isoformat(),
+            "slides": len(cohort),
+            "patients": cohort.patient_id.nunique(),
+            "classes": cohort.label.value_counts().sort_index().to_dict(),
+            **{key: values[key] for key in wanted if key in values},
+            **{key: machine[key] for key in MACHINE if key in machine},
+        },
+        folder / "study.json",
+    )
     for name in COPIED:
         _mirror(home / name, folder / name, shutil.copyfile)
     _mirror(home / PICTURE, folder / PICTURE, _shrink)
@@ -130,9 +159,12 @@ class Study:
     def needs(self, file: str) -> None:
         """Raises Lacking when the folder has no `file`."""
         if not (self.folder / file).is_file():
-            raise Lacking(f"{self.page} shows {posixpath.basename(file)} of the study {self.name}, which "
-                          f"{RESULTS}/{self.name}/ does not hold: run the study, then python -m dmsmil.book.readme "
-                          f"outputs/{self.name}", f"the study {self.name} has no {file}")
+            raise Lacking(
+                f"{self.page} shows {posixpath.basename(file)} of the study {self.name}, which "
+                f"{RESULTS}/{self.name}/ does not hold: run the study, then python -m dmsmil.book.readme "
+                f"outputs/{self.name}",
+                f"the study {self.name} has no {file}",
+            )
 
     def link(self, file: str) -> str:
         """How the page reaches a file of the study's folder."""

@@ -24,7 +24,11 @@ def studies_block(results: Path, page: str) -> str:
     for study in shown_studies(results, page):
         values = study.settings()
         rows[f"[{study.name}]({study.link('README.md')})"] = (
-            as_written(values.get("purpose", "")), values["slides"], values["epochs"], values.get("date", ""))
+            as_written(values.get("purpose", "")),
+            values["slides"],
+            values["epochs"],
+            values.get("date", ""),
+        )
     table = pd.DataFrame(rows.values(), index=list(rows), columns=["what it is", "slides", "epochs", "date"])
     return grid(table, "study")
 
@@ -37,8 +41,10 @@ def rates_block(results: Path, page: str) -> str:
         table = study.table("04_compare")
         shown[f"AUC, {_rate(study)} of the tissue"] = [_at(table, name) for name in rows["name"]]
     links = ", ".join(f"[{study.name}]({study.link('README.md')})" for study in studies)
-    return (f"{markdown(shown, 'method')}\n\nA column a study ({links}): the same patients, the signal in so much of "
-            f"their tissue. {when_block(results, page)}")
+    return (
+        f"{markdown(shown, 'method')}\n\nA column a study ({links}): the same patients, the signal in so much of "
+        f"their tissue. {when_block(results, page)}"
+    )
 
 
 def when_block(results: Path, page: str) -> str:
@@ -63,8 +69,11 @@ def _rate(study: Study) -> str:
     """The share of a planted study's tissue that carries the signal: 5 %."""
     rate = study.settings().get("witness_rate")
     if rate is None:
-        raise Lacking(f"the study {study.name} says no witness_rate: collect it again, python -m dmsmil.book.readme "
-                      f"outputs/{study.name}", f"the study {study.name} says no witness_rate")
+        raise Lacking(
+            f"the study {study.name} says no witness_rate: collect it again, python -m dmsmil.book.readme "
+            f"outputs/{study.name}",
+            f"the study {study.name} says no witness_rate",
+        )
     return f"{100 * rate:g} %"
 
 

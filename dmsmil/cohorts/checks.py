@@ -64,8 +64,14 @@ def identities(frame: pd.DataFrame) -> Reasons:
             continue
         several = " and ".join(f"'{name}'" for name in sorted(set(same)))
         for row in same.index:
-            yield row, (f"slide_id {several} stands in {len(same)} rows: ids must be unique" if same.nunique() == 1 else
-                        f"the ids {several} differ in case or suffix alone, and would share their files: rename one")
+            yield (
+                row,
+                (
+                    f"slide_id {several} stands in {len(same)} rows: ids must be unique"
+                    if same.nunique() == 1
+                    else f"the ids {several} differ in case or suffix alone, and would share their files: rename one"
+                ),
+            )
     named = frame[(frame.patient_id != "") & (frame.label != "")]
     for patient, rows in named.groupby("patient_id"):
         if rows.label.nunique() > 1:

@@ -16,10 +16,10 @@ from typing import BinaryIO, NamedTuple
 from dmsmil.jobs.files import InputError
 
 IMAGE_TYPE, MODALITY, SERIES, CONTAINER = 0x00080008, 0x00080060, 0x0020000E, 0x00400512
-SYNTAX = 0x00020010              # how what follows the file's first group is written
+SYNTAX = 0x00020010  # how what follows the file's first group is written
 UNREAD = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")  # implicit, big-endian, deflated
 LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # lengths of 4 bytes
-UNDEFINED = 0xFFFFFFFF           # the length of what ends with a delimiter
+UNDEFINED = 0xFFFFFFFF  # the length of what ends with a delimiter
 ITEM_END, SEQUENCE_END = 0xFFFEE00D, 0xFFFEE0DD
 
 
@@ -44,8 +44,10 @@ def find_series(paths: Iterable[Path]) -> list[Series]:
             if "VOLUME" in told.get(IMAGE_TYPE, ""):
                 pictures[uid].append(path)
                 containers[uid] = told.get(CONTAINER, "")
-    return [Series(uid, containers[uid], files[uid], max(found, key=lambda path: path.stat().st_size))
-            for uid, found in pictures.items()]
+    return [
+        Series(uid, containers[uid], files[uid], max(found, key=lambda path: path.stat().st_size))
+        for uid, found in pictures.items()
+    ]
 
 
 def slide_in(folder: Path) -> Path | None:
@@ -56,8 +58,10 @@ def slide_in(folder: Path) -> Path | None:
         raise InputError(f"the folder {folder.name} cannot be read ({error.strerror}): mend that") from error
     if len(found) > 1:
         told = " and ".join(f"{one.container or one.uid} ({one.path.name})" for one in found[:2])
-        raise InputError(f"the folder {folder.name} holds {len(found)} DICOM slides, {told}"
-                         f"{', ...' if len(found) > 2 else ''}: name a file of the one that is meant")
+        raise InputError(
+            f"the folder {folder.name} holds {len(found)} DICOM slides, {told}"
+            f"{', ...' if len(found) > 2 else ''}: name a file of the one that is meant"
+        )
     return found[0].path if found else None
 
 
@@ -94,7 +98,7 @@ def _elements(file: BinaryIO) -> Iterator[tuple[int, int]]:
         if tag == ITEM_END:
             return
         if kind in LONG:
-            length, = struct.unpack("<I", file.read(4))
+            (length,) = struct.unpack("<I", file.read(4))
         if length == UNDEFINED:
             _pass_items(file)
         else:

@@ -36,8 +36,15 @@ class Remote(Server):
     checked: str = ""
     renew: Callable[[str, str], str] | None = None
 
-    def fetch(self, file_id: str, path: str | Path, size: int, md5: str, say: Callable[[str], None] | None = None,
-              traffic: Traffic | None = None) -> Path:
+    def fetch(
+        self,
+        file_id: str,
+        path: str | Path,
+        size: int,
+        md5: str,
+        say: Callable[[str], None] | None = None,
+        traffic: Traffic | None = None,
+    ) -> Path:
         """Bring file `file_id` of `size` bytes to `path`, whose name is the file's own; returns the path.
 
         A file that is there already is left as it is: accepted when size and MD5 are right, an InputError otherwise.
@@ -62,10 +69,13 @@ class Remote(Server):
                         self._remember(path, md5)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(f"no space left on the disk while downloading {name}: free some space and start the "
-                               "same command again, it continues") from error
-            raise InputError(f"{name} cannot be written where it belongs ({error.strerror or error}): check the key "
-                             "'slides'") from error
+                raise DiskFull(
+                    f"no space left on the disk while downloading {name}: free some space and start the "
+                    "same command again, it continues"
+                ) from error
+            raise InputError(
+                f"{name} cannot be written where it belongs ({error.strerror or error}): check the key 'slides'"
+            ) from error
         return path
 
     def remembers(self, path: Path, size: int, md5: str) -> bool:
@@ -93,11 +103,15 @@ class Remote(Server):
             return True
         found = path.stat().st_size
         if not path.is_file() or found != size:
-            raise InputError(f"{path.name} is there but has {found:,} bytes where {size:,} are due: it is left as it "
-                             "is; move it away to have it downloaded")
+            raise InputError(
+                f"{path.name} is there but has {found:,} bytes where {size:,} are due: it is left as it "
+                "is; move it away to have it downloaded"
+            )
         if file_md5(path) != md5:
-            raise InputError(f"{path.name} is there but its MD5 is not {md5}: it is left as it is; move it away to "
-                             "have it downloaded")
+            raise InputError(
+                f"{path.name} is there but its MD5 is not {md5}: it is left as it is; move it away to "
+                "have it downloaded"
+            )
         self._remember(path, md5)
         return True
 
@@ -106,8 +120,9 @@ class Remote(Server):
         name, part, tries, renewed = path.name, path.with_name(path.name + ".part"), 2, False
         while tries:
             try:
-                self.persist(name, partial(self._pull, file_id, part, size, name, traffic), say, traffic,
-                             partial(size_of, part))
+                self.persist(
+                    name, partial(self._pull, file_id, part, size, name, traffic), say, traffic, partial(size_of, part)
+                )
             except _Refused as refusal:
                 now = self.renew(name, md5) if self.renew and not renewed else file_id
                 if now == file_id:
@@ -121,8 +136,10 @@ class Remote(Server):
             part.unlink()
             tries -= 1
             say(f"{name}: what came is not what the MD5 says" + (": from the start" if tries else ""))
-        raise InputError(f"{name}: what the server sends is not what the table says (MD5 {md5}): its file has changed, "
-                         "or something on the way changes it")
+        raise InputError(
+            f"{name}: what the server sends is not what the table says (MD5 {md5}): its file has changed, "
+            "or something on the way changes it"
+        )
 
     def _pull(self, file_id: str, part: Path, size: int, name: str, traffic: Traffic) -> None:
         """One request for what `part` lacks."""
@@ -157,8 +174,11 @@ class Remote(Server):
     def _refusal(self, status: int, file_id: str, name: str) -> str:
         if status in (404, 410):
             return f"{name}: the server has no file {file_id} (HTTP {status})"
-        what = ("the token of the key 'gdc_token' has expired or does not cover it, get a new one" if self.token else
-                "it may ask for a token, whose file the key 'gdc_token' names")
+        what = (
+            "the token of the key 'gdc_token' has expired or does not cover it, get a new one"
+            if self.token
+            else "it may ask for a token, whose file the key 'gdc_token' names"
+        )
         return f"{name}: the server refuses it (HTTP {status}): {what}"
 
 

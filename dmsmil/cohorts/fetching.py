@@ -20,9 +20,9 @@ from dmsmil.jobs.failures import failure_row
 from dmsmil.jobs.files import DiskFull, InputError, one_line
 from dmsmil.jobs.parallel import progress
 
-WORKERS = 4      # files at a time: polite to a server that all share
+WORKERS = 4  # files at a time: polite to a server that all share
 MOST_WORKERS = 8
-QUIET = 30.0     # s without a line before one says how far it is; doubled each time, up to LONGEST_WAIT
+QUIET = 30.0  # s without a line before one says how far it is; doubled each time, up to LONGEST_WAIT
 
 
 def downloadable(frame: pd.DataFrame) -> bool:
@@ -43,8 +43,13 @@ def slide_path(row, folder: str | Path) -> Path:
     return Path(folder) / plain_name(name or (slide_id if slide_id.endswith(".svs") else f"{slide_id}.svs"))
 
 
-def fetch_all(remote: Remote, entries: pd.DataFrame, folder: str | Path, workers: int = WORKERS,
-              report: Callable[[str], None] = print) -> list[dict]:
+def fetch_all(
+    remote: Remote,
+    entries: pd.DataFrame,
+    folder: str | Path,
+    workers: int = WORKERS,
+    report: Callable[[str], None] = print,
+) -> list[dict]:
     """Bring every slide of a table to `slide_path(row, folder)`, `workers` (at most 8) at a time.
 
     entries: columns slide_id, file_id, md5, size, and maybe file_name and path; rows without file_id are passed over.
@@ -54,8 +59,10 @@ def fetch_all(remote: Remote, entries: pd.DataFrame, folder: str | Path, workers
     interruption, Ctrl-C too, the same call continues.
     """
     if not downloadable(entries):
-        raise InputError("the cohort table has no columns file_id, md5 and size that say what to download: add them, "
-                         "or bring the slides")
+        raise InputError(
+            "the cohort table has no columns file_id, md5 and size that say what to download: add them, "
+            "or bring the slides"
+        )
     entries = entries.astype(object).where(entries.notna(), "")
     units, need, failures, here = {}, {}, [], 0
     for row in entries[entries.file_id != ""].itertuples():
@@ -124,5 +131,7 @@ def _check_room(need: dict[str, int], folder: Path) -> None:
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free, due = shutil.disk_usage(there).free, sum(need.values())
     if due > free:
-        raise InputError(f"{len(need)} slides need {amount(due)} more, and the disk of the slides folder has "
-                         f"{amount(free)} free: make room, or set keep_slides: false")
+        raise InputError(
+            f"{len(need)} slides need {amount(due)} more, and the disk of the slides folder has "
+            f"{amount(free)} free: make room, or set keep_slides: false"
+        )

@@ -131,8 +131,12 @@ def find_slides(frame: pd.DataFrame, home: Path, files: SlideFiles) -> tuple[lis
         if problem:
             problems.append((row.Index, problem))
         elif len(found) > 1:
-            problems.append((row.Index, f"slide {row.slide_id} can be {files.told(found[:3])}: keep one, or name it in "
-                                        "a column 'path'"))
+            problems.append(
+                (
+                    row.Index,
+                    f"slide {row.slide_id} can be {files.told(found[:3])}: keep one, or name it in a column 'path'",
+                )
+            )
         elif getattr(row, "file_id", ""):
             try:
                 path = str(slide_path(row._replace(path=path), files.folder))
@@ -148,8 +152,14 @@ def _shared(frame: pd.DataFrame) -> list[tuple[int, str]]:
     for path, rows in frame[frame.path != ""].groupby("path"):
         if len(rows) > 1:
             several = " and ".join(rows.slide_id[:3])
-            problems += [(row, f"slides {several} have one file, {Path(path).name}: keep one row, or name the file of "
-                               "each in a column 'path'") for row in rows.index]
+            problems += [
+                (
+                    row,
+                    f"slides {several} have one file, {Path(path).name}: keep one row, or name the file of "
+                    "each in a column 'path'",
+                )
+                for row in rows.index
+            ]
     return problems
 
 
@@ -168,4 +178,4 @@ def without_file(expected: pd.DataFrame, files: SlideFiles, taken: set[str]) -> 
 
 def _beside(names: list[str], name: str) -> list[str]:
     at = bisect(names, name)
-    return names[max(at - NEIGHBOURS, 0):at + NEIGHBOURS]
+    return names[max(at - NEIGHBOURS, 0) : at + NEIGHBOURS]

@@ -50,8 +50,13 @@ def repeat_of(tested: pd.DataFrame) -> dict[int, int]:
 
 def slides_tested(folds: pd.DataFrame) -> pd.DataFrame:
     """One row a fold and slide that it tests, columns fold and slide_id."""
-    return pd.concat([pd.DataFrame({"fold": fold, "slide_id": folds.slide_id[folds[f"fold_{fold}"] == "test"]})
-                      for fold in range(fold_count(folds))], ignore_index=True)
+    return pd.concat(
+        [
+            pd.DataFrame({"fold": fold, "slide_id": folds.slide_id[folds[f"fold_{fold}"] == "test"]})
+            for fold in range(fold_count(folds))
+        ],
+        ignore_index=True,
+    )
 
 
 def span(values: pd.Series) -> str:
@@ -60,8 +65,14 @@ def span(values: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def choose_folds(cohort: pd.DataFrame, split: str | Path = "patient", folds: int = 5, seed: int = 0,
-                 val_share: float = 0.2, repeats: int = 1) -> tuple[pd.DataFrame, str]:
+def choose_folds(
+    cohort: pd.DataFrame,
+    split: str | Path = "patient",
+    folds: int = 5,
+    seed: int = 0,
+    val_share: float = 0.2,
+    repeats: int = 1,
+) -> tuple[pd.DataFrame, str]:
     """(folds table, what to know of it in a sentence or more) as `split` asks.
 
     split: 'patient' (`make_folds`), 'site' (`site_folds`), or a path (`read_split_table`, which decides the number of
@@ -70,7 +81,8 @@ def choose_folds(cohort: pd.DataFrame, split: str | Path = "patient", folds: int
     if split == "patient":
         table, apart = make_folds(cohort, folds, seed, val_share, repeats), (cohort.site != "").any()
         note = "Patients are dealt to the folds" + (
-            ", sites are not: one site may be trained on and tested." if apart else ".")
+            ", sites are not: one site may be trained on and tested." if apart else "."
+        )
         return table, note + _repeats_note(table, folds, repeats, "patients")
     if split == "site":
         table, gap = site_folds(cohort, folds, seed, val_share, repeats)
@@ -87,16 +99,21 @@ def _repeats_note(table: pd.DataFrame, folds: int, repeats: int, units: str) -> 
     """How many partitions there are, where there is more than one or fewer than asked for."""
     there, said = fold_count(table) // folds, ""
     if there > 1:
-        said = (f" That is done {there} times, each time otherwise: {there * folds} folds, of which the first {folds} "
-                f"test each patient once, and so do the next {folds}" + (", and so on." if there > 2 else "."))
+        said = (
+            f" That is done {there} times, each time otherwise: {there * folds} folds, of which the first {folds} "
+            f"test each patient once, and so do the next {folds}" + (", and so on." if there > 2 else ".")
+        )
     if there < repeats:
-        said += (f" repeats is {repeats}, but {TRIES} deals in succession brought no other partition of these {units}: "
-                 f"there {'is' if there == 1 else 'are'} {there}, and no partition counts twice.")
+        said += (
+            f" repeats is {repeats}, but {TRIES} deals in succession brought no other partition of these {units}: "
+            f"there {'is' if there == 1 else 'are'} {there}, and no partition counts twice."
+        )
     return said
 
 
-def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2,
-               repeats: int = 1) -> pd.DataFrame:
+def make_folds(
+    cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2, repeats: int = 1
+) -> pd.DataFrame:
     """Patient-level stratified k-fold: each patient is tested once a repeat, and is never on two sides of a fold.
 
     Returns a folds table of `repeats` different partitions, or of as many as were found (leave-one-out has one). 'val'
@@ -107,8 +124,10 @@ def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     counts = patients.value_counts()
     _check(folds, val_share, repeats)
     if counts.min() < folds:
-        raise InputError(f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
-                         f"set folds to {max(counts.min(), 2)} or less, or add patients")
+        raise InputError(
+            f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
+            f"set folds to {max(counts.min(), 2)} or less, or add patients"
+        )
     names = patients.index.to_numpy()
 
     def deal(seed: int) -> list[pd.Series]:
@@ -126,8 +145,9 @@ def make_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
 def bag_folds(bags, folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """`make_folds` for bags that have no cohort table, such as toy bags."""
     labels = [bags.classes[label] for label in bags.labels]
-    return make_folds(pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": labels}),
-                      folds, seed)
+    return make_folds(
+        pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": labels}), folds, seed
+    )
 
 
 def _patients(cohort: pd.DataFrame) -> pd.Series:
@@ -182,8 +202,9 @@ def _validation(labels: pd.Series, rows: np.ndarray, share: float, seed: int) ->
 # ------------------------------------------------------------------------------------------------ by site
 
 
-def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2,
-               repeats: int = 1, seconds: float = 60.0) -> tuple[pd.DataFrame, float]:
+def site_folds(
+    cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: float = 0.2, repeats: int = 1, seconds: float = 60.0
+) -> tuple[pd.DataFrame, float]:
     """Site-preserved folds: no site in two of them, each class dealt as evenly as the sites allow.
 
     Sites leave a signature in a slide that tells the class where classes and sites go together (Howard et al., Nature
@@ -207,8 +228,10 @@ def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
     homes = (counts > 0).sum()
     if homes.min() < folds:
         fewer = f"set folds to {homes.min()} or less, or " if homes.min() > 1 else ""
-        raise InputError(f"sites with patients of class '{homes.idxmin()}': {homes.min()}, fewer than folds = {folds}, "
-                         f"so a fold would test none of it: {fewer}use split: patient")
+        raise InputError(
+            f"sites with patients of class '{homes.idxmin()}': {homes.min()}, fewer than folds = {folds}, "
+            f"so a fold would test none of it: {fewer}use split: patient"
+        )
     gaps = []
 
     def deal(seed: int) -> list[pd.Series]:
@@ -219,8 +242,11 @@ def site_folds(cohort: pd.DataFrame, folds: int = 5, seed: int = 0, val_share: f
             part = fold_of.eq(fold).map({True: "test", False: "train"})
             rest = np.flatnonzero(part == "train")
             chosen = whole_sites(counts[where != fold], val_share, seed + fold)
-            part.iloc[_validation(patients.iloc[rest], rest, val_share, seed + fold) if chosen is None else
-                      rest[groups.iloc[rest].isin(chosen)]] = "val"
+            part.iloc[
+                _validation(patients.iloc[rest], rest, val_share, seed + fold)
+                if chosen is None
+                else rest[groups.iloc[rest].isin(chosen)]
+            ] = "val"
             parts.append(part)
         return parts
 
@@ -233,21 +259,29 @@ def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float, count: int
     folds = [patients[c] for c in patients if c.startswith("fold_")]
     tested = pd.DataFrame([patients.label[part == "test"].value_counts() for part in folds])
     counts = ", ".join(f"{span(tested[name])} {as_written(name)}" for name in sorted(tested))
-    said = [f"{known.site.nunique()} sites are dealt whole to {count} folds; each tests {counts} patients "
-            f"(optimality gap of the balance {gap:.1%})."]
+    said = [
+        f"{known.site.nunique()} sites are dealt whole to {count} folds; each tests {counts} patients "
+        f"(optimality gap of the balance {gap:.1%})."
+    ]
     if gap > GAP:
-        said.append("The search was stopped by the clock: a better balance may exist, and another run may find other "
-                    "folds; to keep these, copy the study's folds.csv and name the copy as split.")
+        said.append(
+            "The search was stopped by the clock: a better balance may exist, and another run may find other "
+            "folds; to keep these, copy the study's folds.csv and name the copy as split."
+        )
     if unknown := cohort.patient_id.nunique() - known.patient_id.nunique():
         said.append(f"{unknown} patients have no site and count as one each: those of one place may be parted.")
     sites = known.drop_duplicates(["patient_id", "site"])
     if joined := sites[sites.patient_id.duplicated(keep=False)].site.nunique():
         said.append(f"{joined} sites share patients with another, and stay together with it.")
     groups = site_groups(cohort)
-    mixed = [f"{fold}" for fold, part in enumerate(folds)
-             if set(groups[part.index[part == "val"]]) & set(groups[part.index[part == "train"]])]
+    mixed = [
+        f"{fold}"
+        for fold, part in enumerate(folds)
+        if set(groups[part.index[part == "val"]]) & set(groups[part.index[part == "train"]])
+    ]
     if mixed:
-        said.append(f"Fold {', '.join(mixed)}: no whole sites make a validation part of this size, so it was drawn by "
-                    "patient, from sites that are trained on.")
+        said.append(
+            f"Fold {', '.join(mixed)}: no whole sites make a validation part of this size, so it was drawn by "
+            "patient, from sites that are trained on."
+        )
     return " ".join(said)
-

@@ -34,17 +34,42 @@ from dmsmil.jobs.files import InputError
 RULE = __doc__.strip()
 SERVER = "https://api.gdc.cancer.gov"
 PAGE = 500  # records an answer
-FIELDS = ("file_id", "file_name", "md5sum", "file_size", "cases.submitter_id", "cases.project.project_id",
-          "cases.tissue_source_site.code", "cases.tissue_source_site.name", "cases.diagnoses.primary_diagnosis",
-          "cases.diagnoses.morphology", "cases.diagnoses.classification_of_tumor",
-          "cases.diagnoses.diagnosis_is_primary_disease")
-COLUMNS = ["slide_id", "patient_id", "label", "site", "file_id", "file_name", "md5", "size", "project", "diagnosis",
-           "morphology", "site_code"]
+FIELDS = (
+    "file_id",
+    "file_name",
+    "md5sum",
+    "file_size",
+    "cases.submitter_id",
+    "cases.project.project_id",
+    "cases.tissue_source_site.code",
+    "cases.tissue_source_site.name",
+    "cases.diagnoses.primary_diagnosis",
+    "cases.diagnoses.morphology",
+    "cases.diagnoses.classification_of_tumor",
+    "cases.diagnoses.diagnosis_is_primary_disease",
+)
+COLUMNS = [
+    "slide_id",
+    "patient_id",
+    "label",
+    "site",
+    "file_id",
+    "file_name",
+    "md5",
+    "size",
+    "project",
+    "diagnosis",
+    "morphology",
+    "site_code",
+]
 LEFT_OUT = ["slide_id", "patient_id", "reason"]
-SPELLINGS = {"Fox Chase": "Fox Chase Cancer Center", "Mayo": "Mayo Clinic - Rochester",
-             "Ontario Institute for Cancer Research (OICR)": "Ontario Institute for Cancer Research",
-             "Ontario Institute for Cancer Research (OICR)/Ottawa": "Ontario Institute for Cancer Research",
-             "St Joseph's Medical Center (MD)": "St. Joseph's Medical Center (MD)"}  # of one institution
+SPELLINGS = {
+    "Fox Chase": "Fox Chase Cancer Center",
+    "Mayo": "Mayo Clinic - Rochester",
+    "Ontario Institute for Cancer Research (OICR)": "Ontario Institute for Cancer Research",
+    "Ontario Institute for Cancer Research (OICR)/Ottawa": "Ontario Institute for Cancer Research",
+    "St Joseph's Medical Center (MD)": "St. Joseph's Medical Center (MD)",
+}  # of one institution
 DIAGNOSTIC = re.compile(r"TCGA-\w\w-\w{4}-\d\d[A-Z]-\d\d-DX\d+\..*\.svs", re.ASCII)
 
 
@@ -61,10 +86,16 @@ class Cohort:
 
 
 COHORTS = {
-    "tcga-brca": Cohort("TCGA-BRCA", ("TCGA-BRCA",), "morphology", {"8500/3": "IDC", "8520/3": "ILC"},
-                        {"IDC": 426, "ILC": 120}),
-    "tcga-nsclc": Cohort("TCGA-NSCLC", ("TCGA-LUAD", "TCGA-LUSC"), "project",
-                         {"TCGA-LUAD": "LUAD", "TCGA-LUSC": "LUSC"}, {"LUAD": 385, "LUSC": 405}),
+    "tcga-brca": Cohort(
+        "TCGA-BRCA", ("TCGA-BRCA",), "morphology", {"8500/3": "IDC", "8520/3": "ILC"}, {"IDC": 426, "ILC": 120}
+    ),
+    "tcga-nsclc": Cohort(
+        "TCGA-NSCLC",
+        ("TCGA-LUAD", "TCGA-LUSC"),
+        "project",
+        {"TCGA-LUAD": "LUAD", "TCGA-LUSC": "LUSC"},
+        {"LUAD": 385, "LUSC": 405},
+    ),
 }
 
 
@@ -87,8 +118,9 @@ def connect(server: str = SERVER, token: str = "", checked: str | Path = "", **p
 # ------------------------------------------------------------------------------------------------ the query
 
 
-def query_cohort(name: str, remote: Remote | None = None,
-                 report: Callable[[str], None] = print) -> tuple[pd.DataFrame, pd.DataFrame]:
+def query_cohort(
+    name: str, remote: Remote | None = None, report: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(manifest, left_out) of a cohort of COHORTS as the GDC has it today, by the rule of this module.
 
     manifest: one row a slide, COLUMNS, sorted by slide_id; slide_id is the file name without .svs. left_out: slide_id,
@@ -96,8 +128,11 @@ def query_cohort(name: str, remote: Remote | None = None,
     lists nothing that can be used.
     """
     cohort, remote = cohort_of(name), remote or connect()
-    asked = {"cases.project.project_id": list(cohort.projects), "files.data_type": ["Slide Image"],
-             "files.experimental_strategy": ["Diagnostic Slide"]}
+    asked = {
+        "cases.project.project_id": list(cohort.projects),
+        "files.data_type": ["Slide Image"],
+        "files.experimental_strategy": ["Diagnostic Slide"],
+    }
     manifest, left_out = sort_out(_records(remote, asked, report), cohort)
     if manifest.empty:
         why = f" ({len(left_out)} left out, the first: {left_out.reason[0]})" if len(left_out) else ""
@@ -107,12 +142,23 @@ def query_cohort(name: str, remote: Remote | None = None,
 
 def _records(remote: Remote, asked: dict[str, list[str]], report: Callable[[str], None]) -> list[dict]:
     """All file records whose fields have one of the values asked for, page by page."""
-    filters = {"op": "and", "content": [{"op": "in", "content": {"field": field, "value": values}}
-                                        for field, values in asked.items()]}
+    filters = {
+        "op": "and",
+        "content": [{"op": "in", "content": {"field": field, "value": values}} for field, values in asked.items()],
+    }
     found, start, total = {}, 0, 1
     while start < total:
-        answer = remote.ask("files", {"filters": filters, "fields": ",".join(FIELDS), "format": "JSON", "size": PAGE,
-                                      "from": start, "sort": "file_id:asc"})
+        answer = remote.ask(
+            "files",
+            {
+                "filters": filters,
+                "fields": ",".join(FIELDS),
+                "format": "JSON",
+                "size": PAGE,
+                "from": start,
+                "sort": "file_id:asc",
+            },
+        )
         try:
             hits, total = answer["data"]["hits"], int(answer["data"]["pagination"]["total"])
             found |= {one_text(hit, "file_id") or f"row {start + i}": hit for i, hit in enumerate(hits)}
@@ -124,8 +170,9 @@ def _records(remote: Remote, asked: dict[str, list[str]], report: Callable[[str]
         if not hits and start < total:
             break
     if len(found) != total:
-        raise InputError(f"{remote.server} speaks of {total} files and lists {len(found)}: it may be changing, try "
-                         "again later")
+        raise InputError(
+            f"{remote.server} speaks of {total} files and lists {len(found)}: it may be changing, try again later"
+        )
     return list(found.values())
 
 
@@ -139,8 +186,10 @@ def find_file(remote: Remote, name: str, md5: str) -> str:
         if one_text(record, "md5sum") == md5:
             return one_text(record, "file_id")
     what = "replaced by another file (its MD5 is another)" if records else "withdrawn"
-    raise InputError(f"{name} was {what} since the manifest was made: leave it out, or remove manifest.csv from the "
-                     "study to query the cohort anew")
+    raise InputError(
+        f"{name} was {what} since the manifest was made: leave it out, or remove manifest.csv from the "
+        "study to query the cohort anew"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the rule
@@ -203,10 +252,20 @@ def _slide(record: dict, cohort: Cohort) -> dict:
         raise _LeftOut(f"morphology {morphology} ({diagnosis or 'no name'})")
     site = one_text(case, "tissue_source_site", "name")
     label = cohort.classes[morphology if cohort.by == "morphology" else project]
-    return {"slide_id": name.removesuffix(".svs"), "patient_id": patient, "label": label,
-            "site": SPELLINGS.get(site, site), "file_id": file_id, "file_name": name, "md5": md5,
-            "size": int(size), "project": project, "diagnosis": diagnosis, "morphology": morphology,
-            "site_code": one_text(case, "tissue_source_site", "code") or name[5:7]}
+    return {
+        "slide_id": name.removesuffix(".svs"),
+        "patient_id": patient,
+        "label": label,
+        "site": SPELLINGS.get(site, site),
+        "file_id": file_id,
+        "file_name": name,
+        "md5": md5,
+        "size": int(size),
+        "project": project,
+        "diagnosis": diagnosis,
+        "morphology": morphology,
+        "site_code": one_text(case, "tissue_source_site", "code") or name[5:7],
+    }
 
 
 def _primary(diagnosis: dict) -> bool | None:

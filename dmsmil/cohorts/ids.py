@@ -9,11 +9,11 @@ from dmsmil.jobs.files import InputError
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 FEATURE_SUFFIXES = (".h5", ".pt")
-OME = ".ome"      # stands before the suffix of an OME-TIFF
+OME = ".ome"  # stands before the suffix of an OME-TIFF
 SUFFIX = re.compile("(" + "|".join(map(re.escape, (*SLIDE_SUFFIXES, *FEATURE_SUFFIXES, OME))) + ")+$", re.IGNORECASE)
 BARCODE = re.compile(r"TCGA-\w\w-\w{4}-\d\d[A-Z]-\d\d-[A-Z]{2,3}\w*", re.ASCII)  # of a slide, without its UUID
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
-LONGEST = 240     # bytes of a file's name; most disks take 255, and `.part` and the like come behind it
+LONGEST = 240  # bytes of a file's name; most disks take 255, and `.part` and the like come behind it
 LONGEST_ID = 200  # bytes of a slide_id: `.<slide_id>_patches.h5.<process>.tmp` is a file's name too
 
 

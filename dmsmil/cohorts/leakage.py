@@ -21,8 +21,9 @@ MANY = 10  # folds that are listed one by one
 UNITS = {"patient_id": "patients", "site": "sites", "copy": "copies"}
 
 
-def leakage(folds: pd.DataFrame, cohort: pd.DataFrame | None = None,
-            copies: pd.DataFrame | None = None) -> pd.DataFrame:
+def leakage(
+    folds: pd.DataFrame, cohort: pd.DataFrame | None = None, copies: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """One row a fold: how many patients, sites and copies each part has, and how many each two parts share.
 
     Columns: (what, where); what is patients, sites (of a cohort that knows any) and copies (contents that several
@@ -65,8 +66,11 @@ def _audit(rows: pd.DataFrame) -> pd.DataFrame:
                 parts = {part: set(mine[column][(mine.part == part) & (mine[column] != "")]) for part in PARTS}
                 train, val, test = parts.values()
                 table[fold] |= {(what, part): len(units) for part, units in parts.items()}
-                table[fold] |= {(what, "train & val"): len(train & val), (what, "train & test"): len(train & test),
-                                (what, "rest & test"): len((train | val) & test)}
+                table[fold] |= {
+                    (what, "train & val"): len(train & val),
+                    (what, "train & test"): len(train & test),
+                    (what, "rest & test"): len((train | val) & test),
+                }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("fold")
 
 
@@ -85,8 +89,11 @@ def duplicates(cohort: pd.DataFrame) -> pd.DataFrame:
     content = known.where(known != "", pd.Series(found, dtype=object).reindex(cohort.index))
     twice = cohort[["slide_id", "patient_id", "label"]].assign(content=content)[content.notna()]
     twice = twice[twice.content.duplicated(keep=False)].sort_values("slide_id")
-    return twice.assign(copy_of=twice.groupby("content").slide_id.transform("first")) \
-        .drop(columns="content").sort_values(["copy_of", "slide_id"], ignore_index=True)
+    return (
+        twice.assign(copy_of=twice.groupby("content").slide_id.transform("first"))
+        .drop(columns="content")
+        .sort_values(["copy_of", "slide_id"], ignore_index=True)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ in words
@@ -96,25 +103,35 @@ def audit_sentences(audit: pd.DataFrame) -> str:
     """Markdown: what a table of `leakage` means: whether patients, sites or copies are trained on and tested."""
     lines, what = [], audit.columns.unique(0)
     if (shared := audit["patients", "rest & test"]).any():
-        lines.append(f"**Patients leak**: {span(shared)} of the {span(audit['patients', 'test'])} patients a fold "
-                     f"tests are in its training or validation part too, {_folds(shared)}. Its numbers are too good by "
-                     "what a model remembers of them.")
+        lines.append(
+            f"**Patients leak**: {span(shared)} of the {span(audit['patients', 'test'])} patients a fold "
+            f"tests are in its training or validation part too, {_folds(shared)}. Its numbers are too good by "
+            "what a model remembers of them."
+        )
     else:
         lines.append("No patient that a fold tests is in its training or validation part.")
     if (inner := audit["patients", "train & val"]).any():
-        lines.append(f"{span(inner)} patients a fold are in both training and validation: a model selected there is "
-                     "selected for memory.")
+        lines.append(
+            f"{span(inner)} patients a fold are in both training and validation: a model selected there is "
+            "selected for memory."
+        )
     if "sites" in what:
         sites, tested = audit["sites", "rest & test"], audit["sites", "test"]
-        lines.append(f"Of the {span(tested)} sites a fold tests, {span(sites)} are in its training or validation "
-                     "part too: where sites differ in their classes, to know the site is to know more. The site-only "
-                     "rule among the baselines says how much; `split: site` keeps sites apart." if sites.any() else
-                     "No site that a fold tests is in its training or validation part.")
+        lines.append(
+            f"Of the {span(tested)} sites a fold tests, {span(sites)} are in its training or validation "
+            "part too: where sites differ in their classes, to know the site is to know more. The site-only "
+            "rule among the baselines says how much; `split: site` keeps sites apart."
+            if sites.any()
+            else "No site that a fold tests is in its training or validation part."
+        )
     if "copies" in what:
         copies = audit["copies", "rest & test"]
-        lines.append(f"**Copies leak**: {span(copies)} slides a fold are tested although a slide of the same content "
-                     f"is in training or validation, {_folds(copies)}." if copies.any() else
-                     "No slide that a fold tests has a copy in its training or validation part.")
+        lines.append(
+            f"**Copies leak**: {span(copies)} slides a fold are tested although a slide of the same content "
+            f"is in training or validation, {_folds(copies)}."
+            if copies.any()
+            else "No slide that a fold tests has a copy in its training or validation part."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -129,11 +146,14 @@ def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.
     for name, table in named.items():
         shared, tested = table["patients", "train & test"], table["patients", "test"]
         sites = table["sites"] if "sites" in table.columns.unique(0) else None
-        rows[name] = {"folds": len(table), "patients tested": span(tested),
-                      "of them in train": span(shared) if len(shared) > MANY else ", ".join(map(str, shared)),
-                      "share": f"{shared.sum() / tested.sum():.1%}",
-                      "sites tested": "—" if sites is None else span(sites["test"]),
-                      "sites in train too": "—" if sites is None else span(sites["train & test"])}
+        rows[name] = {
+            "folds": len(table),
+            "patients tested": span(tested),
+            "of them in train": span(shared) if len(shared) > MANY else ", ".join(map(str, shared)),
+            "share": f"{shared.sum() / tested.sum():.1%}",
+            "sites tested": "—" if sites is None else span(sites["test"]),
+            "sites in train too": "—" if sites is None else span(sites["train & test"]),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
 
 

@@ -36,8 +36,10 @@ def counts_table(manifest: pd.DataFrame, left_out: pd.DataFrame, name: str) -> p
     printed = paper | {"all": sum(paper.values())}
     reasons = left_out.groupby("reason", sort=False)
     groups |= {f"left out: {reason}": rows for reason, rows in sorted(reasons, key=lambda g: (-len(g[1]), g[0]))}
-    rows = [(len(rows), rows.patient_id[rows.patient_id != ""].nunique(), printed.get(what, ""))
-            for what, rows in groups.items()]
+    rows = [
+        (len(rows), rows.patient_id[rows.patient_id != ""].nunique(), printed.get(what, ""))
+        for what, rows in groups.items()
+    ]
     return pd.DataFrame(rows, index=list(groups), columns=["slides", "patients", "slides in the paper"])
 
 
@@ -49,19 +51,27 @@ def read_manifest(home: str | Path, name: str) -> tuple[pd.DataFrame, pd.DataFra
     home, cohort = Path(home), cohort_of(name)
     manifest = pd.read_csv(home / "manifest.csv", dtype=str, keep_default_na=False)
     if missing := [column for column in COLUMNS if column not in manifest]:
-        raise InputError(f"manifest.csv of the study has no column '{missing[0]}': put the whole file back, or remove "
-                         "it to query the cohort anew")
+        raise InputError(
+            f"manifest.csv of the study has no column '{missing[0]}': put the whole file back, or remove "
+            "it to query the cohort anew"
+        )
     ours = set(manifest.project) <= set(cohort.projects) and set(manifest.label) <= set(cohort.paper)
     if manifest.empty or not ours:
-        raise InputError(f"manifest.csv of the study is not of {cohort.title}: give the study another name, or remove "
-                         "the file")
+        raise InputError(
+            f"manifest.csv of the study is not of {cohort.title}: give the study another name, or remove the file"
+        )
     left, facts = home / "left_out.csv", home / "manifest.json"
     left_out = pd.read_csv(left, dtype=str, keep_default_na=False) if left.exists() else pd.DataFrame(columns=LEFT_OUT)
     return manifest, left_out, read_json(facts) if facts.exists() else {}
 
 
-def tcga_table(name: str, home: str | Path, slides: str | Path = "", remote: Remote | None = None,
-               report: Callable[[str], None] = print) -> Path:
+def tcga_table(
+    name: str,
+    home: str | Path,
+    slides: str | Path = "",
+    remote: Remote | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
     """The table of a TCGA cohort for `load_cohort`: <home>/cohort/cohort.csv, from the study's frozen manifest.
 
     The first time the GDC is asked and its answer written to <home>/manifest.csv (with left_out.csv, and manifest.json:
@@ -107,9 +117,20 @@ def _freeze(name: str, home: Path, remote: Remote, report: Callable[[str], None]
     except InputError:
         release = ""
     write_csv(left_out, home / "left_out.csv")
-    write_json({"cohort": name, "rule": RULE, "server": remote.server, "data_release": release or "not told",
-                "date": datetime.now(UTC).date().isoformat(), "slides": manifest.label.value_counts().to_dict(),
-                "left_out": left_out.reason.value_counts().to_dict()}, home / "manifest.json")
+    write_json(
+        {
+            "cohort": name,
+            "rule": RULE,
+            "server": remote.server,
+            "data_release": release or "not told",
+            "date": datetime.now(UTC).date().isoformat(),
+            "slides": manifest.label.value_counts().to_dict(),
+            "left_out": left_out.reason.value_counts().to_dict(),
+        },
+        home / "manifest.json",
+    )
     write_csv(manifest, home / "manifest.csv")
-    report(f"{cohort_of(name).title}: {len(manifest)} slides of {manifest.patient_id.nunique()} patients, "
-           f"{len(left_out)} left out ({release or 'data release not told'}); frozen in manifest.csv")
+    report(
+        f"{cohort_of(name).title}: {len(manifest)} slides of {manifest.patient_id.nunique()} patients, "
+        f"{len(left_out)} left out ({release or 'data release not told'}); frozen in manifest.csv"
+    )

@@ -17,9 +17,29 @@ NAMES = ("slide_id", "patient_id", "label", "site", "path", "mpp", "file_id", "f
 ALIASES = {"case_id": "patient_id", "slide": "slide_id", "patient": "patient_id"}  # case_id is CLAM's name
 SPLIT_NAME = re.compile(r"train|val|test|fold_\d+")
 # what people write where they have nothing to write, in lower case
-MISSING = frozenset({"", "?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "missing", "unknown",
-                     "not available", "not applicable", "not reported", "not allowed to collect", "[not available]",
-                     "[not applicable]", "[unknown]"})
+MISSING = frozenset(
+    {
+        "",
+        "?",
+        "na",
+        "n/a",
+        "#n/a",
+        "<na>",
+        "nan",
+        "none",
+        "null",
+        "nil",
+        "missing",
+        "unknown",
+        "not available",
+        "not applicable",
+        "not reported",
+        "not allowed to collect",
+        "[not available]",
+        "[not applicable]",
+        "[unknown]",
+    }
+)
 SEPARATORS = (",", ";", "\t")
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx, .ods and .numbers begin, and .xls
@@ -61,8 +81,10 @@ def read_table(path: str | Path) -> Table:
         if len(cells) == len(header):
             rows[number] = cells
         else:
-            bad[number] = (f"row {number} has {len(cells)} cells, the header {len(header)}: put cells that hold a "
-                           "separator in quotes, and give each row all its separators")
+            bad[number] = (
+                f"row {number} has {len(cells)} cells, the header {len(header)}: put cells that hold a "
+                "separator in quotes, and give each row all its separators"
+            )
     frame = pd.DataFrame(list(rows.values()), index=list(rows), columns=names, dtype=str)
     return Table(frame.loc[:, ~frame.columns.duplicated()], bad, notes)
 
@@ -93,9 +115,10 @@ def _text(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content[:error.start].count(b"\n") + 1
-        raise InputError(f"{path.name} is not a CSV table in UTF-8 (byte {content[error.start]:#x} in line {line}): "
-                         f"{SAVE_AS}") from error
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path.name} is not a CSV table in UTF-8 (byte {content[error.start]:#x} in line {line}): {SAVE_AS}"
+        ) from error
     if "\0" in text:
         raise InputError(f"{path.name} is not a CSV table in UTF-8 (it holds zero bytes): {SAVE_AS}")
     return text
@@ -112,12 +135,14 @@ def _rows(text: str, name: str) -> list[list[str]]:
     try:
         return [[cell.strip() for cell in row] for row in reader]
     except csv.Error as error:
-        raise InputError(f"{name} is not a CSV table: a quote that does not end well, in or before line "
-                         f"{reader.line_num} ({error})") from error
+        raise InputError(
+            f"{name} is not a CSV table: a quote that does not end well, in or before line {reader.line_num} ({error})"
+        ) from error
 
 
 def _separator(header: str) -> str:
     """What separates the columns: the sign by which the header names most columns that are known, else most columns."""
+
     def count(sign: str) -> tuple[int, int]:
         cells = next(csv.reader([header], delimiter=sign, skipinitialspace=True), [])
         return sum(_known(cell.strip()) != "" for cell in cells), len(cells)

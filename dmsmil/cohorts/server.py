@@ -18,8 +18,8 @@ from requests import exceptions as trouble
 
 from dmsmil.jobs.files import InputError
 
-LONGEST_WAIT = 600.0     # s: no pause is longer; a server that asks for more is given up
-STEP = 1 << 20           # bytes: an attempt that got this much further is no failed one
+LONGEST_WAIT = 600.0  # s: no pause is longer; a server that asks for more is given up
+STEP = 1 << 20  # bytes: an attempt that got this much further is no failed one
 TOKEN = "X-Auth-Token"
 AGAIN = {408, 425, 429}  # answers that may be better later, as are all from 500
 
@@ -87,6 +87,7 @@ class Server:
 
         Raises InputError when it cannot be had.
         """
+
         def attempt() -> dict:
             with self.answer("GET" if query is None else "POST", endpoint, json=query) as answer:
                 if (status := answer.status_code) != 200:
@@ -122,14 +123,21 @@ class Server:
         try:
             token = Path(os.path.expanduser(self.token)).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the token file {Path(self.token).name} cannot be read: check the key "
-                             "'gdc_token'") from error
+            raise InputError(
+                f"the token file {Path(self.token).name} cannot be read: check the key 'gdc_token'"
+            ) from error
         if not re.fullmatch(r"[!-~]+", token):
             raise InputError(f"the token file {Path(self.token).name} must hold one token and nothing else")
         return {TOKEN: token}
 
-    def persist(self, what: str, attempt: Callable, say: Callable[[str], None] | None = None,
-                traffic: Traffic | None = None, reached: Callable[[], int] = lambda: 0):
+    def persist(
+        self,
+        what: str,
+        attempt: Callable,
+        say: Callable[[str], None] | None = None,
+        traffic: Traffic | None = None,
+        reached: Callable[[], int] = lambda: 0,
+    ):
         """The result of `attempt()`, which may raise Again: after pauses that grow, until `attempts` fail in a row.
 
         reached: how far (bytes) the attempts have come; one that gets STEP further starts the count anew.
@@ -144,11 +152,14 @@ class Server:
                     failed, best = 0, now
                 failed += 1
                 if error.wait > LONGEST_WAIT:
-                    raise InputError(f"{what}: {error} and asks to wait {duration(error.wait)}: start again then, it "
-                                     "continues") from error
+                    raise InputError(
+                        f"{what}: {error} and asks to wait {duration(error.wait)}: start again then, it continues"
+                    ) from error
                 if failed >= self.attempts:
-                    raise InputError(f"{what}: {error} ({failed} times in a row): check the network and its proxy, "
-                                     "and start again, it continues") from error
+                    raise InputError(
+                        f"{what}: {error} ({failed} times in a row): check the network and its proxy, "
+                        "and start again, it continues"
+                    ) from error
                 growing = self.pause * 2 ** (failed - 1) * random.uniform(0.75, 1.25)  # apart from who failed with us
                 pause = max(error.wait, min(growing, LONGEST_WAIT))
                 if say:
@@ -192,11 +203,14 @@ def _in_words() -> Iterator[None]:
         yield
     except requests.RequestException as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise InputError("the server's certificate cannot be verified: behind a proxy that inspects, name its "
-                             "certificate in the environment variable REQUESTS_CA_BUNDLE") from error
+            raise InputError(
+                "the server's certificate cannot be verified: behind a proxy that inspects, name its "
+                "certificate in the environment variable REQUESTS_CA_BUNDLE"
+            ) from error
         if isinstance(error, (trouble.TooManyRedirects, ValueError)):  # ValueError: addresses that make no sense
-            raise InputError(f"the server or the proxy cannot be used ({type(error).__name__}): check its "
-                             "address") from error
+            raise InputError(
+                f"the server or the proxy cannot be used ({type(error).__name__}): check its address"
+            ) from error
         if isinstance(error, trouble.ProxyError):
             said = "the proxy does not let us through"
         elif isinstance(error, trouble.Timeout) or "Read timed out" in str(error):

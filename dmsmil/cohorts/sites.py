@@ -20,9 +20,10 @@ def site_groups(cohort: pd.DataFrame) -> pd.Series:
     known = cohort[cohort.site != ""]
     site, names = pd.factorize(known.site, sort=True)
     size = len(patients) + len(names)
-    links = sparse.coo_array((np.ones(len(known)), (patients.get_indexer(known.patient_id), len(patients) + site)),
-                             (size, size))
-    return pd.Series(connected_components(links, directed=False)[1][:len(patients)], patients)
+    links = sparse.coo_array(
+        (np.ones(len(known)), (patients.get_indexer(known.patient_id), len(patients) + site)), (size, size)
+    )
+    return pd.Series(connected_components(links, directed=False)[1][: len(patients)], patients)
 
 
 def deal_sites(counts: np.ndarray, folds: int, seed: int, seconds: float) -> tuple[np.ndarray, float]:
@@ -46,21 +47,32 @@ def deal_sites(counts: np.ndarray, folds: int, seed: int, seconds: float) -> tup
 
     one, edges = sparse.eye_array(k), sparse.kron(sparse.eye_array(c), np.ones((folds, 1)))
     tested, nothing = sparse.kron(kinds.T, sparse.eye_array(folds)), sparse.coo_array((c * folds, c))
-    rules = [LinearConstraint(sparse.hstack([sparse.kron(one, np.ones((1, folds))), sparse.coo_array((k, 2 * c))]),
-                              sizes, sizes),
-             LinearConstraint(sparse.hstack([tested, -edges, nothing]), -np.inf, 0),
-             LinearConstraint(sparse.hstack([tested, nothing, -edges]), 0, np.inf)]
+    rules = [
+        LinearConstraint(
+            sparse.hstack([sparse.kron(one, np.ones((1, folds))), sparse.coo_array((k, 2 * c))]), sizes, sizes
+        ),
+        LinearConstraint(sparse.hstack([tested, -edges, nothing]), -np.inf, 0),
+        LinearConstraint(sparse.hstack([tested, nothing, -edges]), 0, np.inf),
+    ]
     free = np.where(np.arange(folds) < sizes.cumsum()[:, None], sizes[:, None], 0)
     low = np.concatenate([np.zeros(free.size), np.ceil(mean), np.ones(c)])
     high = np.concatenate([free.ravel(), counts.sum(0), np.floor(mean)])
-    found = milp(np.concatenate([np.zeros(free.size), 1 / mean, -1 / mean]), integrality=np.ones(len(low)),
-                 bounds=Bounds(low, high), constraints=rules, options={"time_limit": seconds, "mip_rel_gap": GAP})
+    found = milp(
+        np.concatenate([np.zeros(free.size), 1 / mean, -1 / mean]),
+        integrality=np.ones(len(low)),
+        bounds=Bounds(low, high),
+        constraints=rules,
+        options={"time_limit": seconds, "mip_rel_gap": GAP},
+    )
     if found.x is None:
-        why = "there are none where each fold tests every class" if found.status == 2 else \
-            f"none were found in {seconds:g} s"
+        why = (
+            "there are none where each fold tests every class"
+            if found.status == 2
+            else f"none were found in {seconds:g} s"
+        )
         raise InputError(f"no folds by site: {why}; set folds below {folds}, or use split: patient")
     where, names = np.empty(len(counts), int), rng.permutation(folds)
-    for row, number in zip(found.x[:free.size].reshape(free.shape).round().astype(int), order):
+    for row, number in zip(found.x[: free.size].reshape(free.shape).round().astype(int), order):
         where[rng.permutation(np.flatnonzero(kind == number))] = np.repeat(names, row)
     return where, float(found.mip_gap)
 
@@ -78,10 +90,16 @@ def whole_sites(counts: pd.DataFrame, share: float, seed: int) -> np.ndarray | N
     counts = counts.iloc[np.random.default_rng(seed).permutation(len(counts))]
     sites, n, c = counts.to_numpy().T, *counts.shape
     away = np.eye(c)
-    rules = [LinearConstraint(np.hstack([sites, -away]), -np.inf, wanted),
-             LinearConstraint(np.hstack([sites, away]), wanted, np.inf),
-             LinearConstraint(np.hstack([sites, 0 * away]), least, most)]
-    found = milp(np.concatenate([np.zeros(n), 1 / wanted]), integrality=np.repeat([1, 0], [n, c]), constraints=rules,
-                 bounds=Bounds(0, np.repeat([1, np.inf], [n, c])),
-                 options={"time_limit": VAL_SECONDS, "mip_rel_gap": GAP})
+    rules = [
+        LinearConstraint(np.hstack([sites, -away]), -np.inf, wanted),
+        LinearConstraint(np.hstack([sites, away]), wanted, np.inf),
+        LinearConstraint(np.hstack([sites, 0 * away]), least, most),
+    ]
+    found = milp(
+        np.concatenate([np.zeros(n), 1 / wanted]),
+        integrality=np.repeat([1, 0], [n, c]),
+        constraints=rules,
+        bounds=Bounds(0, np.repeat([1, np.inf], [n, c])),
+        options={"time_limit": VAL_SECONDS, "mip_rel_gap": GAP},
+    )
     return None if found.x is None else counts.index[found.x[:n] > 0.5].to_numpy()

@@ -45,8 +45,10 @@ def read_splits(path: str | Path) -> pd.DataFrame:
     rows = rows[~is_missing(rows.name)].drop_duplicates(ignore_index=True)
     there = sorted(rows.fold.unique())
     if there != list(range(len(there))) or not there:
-        raise InputError(f"the split {path.name} has the folds {', '.join(map(str, there)) or '(none)'}: they must be "
-                         "numbered from 0 without a gap, and none be empty")
+        raise InputError(
+            f"the split {path.name} has the folds {', '.join(map(str, there)) or '(none)'}: they must be "
+            "numbered from 0 without a gap, and none be empty"
+        )
     return rows
 
 
@@ -57,8 +59,9 @@ def export_clam(cohort: pd.DataFrame, folds: pd.DataFrame, folder: str | Path) -
     splits_<i>_bool.csv (slides x parts) and splits_<i>_descriptor.csv (classes x parts: slides).
     """
     folder = Path(folder)
-    write_csv(cohort[["patient_id", "slide_id", "label"]].rename(columns={"patient_id": "case_id"}),
-              folder / "dataset.csv")
+    write_csv(
+        cohort[["patient_id", "slide_id", "label"]].rename(columns={"patient_id": "case_id"}), folder / "dataset.csv"
+    )
     for name in [c for c in folds if c.startswith("fold_")]:
         stem, part = f"splits_{name[5:]}", folds[name]
         columns = {p: folds.slide_id[part == p].reset_index(drop=True) for p in PARTS}
@@ -87,13 +90,16 @@ def read_split_table(path: str | Path, cohort: pd.DataFrame) -> tuple[pd.DataFra
     slides["patient_name"] = slides.patient_id.map(bare_name)
     by_slide = rows.drop(columns="patient_id").merge(slides, on="name")
     rest = rows[~rows.name.isin(slides.name)]
-    by_patient = rest.drop(columns="patient_id").merge(slides.drop(columns="name"), left_on="name",
-                                                       right_on="patient_name")
+    by_patient = rest.drop(columns="patient_id").merge(
+        slides.drop(columns="name"), left_on="name", right_on="patient_name"
+    )
     strange = rest[~rest.name.isin(slides.patient_name)].name.nunique()
     joined = pd.concat([by_slide, by_patient]).drop_duplicates(["fold", "part", "slide_id"])
     if joined.empty:
-        raise InputError(f"the split {name} names no slide or patient of the cohort: it has {rows.name[0]}, the cohort "
-                         f"{cohort.slide_id.iloc[0]}")
+        raise InputError(
+            f"the split {name} names no slide or patient of the cohort: it has {rows.name[0]}, the cohort "
+            f"{cohort.slide_id.iloc[0]}"
+        )
     twice = joined[joined.duplicated(["fold", "slide_id"])]
     if len(twice):
         fold, slide = twice.iloc[0][["fold", "slide_id"]]
@@ -124,13 +130,17 @@ def _split_note(table: pd.DataFrame, name: str, strange: int) -> str:
     parts = table[[c for c in table if c.startswith("fold_")]]
     tested, unused = (parts == "test").sum(axis=1), (~parts.isin(PARTS)).sum(axis=1)
     often = {"once": (tested == 1).sum(), "several times": (tested > 1).sum(), "never": (tested == 0).sum()}
-    said = [f"{parts.shape[1]} folds of {as_written(name)}; the keys folds, repeats and val_share do not count.",
-            f"Slides tested {', '.join(f'{word}: {number}' for word, number in often.items())}."]
+    said = [
+        f"{parts.shape[1]} folds of {as_written(name)}; the keys folds, repeats and val_share do not count.",
+        f"Slides tested {', '.join(f'{word}: {number}' for word, number in often.items())}.",
+    ]
     if strange:
         said.append(f"{strange} names of the split are not in the cohort and are left out.")
     if unused.any():
-        said.append(f"{(unused == parts.shape[1]).sum()} slides of the cohort are in no fold at all, "
-                    f"{((unused > 0) & (unused < parts.shape[1])).sum()} not in every one; they take no part there.")
+        said.append(
+            f"{(unused == parts.shape[1]).sum()} slides of the cohort are in no fold at all, "
+            f"{((unused > 0) & (unused < parts.shape[1])).sum()} not in every one; they take no part there."
+        )
     if lacking := [c[5:] for c in parts if not (parts[c] == "val").any()]:
         said.append(f"Without a validation part: fold {', '.join(lacking)}.")
     return " ".join(said)
@@ -142,8 +152,11 @@ def _split_note(table: pd.DataFrame, name: str, strange: int) -> str:
 def _folder(folder: Path) -> pd.DataFrame:
     """CLAM's files, splits_<i>.csv or, where there is none, splits_<i>_bool.csv."""
     for kind in ("", "_bool"):
-        found = {int(match[1]): file for file in sorted(folder.iterdir())
-                 if (match := re.fullmatch(rf"splits_(\d+){kind}\.csv", file.name))}
+        found = {
+            int(match[1]): file
+            for file in sorted(folder.iterdir())
+            if (match := re.fullmatch(rf"splits_(\d+){kind}\.csv", file.name))
+        }
         if found:
             return pd.concat([_file(file).assign(fold=i) for i, file in sorted(found.items())])
     raise InputError(f"the folder {folder.name} has no splits_<i>.csv: name {KNOWN}")
@@ -191,6 +204,7 @@ def _clam(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stamp(value: dict) -> pd.DataFrame:
-    found = [_rows(i, part, split.get(f"{part}_patients", ())) for i, split in enumerate(value["splits"])
-             for part in PARTS]
+    found = [
+        _rows(i, part, split.get(f"{part}_patients", ())) for i, split in enumerate(value["splits"]) for part in PARTS
+    ]
     return pd.concat(found).assign(patient_id=lambda rows: rows.name)

@@ -22,9 +22,14 @@ from dmsmil.jobs.files import InputError, write_csv
 FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 
-def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool = True, fetched_later: bool = False,
-                report: Callable[[str], None] = print,
-                required: tuple[str, ...] = REQUIRED) -> tuple[pd.DataFrame, list[dict]]:
+def load_cohort(
+    table: str | Path,
+    slides: str | Path = "",
+    slides_needed: bool = True,
+    fetched_later: bool = False,
+    report: Callable[[str], None] = print,
+    required: tuple[str, ...] = REQUIRED,
+) -> tuple[pd.DataFrame, list[dict]]:
     """Read a cohort table and say what is wrong with it, slide by slide.
 
     table: CSV (as `read_table` reads it) with columns slide_id, patient_id, label (CLAM's case_id serves as
@@ -66,8 +71,7 @@ def load_cohort(table: str | Path, slides: str | Path = "", slides_needed: bool 
     return cohort, failures
 
 
-def _read(table: Path, report: Callable[[str], None],
-          required: tuple[str, ...]) -> tuple[pd.DataFrame, dict[int, str]]:
+def _read(table: Path, report: Callable[[str], None], required: tuple[str, ...]) -> tuple[pd.DataFrame, dict[int, str]]:
     """The rows of a table, words for nothing taken as nothing, and what is wrong with a row by its number."""
     if not table.is_file():
         raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
@@ -114,8 +118,9 @@ def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------ in the study
 
 
-def save_cohort(home: str | Path, cohort: pd.DataFrame, folds: pd.DataFrame, failures: list[dict],
-                missed: list[dict] = ()) -> None:
+def save_cohort(
+    home: str | Path, cohort: pd.DataFrame, folds: pd.DataFrame, failures: list[dict], missed: list[dict] = ()
+) -> None:
     """Write cohort.csv and folds.csv of a study, and into failures.csv the slides left out and those `missed`, that
     could not be fetched (which are not said to be absent as well)."""
     write_csv(cohort, Path(home) / "cohort.csv")
@@ -153,5 +158,7 @@ def _agree(cohort: pd.DataFrame, folds: pd.DataFrame) -> None:
         raise InputError(f"cohort.csv and folds.csv of the study have not the same slides ({which}): {again}")
     for name in REQUIRED[1:]:
         for row in ours.index[ours[name] != theirs[name]][:1]:
-            raise InputError(f"cohort.csv and folds.csv of the study disagree: the {name} of {ours.slide_id[row]} is "
-                             f"'{ours[name][row]}' in one and '{theirs[name][row]}' in the other: {again}")
+            raise InputError(
+                f"cohort.csv and folds.csv of the study disagree: the {name} of {ours.slide_id[row]} is "
+                f"'{ours[name][row]}' in one and '{theirs[name][row]}' in the other: {again}"
+            )

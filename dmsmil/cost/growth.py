@@ -17,15 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dmsmil.analysis.paper import NEAR, growth_as_claimed
-from dmsmil.cost.meter import (
-    at_least_one,
-    device_name,
-    interleave,
-    measured_once,
-    peak_memory,
-    spread,
-    turn_seconds,
-)
+from dmsmil.cost.meter import at_least_one, device_name, interleave, measured_once, peak_memory, spread, turn_seconds
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.models import method, transport
@@ -33,8 +25,12 @@ from dmsmil.models.deformable import DeformableAttention
 from dmsmil.models.maps import lay_out
 from dmsmil.training.config import code_version
 
-PARTS = {"deformable": "deformable attention", "full": "full self-attention", "ot": "exact transport",
-         "blocks": "transport in blocks"}
+PARTS = {
+    "deformable": "deformable attention",
+    "full": "full self-attention",
+    "ot": "exact transport",
+    "blocks": "transport in blocks",
+}
 MOST = {"ot": 5000}  # tiles at which a part is still measured: beyond, the exact solver takes many seconds and GB
 PAPER_TILES = 200
 
@@ -51,8 +47,9 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
     dim, heads = usual["projection_dim"], usual["heads"]
     bags, mask = torch.randn(1, 2, k, dim).to(device), torch.ones(1, 2, k, dtype=torch.bool, device=device)
     bags, tiles = bags.requires_grad_(), bags[:, :1].clone().requires_grad_()
-    deformable = DeformableAttention(1, dim, heads, usual["points"], usual["offset"], usual["attention"],
-                                     usual["softmax"]).to(device)
+    deformable = DeformableAttention(
+        1, dim, heads, usual["points"], usual["offset"], usual["attention"], usual["softmax"]
+    ).to(device)
     full = nn.MultiheadAttention(dim, heads, batch_first=True).to(device)
     maps, share = lay_out(mask[:, :1]), torch.full((1, 1, k), 1 / k, device=device)
 
@@ -69,9 +66,12 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
         torch.autograd.grad(transport.distance(bags, mask, kind), bags)
 
     laid = [value for value in vars(maps).values() if value is not None]  # places are of grid="position" alone
-    return {"deformable": (attend_deformably, [tiles, share, *laid, *deformable.parameters()]),
-            "full": (attend_fully, [tiles, *full.parameters()]),
-            "ot": (partial(carry, "exact"), [bags, mask]), "blocks": (partial(carry, "blocks"), [bags, mask])}
+    return {
+        "deformable": (attend_deformably, [tiles, share, *laid, *deformable.parameters()]),
+        "full": (attend_fully, [tiles, *full.parameters()]),
+        "ot": (partial(carry, "exact"), [bags, mask]),
+        "blocks": (partial(carry, "blocks"), [bags, mask]),
+    }
 
 
 @torch.no_grad()
@@ -110,21 +110,35 @@ def growth(tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -
     for column, of in (("slope_time", "median_ms"), ("slope_memory", "memory_mb")):
         slopes = {part: slope(mine.k, mine[of]) for part, mine in table.groupby("part")}
         table[column] = table.part.map(slopes)
-    return table.assign(device=device_name(place))[["part", "k", "median_ms", "min_ms", "max_ms", "memory_mb",
-                                                    "slope_time", "slope_memory", "device", "arrays_mb", "excess"]]
+    return table.assign(device=device_name(place))[
+        [
+            "part",
+            "k",
+            "median_ms",
+            "min_ms",
+            "max_ms",
+            "memory_mb",
+            "slope_time",
+            "slope_memory",
+            "device",
+            "arrays_mb",
+            "excess",
+        ]
+    ]
 
 
 def _check(tiles: list[int], rounds: int) -> None:
     if len(set(tiles)) < 2 or min(tiles) < 1:
-        raise InputError(f"cost_tiles is {tiles}: growth needs two or more different numbers of tiles, such as "
-                         "[50, 200, 800]")
+        raise InputError(
+            f"cost_tiles is {tiles}: growth needs two or more different numbers of tiles, such as [50, 200, 800]"
+        )
     at_least_one(cost_rounds=rounds)
 
 
 def larger_half(k) -> np.ndarray:
     """The larger half of the numbers of tiles, two at least: where a power of K is read off."""
     values = np.unique(k)
-    return values[-max(2, ceil(len(values) / 2)):]
+    return values[-max(2, ceil(len(values) / 2)) :]
 
 
 def slope(k, values) -> float:
@@ -145,13 +159,19 @@ def growth_sentences(table: pd.DataFrame) -> str:
     """Markdown: linear against quadratic, where the curves cross, and where the transport is most of the cost."""
     time, powers = table.pivot(index="k", columns="part", values="median_ms"), table.groupby("part").first()
     used = {part: larger_half(rows.k) for part, rows in table.groupby("part")}
-    lines = [f"Over the larger half of K {what} grows as "
-             + ", ".join(f"K^{powers[column][part]:.2f} ({PARTS[part]}, K = {used[part][0]} to {used[part][-1]})"
-                         for part in PARTS) + "."
-             for what, column in (("time", "slope_time"), ("peak memory", "slope_memory"))]
-    words = {"holds": "**holds**: deformable attention is linear, full self-attention quadratic",
-             "direction": "**holds in direction only**: deformable attention grows more slowly, but not as 1 against 2",
-             "not": "**does not hold**: full self-attention does not grow faster"}
+    lines = [
+        f"Over the larger half of K {what} grows as "
+        + ", ".join(
+            f"K^{powers[column][part]:.2f} ({PARTS[part]}, K = {used[part][0]} to {used[part][-1]})" for part in PARTS
+        )
+        + "."
+        for what, column in (("time", "slope_time"), ("peak memory", "slope_memory"))
+    ]
+    words = {
+        "holds": "**holds**: deformable attention is linear, full self-attention quadratic",
+        "direction": "**holds in direction only**: deformable attention grows more slowly, but not as 1 against 2",
+        "not": "**does not hold**: full self-attention does not grow faster",
+    }
     for what, column in (("time", "slope_time"), ("memory", "slope_memory")):
         ours, full = powers[column]["deformable"], powers[column]["full"]
         word = words[growth_as_claimed(ours, full)]
@@ -161,9 +181,15 @@ def growth_sentences(table: pd.DataFrame) -> str:
             word += "; torch's kernel computes full self-attention without ever keeping its K x K map"
         lines.append(f"The paper's claim, linear against quadratic in the number of tiles, in {what} {word}.")
     last = time.index[-1]
-    lines.append(f"Deformable attention is faster than full self-attention {_where(time.deformable < time.full)}: "
-                 + ", ".join(f"{time.deformable[k]:.3g} ms against {time.full[k]:.3g} ms at K = {k}"
-                             for k in time.index if k in (PAPER_TILES, last)) + ".")
+    lines.append(
+        f"Deformable attention is faster than full self-attention {_where(time.deformable < time.full)}: "
+        + ", ".join(
+            f"{time.deformable[k]:.3g} ms against {time.full[k]:.3g} ms at K = {k}"
+            for k in time.index
+            if k in (PAPER_TILES, last)
+        )
+        + "."
+    )
     return "\n".join(f"- {line}" for line in [*lines, *_transport_sentences(table, time)])
 
 
@@ -171,15 +197,22 @@ def _transport_sentences(table: pd.DataFrame, time: pd.DataFrame) -> list[str]:
     """What the transport costs beside the attention of both scales, and what blocks of tiles cost and change."""
     exact = time.ot.dropna()
     both, last = 2 * time.deformable[exact.index], exact.index[-1]
-    lines = [f"The exact transport takes longer than the deformable attention of both scales {_where(exact > both)}: "
-             f"{exact[last] / both[last]:.3g} times as long at K = {last}. "
-             + ("So on many tiles the transport is what training costs; inference needs none."
-                if exact[last] > both[last] else "So it does not dominate training here.")]
+    lines = [
+        f"The exact transport takes longer than the deformable attention of both scales {_where(exact > both)}: "
+        f"{exact[last] / both[last]:.3g} times as long at K = {last}. "
+        + (
+            "So on many tiles the transport is what training costs; inference needs none."
+            if exact[last] > both[last]
+            else "So it does not dominate training here."
+        )
+    ]
     blocks = table[(table.part == "blocks") & table.excess.notna()]
     most, end = blocks.iloc[-1], time.index[-1]
-    lines.append(f"In blocks of {transport.BLOCK} tiles (`ot: blocks`) it takes {time.blocks[end]:.3g} ms at K = {end}."
-                 f" Its value is above the exact one: by {100 * most.excess:.1f} % at K = {most.k}, on random tiles, "
-                 "none of which is like another.")
+    lines.append(
+        f"In blocks of {transport.BLOCK} tiles (`ot: blocks`) it takes {time.blocks[end]:.3g} ms at K = {end}."
+        f" Its value is above the exact one: by {100 * most.excess:.1f} % at K = {most.k}, on random tiles, "
+        "none of which is like another."
+    )
     return lines
 
 
@@ -190,4 +223,6 @@ def _where(holds: pd.Series) -> str:
         return "at no measured K"
     if len(held) == len(holds):
         return "at every measured K"
-    return f"from K = {held[0]} on" if held == list(holds.index[-len(held):]) else f"at K = {', '.join(map(str, held))}"
+    return (
+        f"from K = {held[0]} on" if held == list(holds.index[-len(held) :]) else f"at K = {', '.join(map(str, held))}"
+    )

@@ -57,8 +57,9 @@ def turn_seconds(call: Callable, device: torch.device) -> float:
     return clock(several) / count
 
 
-def interleave(calls: Iterable[Callable], rounds: int,
-               seconds: Callable[[Callable], float] = cpu_seconds) -> list[list[float]]:
+def interleave(
+    calls: Iterable[Callable], rounds: int, seconds: Callable[[Callable], float] = cpu_seconds
+) -> list[list[float]]:
     """`seconds` of each of `rounds` calls of every one of `calls`, in turn: a, b, a, b, ... One list a call."""
     calls = list(calls)
     kept = [[] for _ in calls]
@@ -173,8 +174,9 @@ def at_least_one(**sizes: int) -> None:
             raise InputError(f"{name} is {value}: it must be at least 1")
 
 
-def measured_once(home: str | Path, name: str, key: dict, device: str, source: str,
-                  measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def measured_once(
+    home: str | Path, name: str, key: dict, device: str, source: str, measure: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
     """The table that `measure` gives, kept in <home>/cost/: measured anew only when what decides it has changed.
 
     That is `key`, the device, torch's version, and how it is measured: the code of this file and of the file `source`.

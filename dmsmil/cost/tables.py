@@ -45,8 +45,16 @@ def random_bags(k: int, dim: int, scales: tuple[int, ...] = (10, 20), slides: in
     x = torch.randn(len(scales), slides, k, dim, generator=draw).transpose(0, 1)  # laid out as Bags.batches does
     grid = torch.stack([torch.arange(k) % 20, torch.arange(k) // 20], -1) * 1024
     names = [str(slide) for slide in range(slides)]
-    return Bags(x, torch.ones(x.shape[:3], dtype=torch.bool), grid.expand(*x.shape[:3], 2).clone(),
-                torch.arange(slides) % 2, ["0", "1"], names, names, tuple(scales))
+    return Bags(
+        x,
+        torch.ones(x.shape[:3], dtype=torch.bool),
+        grid.expand(*x.shape[:3], 2).clone(),
+        torch.arange(slides) % 2,
+        ["0", "1"],
+        names,
+        names,
+        tuple(scales),
+    )
 
 
 def cost_configs(bags: Bags, methods: list) -> list[RunConfig]:
@@ -74,10 +82,12 @@ class Trainee:
         torch.manual_seed(0)
         data = bags.view(config.scales).to(device)
         self.bags, self.labels = (data.x, data.mask, data.coords), data.labels
-        self.model = create(config.method, data.x.shape[-1], len(data.classes), config.scales,
-                            **config.options).to(device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
-                                          fused=True)
+        self.model = create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options).to(
+            device
+        )
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
         self.geometry = self.model.geometry(*self.bags[1:])  # training has it made once for all epochs
 
     def held(self) -> list[Tensor]:
@@ -97,8 +107,17 @@ class Trainee:
         self.model(*self.bags)
 
 
-def method_costs(methods: list, k: int, dim: int, slides: int, rounds: int, scales: tuple[int, ...] = (10, 20),
-                 device: str = "auto", batch: int = 1, seed: int = 0) -> pd.DataFrame:
+def method_costs(
+    methods: list,
+    k: int,
+    dim: int,
+    slides: int,
+    rounds: int,
+    scales: tuple[int, ...] = (10, 20),
+    device: str = "auto",
+    batch: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Measure `methods` at K = `k` tiles of `dim` features, in turn over `rounds`: one row a method and its scales.
 
     Columns: name, method (registry key), scales; parameters; flops of a forward pass of one slide; epoch_median_s,
@@ -117,28 +136,71 @@ def method_costs(methods: list, k: int, dim: int, slides: int, rounds: int, scal
             memory, arrays = peak_memory(lambda: (trainee.step(), trainee.step()), trainee.held(), place)
             trainees.append(trainee)
             name = run_name(config)
-            rows.append({"name": name, "method": config.method, "scales": scales_name(config.scales),
-                         "parameters": count_parameters(trainee.model), "flops": round(flops), "memory_mb": memory,
-                         "arrays_mb": arrays})
-        times = interleave([call for t in trainees for call in (t.step, t.infer)], rounds,
-                           partial(turn_seconds, device=place))
+            rows.append(
+                {
+                    "name": name,
+                    "method": config.method,
+                    "scales": scales_name(config.scales),
+                    "parameters": count_parameters(trainee.model),
+                    "flops": round(flops),
+                    "memory_mb": memory,
+                    "arrays_mb": arrays,
+                }
+            )
+        times = interleave(
+            [call for t in trainees for call in (t.step, t.infer)], rounds, partial(turn_seconds, device=place)
+        )
     for row, step, infer in zip(rows, times[::2], times[1::2]):
         row |= spread([s / batch * slides for s in step], "epoch_", "_s")
         row |= spread([1000 / batch * s for s in infer], "inference_", "_ms")
-    columns = ["name", "method", "scales", "parameters", "flops", *spread([0], "epoch_", "_s"),
-               *spread([0], "inference_", "_ms"), "memory_mb", "device", "k", "dim", "slides", "arrays_mb"]
+    columns = [
+        "name",
+        "method",
+        "scales",
+        "parameters",
+        "flops",
+        *spread([0], "epoch_", "_s"),
+        *spread([0], "inference_", "_ms"),
+        "memory_mb",
+        "device",
+        "k",
+        "dim",
+        "slides",
+        "arrays_mb",
+    ]
     return pd.DataFrame(rows).assign(device=device_name(place), k=k, dim=dim, slides=slides)[columns]
 
 
-def study_costs(home: str | Path, methods: list, k: int, dim: int, slides: int, rounds: int,
-                scales: tuple[int, ...] = (10, 20), device: str = "auto", seed: int = 0) -> pd.DataFrame:
+def study_costs(
+    home: str | Path,
+    methods: list,
+    k: int,
+    dim: int,
+    slides: int,
+    rounds: int,
+    scales: tuple[int, ...] = (10, 20),
+    device: str = "auto",
+    seed: int = 0,
+) -> pd.DataFrame:
     """`method_costs` of a study: read where the same was measured before, else measured and kept in cost/."""
     at_least_one(cost_k=k, cost_dim=dim, cost_slides=slides, cost_rounds=rounds)
     records = [c.record() for c in cost_configs(random_bags(1, dim, scales), methods)]
-    key = {"methods": [[r["method"], r["scales"], r["options"], r["code"]] for r in records], "k": k, "dim": dim,
-           "slides": slides, "rounds": rounds, "seed": seed}
-    return measured_once(home, "methods", key, device, __file__,
-                         lambda: method_costs(methods, k, dim, slides, rounds, scales, device, seed=seed))
+    key = {
+        "methods": [[r["method"], r["scales"], r["options"], r["code"]] for r in records],
+        "k": k,
+        "dim": dim,
+        "slides": slides,
+        "rounds": rounds,
+        "seed": seed,
+    }
+    return measured_once(
+        home,
+        "methods",
+        key,
+        device,
+        __file__,
+        lambda: method_costs(methods, k, dim, slides, rounds, scales, device, seed=seed),
+    )
 
 
 def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
@@ -149,8 +211,10 @@ def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame({"": table.name, "scales": table.scales, "parameters": [f"{n:,}" for n in table.parameters]})
     shown["parameters in the paper"] = [row.get("parameters", "—") for row in theirs]
     shown["MFLOP / slide"] = [f"{n / 1e6:,.1f}" for n in table.flops]
-    for title, column, unit, of in (("s / epoch", "epoch", "s", "training"),
-                                    ("ms / slide", "inference", "ms", "inference")):
+    for title, column, unit, of in (
+        ("s / epoch", "epoch", "s", "training"),
+        ("ms / slide", "inference", "ms", "inference"),
+    ):
         parts = table[[f"{column}_{name}_{unit}" for name in ("median", "min", "max")]]
         shown[title] = [f"{m:.3g} [{low:.3g}, {high:.3g}]" for m, low, high in parts.itertuples(index=False)]
         shown[f"{of} in the paper"] = [row.get(of, "—") for row in theirs]
@@ -171,12 +235,15 @@ def cost_sentences(table: pd.DataFrame) -> str:
         return "DMSMIL and another published multi-scale method are needed to compare costs."
     mine, lines = mine.iloc[0], []
     for claim, column, least, most, shown in (
-            ("the fewest parameters", "parameters", "", "", "{:,}"),
-            ("the shortest epoch", "epoch_median_s", "epoch_min_s", "epoch_max_s", "{:.3g} s"),
-            ("the shortest inference", "inference_median_ms", "inference_min_ms", "inference_max_ms", "{:.3g} ms")):
+        ("the fewest parameters", "parameters", "", "", "{:,}"),
+        ("the shortest epoch", "epoch_median_s", "epoch_min_s", "epoch_max_s", "{:.3g} s"),
+        ("the shortest inference", "inference_median_ms", "inference_min_ms", "inference_max_ms", "{:.3g} ms"),
+    ):
         best, below = others.loc[others[column].idxmin()], int((others[column] < mine[column]).sum())
-        line = (f"DMSMIL **{'does not have' if below else 'has'} {claim}** of the {len(rows)} multi-scale methods: "
-                f"{shown.format(mine[column])} against {shown.format(best[column])} of {as_written(best['name'])}")
+        line = (
+            f"DMSMIL **{'does not have' if below else 'has'} {claim}** of the {len(rows)} multi-scale methods: "
+            f"{shown.format(mine[column])} against {shown.format(best[column])} of {as_written(best['name'])}"
+        )
         line += f"; {below} of {len(others)} others are below it" if below > 1 else ""
         if least and mine[least] <= best[most] and best[least] <= mine[most]:
             line += ", but the two were not always in this order"
@@ -187,8 +254,10 @@ def cost_sentences(table: pd.DataFrame) -> str:
 def count_sentences(table: pd.DataFrame) -> list[str]:
     """Whether our parameter counts are those that the paper prints, in whose numbers · is a digit that is lost."""
     if (table.dim != PAPER_DIM).any():
-        return [f"Parameter counts depend on the width of the features: at {table.dim.iloc[0]} they cannot be compared "
-                f"with the paper's, at {PAPER_DIM}."]
+        return [
+            f"Parameter counts depend on the width of the features: at {table.dim.iloc[0]} they cannot be compared "
+            f"with the paper's, at {PAPER_DIM}."
+        ]
     printed, lines = printed_cost(), []
     for row in table[table.method.isin(list(printed))].drop_duplicates("method").itertuples():
         said = printed[row.method]["parameters"]

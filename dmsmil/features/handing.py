@@ -52,8 +52,11 @@ def hand_out(kind: str, store: Store, cohort: pd.DataFrame, folds: pd.DataFrame,
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder.name} is there and holds something: name a new folder")
     failed = store.failed()
-    names = [name for name in cohort.slide_id if name not in failed
-             and all(store.features_path(scale, name).exists() for scale in store.scales)]
+    names = [
+        name
+        for name in cohort.slide_id
+        if name not in failed and all(store.features_path(scale, name).exists() for scale in store.scales)
+    ]
     if not names:
         raise InputError(f"no slide of the study has features by '{store.encoder}': run 02_features first")
     cohort, folds = (table[table.slide_id.isin(names)].reset_index(drop=True) for table in (cohort, folds))
@@ -61,9 +64,18 @@ def hand_out(kind: str, store: Store, cohort: pd.DataFrame, folds: pd.DataFrame,
     write, text = KINDS[kind]
     write(store, cohort.assign(number=cohort.label.map(classes)), folds, folder)
     first = store.scales[0]
-    write_text(text.format(here="HERE", scale=first, folder=f"{first}x_{store.tile_px}px_0px_overlap",
-                           encoder=encoder_folder(store.encoder).removeprefix("features_"), tile_px=store.tile_px,
-                           labels=classes) + "HERE is this folder.\n", folder / "README.txt")
+    write_text(
+        text.format(
+            here="HERE",
+            scale=first,
+            folder=f"{first}x_{store.tile_px}px_0px_overlap",
+            encoder=encoder_folder(store.encoder).removeprefix("features_"),
+            tile_px=store.tile_px,
+            labels=classes,
+        )
+        + "HERE is this folder.\n",
+        folder / "README.txt",
+    )
     return names
 
 
@@ -106,11 +118,22 @@ def _stamp(store: Store, cohort: pd.DataFrame, folds: pd.DataFrame, folder: Path
             with writing(folder / f"{scale}x/{name}.h5") as new:
                 new.put("feats", found[scale].features)
                 new.put("coords", (found[scale].coords * mpp).astype(np.float32))
-                new.file.attrs.update({"stamp_version": "2.4.0", "extractor": store.encoder, "unit": "um",
-                                       "tile_size_um": side * mpp, "tile_size_px": store.tile_px, "feat_type": "tile",
-                                       "code_hash": "dmsmil"})
+                new.file.attrs.update(
+                    {
+                        "stamp_version": "2.4.0",
+                        "extractor": store.encoder,
+                        "unit": "um",
+                        "tile_size_um": side * mpp,
+                        "tile_size_px": store.tile_px,
+                        "feat_type": "tile",
+                        "code_hash": "dmsmil",
+                    }
+                )
 
 
 Writer = Callable[[Store, pd.DataFrame, pd.DataFrame, Path], None]
-KINDS: dict[str, tuple[Writer, str]] = {"torchmil": (_torchmil, TORCHMIL), "clam": (_clam, CLAM),
-                                        "stamp": (_stamp, STAMP)}
+KINDS: dict[str, tuple[Writer, str]] = {
+    "torchmil": (_torchmil, TORCHMIL),
+    "clam": (_clam, CLAM),
+    "stamp": (_stamp, STAMP),
+}

@@ -1,10 +1,10 @@
 """The zarr of a slide that LazySlide (wsidata, a SpatialData store) made, one scale at a time.
 
-    attributes            slide_properties: shape (height, width), mpp, magnification; tile_spec: of each tile key its
-                          height and width in px, and their mpp
-    shapes/<tile key>     a tile a row: tile_id, geometry (its outline in level-0 px)
-    tables/<name>         AnnData: X (N, D); obs says the tile_id of each row, the attribute `region` the tile key. Its
-                          name is <model>_<tile key>
+attributes            slide_properties: shape (height, width), mpp, magnification; tile_spec: of each tile key its
+                      height and width in px, and their mpp
+shapes/<tile key>     a tile a row: tile_id, geometry (its outline in level-0 px)
+tables/<name>         AnnData: X (N, D); obs says the tile_id of each row, the attribute `region` the tile key. Its
+                      name is <model>_<tile key>
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def read_lazyslide(files: Files, scale: int, tile_px: int, mpp: float, encoder: 
     except InputError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise BrokenSlide(f"{path.name} is damaged or incomplete ({one_line(error)[:80]}): copy it again, or make it "
-                          "again") from error
+        raise BrokenSlide(
+            f"{path.name} is damaged or incomplete ({one_line(error)[:80]}): copy it again, or make it again"
+        ) from error
     slide = about.get("slide_properties", {})
     height, width = slide.get("shape", (0, 0))
     base = slide.get("magnification") or (10 / slide["mpp"] if slide.get("mpp") else 0)
@@ -66,26 +67,34 @@ def read_lazyslide(files: Files, scale: int, tile_px: int, mpp: float, encoder: 
 def _tile_key(path: Path, specs: dict, scale: int, tile_px: int) -> str:
     """The one tile key of `tile_px` px at `scale`; InputError that names what is there."""
     found = {key: (spec["width"], spec["height"], 10 / spec["mpp"]) for key, spec in specs.items() if spec.get("mpp")}
-    fits = [key for key, (width, height, at) in found.items()
-            if width == height == tile_px and max(at / scale, scale / at) <= AGREE]
+    fits = [
+        key
+        for key, (width, height, at) in found.items()
+        if width == height == tile_px and max(at / scale, scale / at) <= AGREE
+    ]
     if len(fits) == 1:
         return fits[0]
     there = ", ".join(f"{key} ({width} px at {at:.3g}x)" for key, (width, _, at) in found.items()) or "none"
     if fits:
         raise InputError(f"{path.name} has several tilings of {tile_px} px at {scale}x, {', '.join(fits)}: keep one")
-    raise InputError(f"{path.name} has no tiles of {tile_px} px at {scale}x, but {there[:120]}: set tile_px and scales "
-                     "to what is there")
+    raise InputError(
+        f"{path.name} has no tiles of {tile_px} px at {scale}x, but {there[:120]}: set tile_px and scales "
+        "to what is there"
+    )
 
 
 def _table(path: Path, tables, key: str, encoder: str):
     """The table of the features of a tile key by an encoder."""
-    models = {name.removesuffix(f"_{key}"): name for name in tables.group_keys()
-              if tables[name].attrs.get("region") == key}
+    models = {
+        name.removesuffix(f"_{key}"): name for name in tables.group_keys() if tables[name].attrs.get("region") == key
+    }
     for model, name in models.items():
         if encoder_folder(model) == encoder_folder(encoder):
             return tables[name]
-    raise InputError(f"{path.name} has no features of {key} by the study's encoder '{encoder}', but by "
-                     f"{', '.join(sorted(models)) or 'none'}: set encoder to what is there")
+    raise InputError(
+        f"{path.name} has no features of {key} by the study's encoder '{encoder}', but by "
+        f"{', '.join(sorted(models)) or 'none'}: set encoder to what is there"
+    )
 
 
 def _tiles(path: Path, tile_ids: np.ndarray) -> tuple[np.ndarray, float]:

@@ -34,8 +34,14 @@ def linked_similarity(bags: Bags) -> pd.DataFrame:
             a, b = (normalize(bags.x[i, s][keep].numpy() - centre[s]) for s in (first, second))
             cosine = a @ b.T
             n = len(cosine)
-            rows.append({"slide_id": slide_id, "scales": scales, "linked": float(np.trace(cosine)) / n,
-                         "other": float(cosine.sum() - np.trace(cosine)) / (n * (n - 1))})
+            rows.append(
+                {
+                    "slide_id": slide_id,
+                    "scales": scales,
+                    "linked": float(np.trace(cosine)) / n,
+                    "other": float(cosine.sum() - np.trace(cosine)) / (n * (n - 1)),
+                }
+            )
     return pd.DataFrame(rows, columns=["slide_id", "scales", "linked", "other"])
 
 
@@ -80,8 +86,16 @@ def scale_probes(bags: Bags, folds: pd.DataFrame, weights: np.ndarray | None = N
             train, test = (part.isin(which).to_numpy() & kept for which in (["train", "val"], ["test"]))
             aucs.append(_auc([means[:, s] for s in scales], bags.labels.numpy(), train, test))
         defined = pd.Series(aucs).dropna()
-        rows.append({"scales": name, "AUC": defined.mean(), "std": defined.std(), "folds": len(defined),
-                     "slides": int(kept.sum()), **({"classes": len(bags.classes)} if len(bags.classes) > 2 else {})})
+        rows.append(
+            {
+                "scales": name,
+                "AUC": defined.mean(),
+                "std": defined.std(),
+                "folds": len(defined),
+                "slides": int(kept.sum()),
+                **({"classes": len(bags.classes)} if len(bags.classes) > 2 else {}),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -108,6 +122,9 @@ def _auc(parts: list[np.ndarray], labels: np.ndarray, train: np.ndarray, test: n
         asked.append(shrink.transform(values[test]))
     rule = LogisticRegression(C=STRENGTH, max_iter=1000).fit(np.hstack(seen), labels[train])
     said = rule.predict_proba(np.hstack(asked))
-    aucs = [roc_auc_score(labels[test] == label, said[:, column]) for column, label in enumerate(classes)
-            if 0 < (labels[test] == label).sum() < test.sum()]
+    aucs = [
+        roc_auc_score(labels[test] == label, said[:, column])
+        for column, label in enumerate(classes)
+        if 0 < (labels[test] == label).sum() < test.sum()
+    ]
     return float(np.mean(aucs))

@@ -19,15 +19,23 @@ from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, how_linked
 
-DRAWN = "drawn"        # the key `features` of a study that is rehearsed
-MAGNIFICATION = 40.0   # of level 0, as most slides of TCGA
+DRAWN = "drawn"  # the key `features` of a study that is rehearsed
+MAGNIFICATION = 40.0  # of level 0, as most slides of TCGA
 SHARE, SIGNAL, CHANNELS = 0.1, 1.0, 16  # of the tiles that carry the class; how far they are shifted, in how many
-MARK = 0.03            # of a site: the standard deviation of its shift over the channels
+MARK = 0.03  # of a site: the standard deviation of its shift over the channels
 
 
-def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2048, seed: int = 0,
-                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "",
-                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
+def draw_features(
+    store: Store,
+    cohort: pd.DataFrame,
+    k: int = 200,
+    dim: int = 2048,
+    seed: int = 0,
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    agree: Callable[[dict], None] = lambda identity: None,
+) -> pd.DataFrame:
     """Draw features for every slide of a cohort (columns slide_id, label, site) and keep them in the store.
 
     Each slide gets k tiles at every scale, `dim` standard normal numbers each, linked by row. Those of a site are
@@ -43,8 +51,16 @@ def draw_features(store: Store, cohort: pd.DataFrame, k: int = 200, dim: int = 2
     agree(made_by)
     units = {}
     for row in cohort.itertuples():
-        config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "drawn": seed, "label": row.label,
-                  "site": row.site, "encoder": made_by, **how_linked(store.scales)}
+        config = {
+            "k": k,
+            "tile_px": store.tile_px,
+            "scales": list(store.scales),
+            "drawn": seed,
+            "label": row.label,
+            "site": row.site,
+            "encoder": made_by,
+            **how_linked(store.scales),
+        }
         units[row.slide_id] = store, row.slide_id, 1 if row.label == classes[1] else -1, config
     return over_slides(store, cohort, units, _draw_slide, "features", store.has_features, workers, report, scheduler)
 
@@ -57,7 +73,7 @@ def _draw_slide(store: Store, slide_id: str, sign: int, config: dict) -> dict:
     tiles = _tiles(store, slide_id, k, rng)
     store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
     shift = _mark(site, dim, seed) if site else np.zeros(dim, np.float32)
-    chosen = rng.permutation(k)[:max(1, round(SHARE * k))]
+    chosen = rng.permutation(k)[: max(1, round(SHARE * k))]
     features = {scale: _draw(rng, k, dim, shift, sign, chosen) for scale in store.scales}
     store.write_features(slide_id, features, tiles, config)
     return {"tiles": k, "warnings": "", "seconds": time.perf_counter() - started}
@@ -68,15 +84,25 @@ def _tiles(store: Store, slide_id: str, k: int, rng: np.random.Generator) -> Til
     side = {s: tile_size_level0(MAGNIFICATION, s, store.tile_px) for s in store.scales}
     first = side[store.scales[0]]
     across = 2 * int(np.ceil(np.sqrt(k / np.pi))) + 3
-    y, x = np.divmod(np.arange(across ** 2), across)
-    nearest = np.argsort((x - across / 2) ** 2 + (y - across / 2) ** 2 + rng.normal(0, across / 8, across ** 2))[:k]
+    y, x = np.divmod(np.arange(across**2), across)
+    nearest = np.argsort((x - across / 2) ** 2 + (y - across / 2) ** 2 + rng.normal(0, across / 8, across**2))[:k]
     corner = np.stack([x, y], 1)[np.sort(nearest)].astype(np.int64) * first
     coords = {store.scales[0]: corner}
     for coarse, s in pairwise(store.scales):
         coords[s] = coords[coarse] + rng.integers(0, side[coarse] - side[s] + 1, (k, 2))
     colour = rng.normal(0.7, 0.05, (k, 6)).astype(np.float32)
-    return Tiles(slide_id, store.tile_px, coords, np.ones(k), colour, np.arange(k),
-                 (across * first, across * first), MAGNIFICATION, across ** 2, k)
+    return Tiles(
+        slide_id,
+        store.tile_px,
+        coords,
+        np.ones(k),
+        colour,
+        np.arange(k),
+        (across * first, across * first),
+        MAGNIFICATION,
+        across**2,
+        k,
+    )
 
 
 def _mark(site: str, dim: int, seed: int) -> np.ndarray:

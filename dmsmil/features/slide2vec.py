@@ -1,8 +1,8 @@
 """The folder of one scale that slide2vec made, which has hs2p choose its tiles.
 
-    tiles/                               hs2p's files of each slide (slides/hs2p.py)
-    tile_embeddings/<slide>.npz or .pt   features (N, D), in the order of the corners
-    tile_embeddings/<slide>.meta.json    encoder_name
+tiles/                               hs2p's files of each slide (slides/hs2p.py)
+tile_embeddings/<slide>.npz or .pt   features (N, D), in the order of the corners
+tile_embeddings/<slide>.meta.json    encoder_name
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def read_slide2vec(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     except InputError:
         raise
     except DAMAGED as error:
-        raise BrokenSlide(f"{path.name}, or its tiles, are damaged or incomplete ({one_line(error)[:80]}): copy them "
-                          "again, or make them again") from error
+        raise BrokenSlide(
+            f"{path.name}, or its tiles, are damaged or incomplete ({one_line(error)[:80]}): copy them "
+            "again, or make them again"
+        ) from error
     check_tiling(tiles, scale, tile_px, path.name)
     return Part(features, tiles.coords, tiles.side, magnification=base, size=tiles.size, encoder=encoder)

@@ -30,8 +30,10 @@ class Source:
     def of(self, slide_id: str) -> SlideFiles:
         """{scale: {role: files}} of a slide, whether or not its id or its files carry the suffix of the slide file;
         more than one file where it is not clear which is the slide's."""
-        return {scale: {role: found for role, index in roles.items() if (found := _named(index, slide_id))}
-                for scale, roles in self.files.items()}
+        return {
+            scale: {role: found for role, index in roles.items() if (found := _named(index, slide_id))}
+            for scale, roles in self.files.items()
+        }
 
 
 def find_folders(store: Store, source: Path) -> dict[int, Path]:
@@ -41,8 +43,9 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
         folders = {scale: Path(str(source).replace("{scale}", f"{scale:g}")) for scale in store.scales}
         for scale, folder in folders.items():
             if not folder.is_dir():
-                raise InputError(f"there is no folder {folder.name} for the features at {scale}x: check the key "
-                                 "'features'")
+                raise InputError(
+                    f"there is no folder {folder.name} for the features at {scale}x: check the key 'features'"
+                )
         return folders
     if not source.is_dir():
         raise InputError(f"the folder {source.name} does not exist: check the key 'features'")
@@ -53,22 +56,30 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
     if not jobs:
         for inner in (source, source.parent):
             if FOLDER.fullmatch(inner.name):
-                raise InputError(f"{source.name} is {'' if inner == source else 'inside of '}one scale of a TRIDENT "
-                                 f"folder: name its parent, {inner.parent.name}")
-        raise InputError(f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
-                         "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it")
+                raise InputError(
+                    f"{source.name} is {'' if inner == source else 'inside of '}one scale of a TRIDENT "
+                    f"folder: name its parent, {inner.parent.name}"
+                )
+        raise InputError(
+            f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
+            "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it"
+        )
     folders = {}
     for scale in store.scales:
         job = jobs.get((float(scale), store.tile_px, 0))
         if job is None:
-            raise InputError(f"{source.name} has no tiles of {store.tile_px} px at {scale}x without overlap, but "
-                             f"{', '.join(sorted(other.name for other in jobs.values()))}: set tile_px and scales to "
-                             "what is there (overlapping tiles have no one parent and are not taken)")
+            raise InputError(
+                f"{source.name} has no tiles of {store.tile_px} px at {scale}x without overlap, but "
+                f"{', '.join(sorted(other.name for other in jobs.values()))}: set tile_px and scales to "
+                "what is there (overlapping tiles have no one parent and are not taken)"
+            )
         folders[scale] = job / encoder_folder(store.encoder)
         if not folders[scale].is_dir():
             there = ", ".join(sorted(other.name[9:] for other in job.glob("features_*"))) or "none"
-            raise InputError(f"{job.name} has no features by the study's encoder '{store.encoder}', but by {there}: "
-                             "set encoder to what is there")
+            raise InputError(
+                f"{job.name} has no features by the study's encoder '{store.encoder}', but by {there}: "
+                "set encoder to what is there"
+            )
     return folders
 
 
@@ -81,12 +92,17 @@ def _jobs(source: Path) -> dict[tuple[float, int, int], Path]:
 def find_files(kind: str, folder: Path) -> dict[str, Index]:
     """The files in the folder of a scale, by role; CLAM's h5 where it also has a pt."""
     if kind == "CLAM":
-        return {"features": _below(folder / "pt_files", ".pt") | _below(folder / "h5_files", ".h5"),
-                "tiles": _below(folder / "patches", ".h5") or _below(folder.parent / "patches", ".h5")}
+        return {
+            "features": _below(folder / "pt_files", ".pt") | _below(folder / "h5_files", ".h5"),
+            "tiles": _below(folder / "patches", ".h5") or _below(folder.parent / "patches", ".h5"),
+        }
     if kind == "slide2vec":
         made, chosen = folder / "tile_embeddings", folder / "tiles"
-        return {"features": _below(made, ".pt") | _below(made, ".npz"), "tiles": _below(chosen, ".coordinates.npz"),
-                "tiling": _below(chosen, ".coordinates.meta.json")}
+        return {
+            "features": _below(made, ".pt") | _below(made, ".npz"),
+            "tiles": _below(chosen, ".coordinates.npz"),
+            "tiling": _below(chosen, ".coordinates.meta.json"),
+        }
     if kind == "LazySlide":
         return {"features": _index(zarrs(folder), ".zarr")}
     tiles = {"tiles": _below(folder.parent / "patches", "_patches.h5")} if kind == "TRIDENT" else {}
@@ -100,7 +116,7 @@ def _below(folder: Path, suffix: str) -> Index:
 def _index(paths: list[Path], suffix: str) -> Index:
     found: Index = {}
     for path in paths:
-        name = path.name[:-len(suffix)]
+        name = path.name[: -len(suffix)]
         found.setdefault(bare_name(name), {}).setdefault(name, []).append(path)
     return found
 
@@ -133,6 +149,9 @@ def _content_of_file(path: Path) -> dict:
 
 def _content_of_folder(folder: Path) -> dict:
     """Of all files in it, by their paths from there."""
-    inside = {path.relative_to(folder).as_posix(): _content_of_file(path)
-              for path in sorted(folder.rglob("*")) if path.is_file()}
+    inside = {
+        path.relative_to(folder).as_posix(): _content_of_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     return {"bytes": sum(one["bytes"] for one in inside.values()), "sha256": fingerprint(inside, 16)}

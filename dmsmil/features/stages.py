@@ -22,22 +22,45 @@ from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import read_tiles
 
 
-def take_features(store: Store, cohort: pd.DataFrame, source: str, k: int = 200, seed: int = 0, mpp: float = 0.0,
-                  workers: int = 0, report: Callable[[str], None] = print, scheduler: str = "",
-                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
+def take_features(
+    store: Store,
+    cohort: pd.DataFrame,
+    source: str,
+    k: int = 200,
+    seed: int = 0,
+    mpp: float = 0.0,
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    agree: Callable[[dict], None] = lambda identity: None,
+) -> pd.DataFrame:
     """Features that nobody encodes here: those of a folder (`formats.import_features`), or, where `source` is DRAWN,
     random ones (`rehearsal.draw_features`). agree: as `encode_cohort` takes it. Returns one row a slide, as that."""
     if source == DRAWN:
-        return draw_features(store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler,
-                             agree=agree)
+        return draw_features(
+            store, cohort, k, seed=seed, workers=workers, report=report, scheduler=scheduler, agree=agree
+        )
     return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler, agree)
 
 
-def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
-                  mpp: float = 0.0, weights: str = "", px: int = 0, device: str = "auto", workers: int = 0,
-                  report: Callable[[str], None] = print, scheduler: str = "",
-                  source: Remote | None = None, black: str = "padding", tiles: str = "",
-                  agree: Callable[[dict], None] = lambda identity: None) -> pd.DataFrame:
+def encode_cohort(
+    store: Store,
+    cohort: pd.DataFrame,
+    k: int = 200,
+    min_density: float = 0.05,
+    seed: int = 0,
+    mpp: float = 0.0,
+    weights: str = "",
+    px: int = 0,
+    device: str = "auto",
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    source: Remote | None = None,
+    black: str = "padding",
+    tiles: str = "",
+    agree: Callable[[dict], None] = lambda identity: None,
+) -> pd.DataFrame:
     """Encode the tiles of every slide of a cohort and keep the features in the store.
 
     Slides without tiles are tiled on the way, with one decode for both. On a GPU a few processes share it, so that
@@ -58,16 +81,34 @@ def encode_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density:
         own = given.get(row.slide_id)
         config = tile_config(store, row, k, min_density, seed, mpp, black, own)
         fetch = None if source is None else partial(source.fetch, row.file_id, row.path, row.size, row.md5)
-        units[row.slide_id] = (store, row.slide_id, row.path, fetch, own, config,
-                               {**config, "encoder": encoder.identity})
+        units[row.slide_id] = (
+            store,
+            row.slide_id,
+            row.path,
+            fetch,
+            own,
+            config,
+            {**config, "encoder": encoder.identity},
+        )
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
     elif source is not None:
         workers = workers or max(4, usable_cores())  # some fetch while others encode
     threads = 1 if is_remote(scheduler) else max(1, usable_cores() // worker_count(workers, len(units)))
     hold = (store.encoder, weights, str(place), px, threads)
-    return over_slides(store, cohort, units, _encode_slide, "features", store.has_features, workers, report, scheduler,
-                       _hold_encoder, hold)
+    return over_slides(
+        store,
+        cohort,
+        units,
+        _encode_slide,
+        "features",
+        store.has_features,
+        workers,
+        report,
+        scheduler,
+        _hold_encoder,
+        hold,
+    )
 
 
 _encoder = None
@@ -94,8 +135,15 @@ def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
         Path(path).unlink(missing_ok=True)
 
 
-def _encode_slide(store: Store, slide_id: str, path: str, fetch: Callable[[], Path] | None, given: Given | None,
-                  tiling: dict, config: dict) -> dict:
+def _encode_slide(
+    store: Store,
+    slide_id: str,
+    path: str,
+    fetch: Callable[[], Path] | None,
+    given: Given | None,
+    tiling: dict,
+    config: dict,
+) -> dict:
     """Encode and keep the features of one slide (in a worker)."""
     started = time.perf_counter()
     if given is not None:

@@ -17,8 +17,16 @@ from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles
 
 
-def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0, slide_ids: list[str] | None = None,
-                px: int = 500, bags: Bags | None = None, mpp: float = 0.0, source: Remote | None = None) -> list[dict]:
+def slide_views(
+    cohort: pd.DataFrame,
+    store: Store | None = None,
+    limit: int = 0,
+    slide_ids: list[str] | None = None,
+    px: int = 500,
+    bags: Bags | None = None,
+    mpp: float = 0.0,
+    source: Remote | None = None,
+) -> list[dict]:
     """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), bounds (what was scanned: x, y, w, h),
     path ("" without a file) and mpp (um a level-0 px, as it is read with); with a store also coords and side by scale
     and density of its tiles, with bags those of the tiles in the bag. mpp: of slides that do not say.
@@ -41,8 +49,12 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
             tiles = kept.read_tiles(row.slide_id) if kept else None
             view |= _sheet(tiles, px) if kept and not row.path else _picture(row, mpp, px)
             if kept:
-                view |= {"coords": tiles.coords, "density": tiles.density, "tile_px": tiles.tile_px,
-                         "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords}}
+                view |= {
+                    "coords": tiles.coords,
+                    "density": tiles.density,
+                    "tile_px": tiles.tile_px,
+                    "side": {s: tile_size_level0(tiles.magnification, s, tiles.tile_px) for s in tiles.coords},
+                }
             if bags is not None:
                 at = bags.slide_ids.index(row.slide_id)
                 view["coords"] = {s: bags.coords[at, i][bags.mask[at, i]].numpy() for i, s in enumerate(bags.scales)}
@@ -60,16 +72,24 @@ def slide_views(cohort: pd.DataFrame, store: Store | None = None, limit: int = 0
 def _picture(row, fallback_mpp: float, px: int) -> dict:
     """What a slide looks like, how large it is, and its micrometres a pixel."""
     with open_slide(row.path, row.mpp, row.slide_id, fallback_mpp) as slide:
-        return {"thumbnail": slide.thumbnail(px), "dimensions": slide.dimensions, "bounds": slide.bounds,
-                "mpp": slide.mpp}
+        return {
+            "thumbnail": slide.thumbnail(px),
+            "dimensions": slide.dimensions,
+            "bounds": slide.bounds,
+            "mpp": slide.mpp,
+        }
 
 
 def _sheet(tiles: Tiles, px: int) -> dict:
     """An empty sheet of the slide's proportions, for a slide of which only features are at hand."""
     width, height = tiles.extent
     shape = (max(1, round(px * height / max(width, height))), max(1, round(px * width / max(width, height))), 3)
-    return {"thumbnail": np.full(shape, 245, np.uint8), "dimensions": tiles.extent, "bounds": (0, 0, width, height),
-            "mpp": 10 / tiles.magnification}
+    return {
+        "thumbnail": np.full(shape, 245, np.uint8),
+        "dimensions": tiles.extent,
+        "bounds": (0, 0, width, height),
+        "mpp": 10 / tiles.magnification,
+    }
 
 
 def pair_views(view: dict, store: Store, count: int = 5) -> list[dict]:

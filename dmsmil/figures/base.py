@@ -60,8 +60,11 @@ def _as_written(figure: Figure) -> None:
         text.set_parse_math(False)
     missing = set("".join(text.get_text() for text in texts)) - _letters() - {"\n"}
     if missing:
-        warnings.warn(f"no font has {' '.join(sorted(missing))}: boxes stand for it in the figures. Write the name in "
-                      "other letters.", stacklevel=3)
+        warnings.warn(
+            f"no font has {' '.join(sorted(missing))}: boxes stand for it in the figures. Write the name in "
+            "other letters.",
+            stacklevel=3,
+        )
 
 
 @cache
@@ -78,7 +81,7 @@ def in_legend(name: str) -> str:
 
 def short(name: str, letters: int) -> str:
     """A name that is too long for its place, with … at its end; the whole name is in the data."""
-    return name if len(name) <= letters else name[:letters - 1].rstrip(" ,") + "…"
+    return name if len(name) <= letters else name[: letters - 1].rstrip(" ,") + "…"
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -96,12 +99,31 @@ def _plain_number(value: float, _: int) -> str:
 # ------------------------------------------------------------------------------------------------ rows of dots
 
 
-def dot_and_bar(ax, y, value, low, high, colour: str, hollow: bool = False, label: str = "", size: float = 5,
-                width: float = 1.8, alpha: float = 1.0) -> None:
+def dot_and_bar(
+    ax,
+    y,
+    value,
+    low,
+    high,
+    colour: str,
+    hollow: bool = False,
+    label: str = "",
+    size: float = 5,
+    width: float = 1.8,
+    alpha: float = 1.0,
+) -> None:
     """A value and its interval in row `y` (or several values in several rows); hollow: not told apart, or no result."""
     ax.hlines(y, low, high, color=colour, linewidth=width, alpha=alpha)
-    ax.plot(value, y, "o", color=colour, markersize=size, markerfacecolor="white" if hollow else colour,
-            label=label or None, zorder=3)
+    ax.plot(
+        value,
+        y,
+        "o",
+        color=colour,
+        markersize=size,
+        markerfacecolor="white" if hollow else colour,
+        label=label or None,
+        zorder=3,
+    )
 
 
 def verdict_colour(difference: float, sure: bool, equivalent: bool = False) -> str:

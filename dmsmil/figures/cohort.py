@@ -36,8 +36,12 @@ def cohort_overview(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     axes[1].set_xticks(shown, [str(by_fold.index[place]) for place in shown])
     for ax in axes:
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    data = pd.concat([counts.stack().rename("slides").reset_index().assign(panel="sites"),
-                      by_fold.stack().rename("patients").reset_index().assign(panel="folds")])
+    data = pd.concat(
+        [
+            counts.stack().rename("slides").reset_index().assign(panel="sites"),
+            by_fold.stack().rename("patients").reset_index().assign(panel="folds"),
+        ]
+    )
     return finish(figure, out, data)
 
 
@@ -69,8 +73,9 @@ def site_balance(cohort: pd.DataFrame, folds: pd.DataFrame, out) -> Figure:
     shown = shown.groupby(["fold", "site", "label"], as_index=False).patients.sum()
     cell, letters = min(0.42, 7.0 / len(sites)), min(max(map(len, sites)), LETTERS)
     wide, row = max(cell * len(sites), 1.7), max(0.17 * len(classes), cell)
-    figure, (left, right) = plt.subplots(1, 2, sharey=True, width_ratios=[2.4, wide],
-                                         figsize=(2.9 + wide, 1.1 + row * number + 0.08 * letters))
+    figure, (left, right) = plt.subplots(
+        1, 2, sharey=True, width_ratios=[2.4, wide], figsize=(2.9 + wide, 1.1 + row * number + 0.08 * letters)
+    )
     _bars(left, folds, classes, colours, number)
     _matrix(right, shown, sites, classes, colours, turned=letters > 3 or len(sites) > 15)
     left.set(ylim=(number - 0.5, -0.5), yticks=range(number), ylabel="fold")
@@ -97,15 +102,19 @@ def tested_by_site(cohort: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
     A patient with slides of two sites counts in both.
     """
     site = folds.slide_id.map(cohort.set_index("slide_id").site).fillna("").replace("", NONE)
-    tested = pd.concat([folds.assign(site=site, fold=int(c[5:]))[folds[c] == "test"]
-                        for c in folds if c.startswith("fold_")])
+    tested = pd.concat(
+        [folds.assign(site=site, fold=int(c[5:]))[folds[c] == "test"] for c in folds if c.startswith("fold_")]
+    )
     return tested.groupby(["fold", "site", "label"]).patient_id.nunique().rename("patients").reset_index()
 
 
 def _columns(data: pd.DataFrame) -> list[str]:
     """Sites in the order of the fold that tests them where each is tested in one, else the largest first."""
-    known = data[data.site != NONE].groupby("site").agg(folds=("fold", "nunique"), fold=("fold", "first"),
-                                                        size=("patients", "sum"))
+    known = (
+        data[data.site != NONE]
+        .groupby("site")
+        .agg(folds=("fold", "nunique"), fold=("fold", "first"), size=("patients", "sum"))
+    )
     order = ["size"] if (known.folds > 1).any() else ["fold", "size"]
     largest = known.sort_values("size", ascending=False, kind="stable").index[:SITES]
     known = known.sort_values(order, ascending=[name == "fold" for name in order], kind="stable")
@@ -118,10 +127,17 @@ def _bars(ax, folds: pd.DataFrame, classes: list[str], colours: dict, number: in
     """Patients tested in each fold, a bar a class."""
     height = 0.8 / len(classes)
     for i, name in enumerate(classes):
-        counts = [folds.patient_id[(folds[f"fold_{fold}"] == "test") & (folds.label == name)].nunique()
-                  for fold in range(number)]
-        bars = ax.barh(np.arange(number) - 0.4 + (i + 0.5) * height, counts, height * 0.9, color=colours[name],
-                       label=in_legend(name))
+        counts = [
+            folds.patient_id[(folds[f"fold_{fold}"] == "test") & (folds.label == name)].nunique()
+            for fold in range(number)
+        ]
+        bars = ax.barh(
+            np.arange(number) - 0.4 + (i + 0.5) * height,
+            counts,
+            height * 0.9,
+            color=colours[name],
+            label=in_legend(name),
+        )
         ax.bar_label(bars, padding=2, fontsize=7)
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
@@ -151,4 +167,4 @@ def _matrix(ax, shown: pd.DataFrame, sites: list[str], classes: list[str], colou
 
 def _site(name: str) -> str:
     """The name of a site, without its middle where it is long: hospitals of one group differ at their ends."""
-    return name if len(name) <= LETTERS else f"{name[:8].rstrip()}…{name[9 - LETTERS:].lstrip()}"
+    return name if len(name) <= LETTERS else f"{name[:8].rstrip()}…{name[9 - LETTERS :].lstrip()}"

@@ -44,40 +44,67 @@ def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str,
     drawn = pd.concat([_labelled(rows).assign(part=title) for title, rows in parts.items()], ignore_index=True)
     line = drawn.name.isin(CHEAP) | (drawn.method == "meanpool")
     heights = [0.24 * ((drawn.part == title) & ~line).sum() + 0.25 for title in parts]
-    figure, axes = plt.subplots(len(parts), 3, figsize=(8.8, sum(heights) + 0.1 * len(parts) + 1.1), sharex="col",
-                                sharey="row", squeeze=False, height_ratios=heights)
+    figure, axes = plt.subplots(
+        len(parts),
+        3,
+        figsize=(8.8, sum(heights) + 0.1 * len(parts) + 1.1),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=heights,
+    )
     for panels, title in zip(axes, parts):
         rows = drawn[(drawn.part == title) & ~line].sort_values("ACC_mean", kind="stable").reset_index(drop=True)
         hollow, worth = unlearned(rows), drawn[(drawn.part == title) & line]
         for ax, metric in zip(panels, METRICS):
             for row in worth.itertuples():
                 colour, style = LINES[row.label]
-                ax.axvline(getattr(row, f"{metric}_mean"), color=colour, linestyle=style, linewidth=1.3, zorder=1,
-                           label=row.label)
+                ax.axvline(
+                    getattr(row, f"{metric}_mean"),
+                    color=colour,
+                    linestyle=style,
+                    linewidth=1.3,
+                    zorder=1,
+                    label=row.label,
+                )
             for y, row in rows.iterrows():
                 colour = ORANGE if row.method in highlight else GREY if is_pooling(row.method) else BLUE
-                dot_and_bar(ax, y, row[f"{metric}_mean"], row[f"{metric}_low"], row[f"{metric}_high"], colour,
-                            hollow=hollow[y], size=5.5, width=2, alpha=0.45 if hollow[y] else 0.9)
+                dot_and_bar(
+                    ax,
+                    y,
+                    row[f"{metric}_mean"],
+                    row[f"{metric}_low"],
+                    row[f"{metric}_high"],
+                    colour,
+                    hollow=hollow[y],
+                    size=5.5,
+                    width=2,
+                    alpha=0.45 if hollow[y] else 0.9,
+                )
             only_rows(ax)
         panels[0].set(yticks=range(len(rows)), yticklabels=rows.label, ylim=(-0.6, len(rows) - 0.4))
         for tick, name in zip(panels[0].get_yticklabels(), rows.method):
-            tick.set(fontweight="bold" if name in highlight else "normal",
-                     color=ORANGE if name in highlight else "black")
+            tick.set(
+                fontweight="bold" if name in highlight else "normal", color=ORANGE if name in highlight else "black"
+            )
         panels[0].set_ylabel(title, fontsize=10, fontweight="bold")
     for top, bottom, metric in zip(axes[0], axes[-1], METRICS):
         top.set_title(called(metric, drawn))
         bottom.set_xlim(right=min(bottom.get_xlim()[1], 1.02))
     handles = {label: line for ax in axes[:, 0] for line, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=_footnote(drawn[~line]),
-                  title_fontsize=8)
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=4, title=_footnote(drawn[~line]), title_fontsize=8
+    )
     return finish(figure, out, drawn)
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column label: the name without scale and options, * where there are options, † where attention has
     gathered."""
-    short = [name.partition(",")[0].removesuffix(f" {scales}") + "*" * ("," in name)
-             for name, scales in zip(rows.name, rows.scales)]
+    short = [
+        name.partition(",")[0].removesuffix(f" {scales}") + "*" * ("," in name)
+        for name, scales in zip(rows.name, rows.scales)
+    ]
     again = pd.Series(short).duplicated(keep=False)
     label = [name if twice else text for name, text, twice in zip(rows.name, short, again)]
     label = ["mean pooling" if m == "meanpool" else text for m, text in zip(rows.method, label)]
@@ -86,10 +113,12 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _footnote(rows: pd.DataFrame) -> str:
-    said = {"points: mean over folds and seeds; bars: 95 % interval, patients drawn again": True,
-            "* options or settings of its own, see the table": rows.label.str.contains("*", regex=False).any(),
-            "† attention gathered on few tiles": rows.label.str.endswith("†").any(),
-            HOLLOW: unlearned(rows).any()}
+    said = {
+        "points: mean over folds and seeds; bars: 95 % interval, patients drawn again": True,
+        "* options or settings of its own, see the table": rows.label.str.contains("*", regex=False).any(),
+        "† attention gathered on few tiles": rows.label.str.endswith("†").any(),
+        HOLLOW: unlearned(rows).any(),
+    }
     return "\n".join(text for text, true in said.items() if true)
 
 
@@ -102,10 +131,8 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
     """
     auc = called("AUC", table)
     room = " " if auc == "AUC" else "\n"  # a longer name needs a line of its own
-    panels = {"AUC": f"{auc},{room}mean over folds", "ACC": "ACC, mean over folds",
-              "DeLong": _delong_title(table)}
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True,
-                                sharey=True)
+    panels = {"AUC": f"{auc},{room}mean over folds", "ACC": "ACC, mean over folds", "DeLong": _delong_title(table)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.36 * len(table) + 1.25), sharex=True, sharey=True)
     y = np.arange(len(table))[::-1]
     for ax, (metric, title) in zip(axes, panels.items()):
         ax.axvline(0, color=DARK, linewidth=1)
@@ -119,10 +146,22 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
                 said = "equivalent"
             dot_and_bar(ax, place, difference, low, high, colour, hollow=not (sure or same), size=5.5)
             ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color=colour)
-        ax.text(1.02, len(table) - 0.35, "p (Holm)", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5,
-                color=DARK)
-        ax.set(title=title, yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.1),
-               xlabel=f"{reference} minus method")
+        ax.text(
+            1.02,
+            len(table) - 0.35,
+            "p (Holm)",
+            transform=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=7.5,
+            color=DARK,
+        )
+        ax.set(
+            title=title,
+            yticks=y,
+            yticklabels=table.name,
+            ylim=(-0.6, len(table) - 0.1),
+            xlabel=f"{reference} minus method",
+        )
         only_rows(ax)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -168,13 +207,20 @@ def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:
         ax.vlines(rank, -0.14, 0, color=DARK, linewidth=1.2)
         if high <= 12 or rank % 5 == 0 or rank == 1:
             ax.text(rank, -0.22, str(rank), ha="center", va="bottom", fontsize=8)
-    ax.text((low + high) / 2, -0.56, "average rank over folds (1 = best)", ha="center", va="bottom", fontsize=8,
-            color=DARK)
+    ax.text(
+        (low + high) / 2, -0.56, "average rank over folds (1 = best)", ha="center", va="bottom", fontsize=8, color=DARK
+    )
     reach = min(cd, high - low)  # a CD longer than the axis is drawn open-ended
     ax.hlines(-1.15, low, low + reach, color=DARK, linewidth=1.2)
     ax.vlines([low] if reach < cd else [low, low + cd], -1.23, -1.07, color=DARK, linewidth=1.2)
-    ax.text(low + reach / 2, -1.26, f"CD = {cd:.2f}" + (", longer than the axis" if reach < cd else ""), ha="center",
-            va="bottom", fontsize=8)
+    ax.text(
+        low + reach / 2,
+        -1.26,
+        f"CD = {cd:.2f}" + (", longer than the axis" if reach < cd else ""),
+        ha="center",
+        va="bottom",
+        fontsize=8,
+    )
     margin = 0.04 * (high - low)
     for i, (rank, name) in enumerate(zip(values, names)):
         side = i < left

@@ -21,10 +21,13 @@ def cost_panels(table: pd.DataFrame, out) -> Figure:
     of the turns.
     """
     table = table.sort_values("epoch_median_s", kind="stable", ignore_index=True)
-    panels = [("parameters", ["parameters"] * 3, 1), ("MFLOP a slide", ["flops"] * 3, 1e-6),
-              ("s an epoch", [f"epoch_{n}_s" for n in ("median", "min", "max")], 1),
-              ("ms a slide, inference", [f"inference_{n}_ms" for n in ("median", "min", "max")], 1),
-              ("MB, peak of a step", ["memory_mb"] * 3, 1)]
+    panels = [
+        ("parameters", ["parameters"] * 3, 1),
+        ("MFLOP a slide", ["flops"] * 3, 1e-6),
+        ("s an epoch", [f"epoch_{n}_s" for n in ("median", "min", "max")], 1),
+        ("ms a slide, inference", [f"inference_{n}_ms" for n in ("median", "min", "max")], 1),
+        ("MB, peak of a step", ["memory_mb"] * 3, 1),
+    ]
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 0.33 * len(table) + 1.3), sharey=True)
     y = np.arange(len(table))[::-1]
     for ax, (title, columns, unit) in zip(axes, panels):
@@ -32,12 +35,24 @@ def cost_panels(table: pd.DataFrame, out) -> Figure:
             value, least, most = (cost[column] * unit for column in columns)
             colour = BLUE if cost.method == "dmsmil" else GREY
             dot_and_bar(ax, row, value, least, most, colour, hollow="+" not in cost.scales, width=1.4)
-            ax.annotate(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (most, row), va="center", fontsize=7,
-                        textcoords="offset points", xytext=(6, 0), color=colour)
+            ax.annotate(
+                f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+                (most, row),
+                va="center",
+                fontsize=7,
+                textcoords="offset points",
+                xytext=(6, 0),
+                color=colour,
+            )
         low, high = table[columns[1]].min() * unit, table[columns[2]].max() * unit
         wide = max(10.0, high / low)
-        ax.set(xscale="log", xlim=(low / wide ** 0.1, high * wide ** 0.7), yticks=y, yticklabels=table.name,
-               ylim=(-0.6, len(table) - 0.4))  # on the right is room for the last number
+        ax.set(
+            xscale="log",
+            xlim=(low / wide**0.1, high * wide**0.7),
+            yticks=y,
+            yticklabels=table.name,
+            ylim=(-0.6, len(table) - 0.4),
+        )  # on the right is room for the last number
         ax.set_title(title, fontsize=9)
         ax.xaxis.set_major_locator(LogLocator(numticks=4))
         plain_numbers(ax.xaxis)
@@ -45,8 +60,12 @@ def cost_panels(table: pd.DataFrame, out) -> Figure:
     for label, name in zip(axes[0].get_yticklabels(), table.method):
         label.set_color(BLUE if name == "dmsmil" else "black")
     first = table.iloc[0]
-    figure.supxlabel(f"{first.device}; K = {first.k} tiles a scale, {first.dim} features, {first.slides} slides an "
-                     "epoch; filled: all scales, open: one scale", fontsize=8, color=DARK)
+    figure.supxlabel(
+        f"{first.device}; K = {first.k} tiles a scale, {first.dim} features, {first.slides} slides an "
+        "epoch; filled: all scales, open: one scale",
+        fontsize=8,
+        color=DARK,
+    )
     return finish(figure, out, table)
 
 
@@ -57,17 +76,18 @@ def growth_curves(table: pd.DataFrame, out) -> Figure:
     over the larger half of K.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
-    for ax, value, power, title, unit in ((axes[0], "median_ms", "slope_time", "Time, forward and backward", "ms"),
-                                          (axes[1], "memory_mb", "slope_memory", "Peak memory", "MB")):
+    for ax, value, power, title, unit in (
+        (axes[0], "median_ms", "slope_time", "Time, forward and backward", "ms"),
+        (axes[1], "memory_mb", "slope_memory", "Peak memory", "MB"),
+    ):
         for part, rows in table.groupby("part", sort=False):
             colour, marker = LOOKS[part]
             p, fitted = rows[power].iloc[0], larger_half(rows.k)
-            ax.plot(rows.k, rows[value], color=colour, marker=marker, markersize=4,
-                    label=f"{PARTS[part]}: K^{p:.2f}")
+            ax.plot(rows.k, rows[value], color=colour, marker=marker, markersize=4, label=f"{PARTS[part]}: K^{p:.2f}")
             if value == "median_ms":
                 ax.fill_between(rows.k, rows.min_ms, rows.max_ms, color=colour, alpha=0.15, linewidth=0)
             middle = np.exp(np.log(rows[value][rows.k.isin(fitted)]).mean() - p * np.log(fitted).mean())
-            ax.plot(fitted, middle * fitted ** p, color="black", linewidth=0.9, linestyle=(0, (3, 2)), zorder=3)
+            ax.plot(fitted, middle * fitted**p, color="black", linewidth=0.9, linestyle=(0, (3, 2)), zorder=3)
         ax.set(xscale="log", yscale="log", title=title, xlabel="K, tiles", ylabel=unit, xticks=sorted(set(table.k)))
         ax.tick_params(axis="x", labelsize=7)
         for axis in (ax.xaxis, ax.yaxis):

@@ -38,8 +38,9 @@ def cover(results: pd.DataFrame | None, slide: dict | None, out) -> Figure:
     """
     parts = [part for part in (slide, results) if part is not None]
     widths = [5.9 if part is slide else 3.9 for part in parts]
-    figure, axes = plt.subplots(1, len(parts), figsize=(sum(widths), 5.0), width_ratios=widths, squeeze=False,
-                                facecolor=NIGHT)
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(sum(widths), 5.0), width_ratios=widths, squeeze=False, facecolor=NIGHT
+    )
     data: dict = {}
     for ax, part in zip(axes[0], parts):
         ax.set_facecolor(NIGHT)
@@ -54,21 +55,42 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
     for floor, scale in enumerate(scales):
         lift = Affine2D(np.array([[1, -LEAN, 0], [0, FLAT, -floor * RISE * height], [0, 0, 1]]))
         frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
-        ax.add_patch(Polygon(lift.transform(frame), facecolor="#1a2742", edgecolor="#33476e", linewidth=0.9,
-                             alpha=0.55, zorder=3 * floor))
-        ax.imshow(_without_glass(slide["thumbnail"]), extent=(0, width, height, 0), transform=lift + ax.transData,
-                  zorder=3 * floor, interpolation="antialiased")
+        ax.add_patch(
+            Polygon(
+                lift.transform(frame),
+                facecolor="#1a2742",
+                edgecolor="#33476e",
+                linewidth=0.9,
+                alpha=0.55,
+                zorder=3 * floor,
+            )
+        )
+        ax.imshow(
+            _without_glass(slide["thumbnail"]),
+            extent=(0, width, height, 0),
+            transform=lift + ax.transData,
+            zorder=3 * floor,
+            interpolation="antialiased",
+        )
         corners = slide["coords"][scale][:, None] + slide["side"][scale] * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         value = slide["scores"][scale] - slide["scores"][scale].min()
         value = value / max(value.max(), 1e-12)
         face = plt.get_cmap("inferno")(0.25 + 0.7 * value)
         face[:, 3] = 0.12 + 0.83 * value
         boxes = [Polygon(lift.transform(box)) for box in corners]
-        ax.add_collection(PatchCollection(boxes, facecolors=face, edgecolors=(1, 1, 1, 0.55), linewidths=0.5,
-                                          zorder=3 * floor + 1))
+        ax.add_collection(
+            PatchCollection(boxes, facecolors=face, edgecolors=(1, 1, 1, 0.55), linewidths=0.5, zorder=3 * floor + 1)
+        )
         centres[scale] = lift.transform(corners.mean(1))
-        ax.text(*lift.transform((-0.03 * width, 0.42 * height)), f"{scale}x", color=INK, fontsize=14,
-                fontweight="bold", ha="right", va="center")
+        ax.text(
+            *lift.transform((-0.03 * width, 0.42 * height)),
+            f"{scale}x",
+            color=INK,
+            fontsize=14,
+            fontweight="bold",
+            ha="right",
+            va="center",
+        )
     said = f"{slide['slide_id']}, {slide['label']}: the brighter a tile, the higher its score"
     data = {"slide_id": np.array(slide["slide_id"])} | {f"scores_{s}": slide["scores"][s] for s in scales}
     shares = []
@@ -76,11 +98,16 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
         shares.append(f"{_ties(ax, plan, centres[low], centres[high]):.0%}")
         data[f"plan_{low}x_{high}x"] = plan
     if shares:
-        said += (f"\nOT ties a tile to its own child (white) with {' and '.join(shares)} of the mass; chance "
-                 f"{1 / len(slide['plans'][0]):.0%}")
+        said += (
+            f"\nOT ties a tile to its own child (white) with {' and '.join(shares)} of the mass; chance "
+            f"{1 / len(slide['plans'][0]):.0%}"
+        )
     top = -(len(scales) - 1) * RISE * height
-    ax.set(xlim=(-(LEAN + 0.02) * width, 1.01 * width), ylim=(FLAT * height + 0.01 * height, top - 0.01 * height),
-           aspect="equal")
+    ax.set(
+        xlim=(-(LEAN + 0.02) * width, 1.01 * width),
+        ylim=(FLAT * height + 0.01 * height, top - 0.01 * height),
+        aspect="equal",
+    )
     bare(ax)
     ax.text(0, -0.02, said, transform=ax.transAxes, color=FAINT, fontsize=8.5, va="top", linespacing=1.5)
     return data
@@ -107,21 +134,53 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     y, size = np.arange(len(rows))[::-1], min(10.0, 150 / len(rows))
     room = max(0.0, (FEW - len(rows)) / 2)
     ax.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
-    ax.text(0.5, y[0] + room + 0.95, "guessing", color=FAINT, fontsize=8, ha="center", va="top",
-            bbox={"facecolor": NIGHT, "edgecolor": "none", "pad": 2})
+    ax.text(
+        0.5,
+        y[0] + room + 0.95,
+        "guessing",
+        color=FAINT,
+        fontsize=8,
+        ha="center",
+        va="top",
+        bbox={"facecolor": NIGHT, "edgecolor": "none", "pad": 2},
+    )
     for place, row in zip(y, rows.itertuples()):
         mine, cheap = row.name == own, row.name in CHEAP
         colour = MINE if mine else FAINT if cheap else OTHERS
-        ax.text(-0.03, place, short(row.name, 26), transform=ax.get_yaxis_transform(), fontsize=size,
-                color=MINE if mine else INK, fontweight="bold" if mine else "normal", ha="right", va="center")
+        ax.text(
+            -0.03,
+            place,
+            short(row.name, 26),
+            transform=ax.get_yaxis_transform(),
+            fontsize=size,
+            color=MINE if mine else INK,
+            fontweight="bold" if mine else "normal",
+            ha="right",
+            va="center",
+        )
         if hollow[row.Index]:
             said = "collapsed: no result" if row.collapsed else "learned nothing"
-            ax.text(0.02, place, said, transform=ax.get_yaxis_transform(), color=FAINT,
-                    fontsize=0.85 * size, va="center", fontstyle="italic")
+            ax.text(
+                0.02,
+                place,
+                said,
+                transform=ax.get_yaxis_transform(),
+                color=FAINT,
+                fontsize=0.85 * size,
+                va="center",
+                fontstyle="italic",
+            )
             continue
         ax.hlines(place, row.AUC_low, row.AUC_high, color=colour, linewidth=3.2 if mine else 2)
-        ax.plot(row.AUC_mean, place, "o", color=colour, markersize=9 if mine else 6, markeredgewidth=1.4,
-                markerfacecolor=NIGHT if cheap else colour)
+        ax.plot(
+            row.AUC_mean,
+            place,
+            "o",
+            color=colour,
+            markersize=9 if mine else 6,
+            markeredgewidth=1.4,
+            markerfacecolor=NIGHT if cheap else colour,
+        )
     least = min(0.4, rows[AUC].to_numpy().min()) - 0.02
     more = f", {len(rows)} of {len(results)} rows" if len(rows) < len(results) else ""
     ax.set(xlim=(least, 1.02), ylim=(-0.6 - room, y[0] + room + 1), yticks=[])
@@ -139,5 +198,5 @@ def _ranked(results: pd.DataFrame) -> pd.DataFrame:
     kept = results.name.isin([results.name[0], *CHEAP])
     ranked = results.assign(last=unlearned(results))
     order = ranked.sort_values(["last", "AUC_mean"], ascending=[True, False], kind="stable").index
-    others = [row for row in order if not kept[row]][:max(0, MANY - kept.sum())]
+    others = [row for row in order if not kept[row]][: max(0, MANY - kept.sum())]
     return results.loc[[row for row in order if kept[row] or row in others]]

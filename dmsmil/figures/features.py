@@ -21,8 +21,12 @@ def scale_similarity(table: pd.DataFrame, out) -> Figure:
         long = part.melt("slide_id", ["linked", "other"], var_name="pair", value_name="cosine")
         sns.kdeplot(long, x="cosine", hue="pair", fill=True, common_norm=False, ax=ax, linewidth=1.2)
         which = f", {scales}" if len(panels) > 1 else ""
-        ax.set(title=f"A tile and its child, or another's child{which}", xlabel="cosine of the features", yticks=[],
-               ylabel="")
+        ax.set(
+            title=f"A tile and its child, or another's child{which}",
+            xlabel="cosine of the features",
+            yticks=[],
+            ylabel="",
+        )
     return finish(figure, out, table)
 
 

@@ -33,8 +33,14 @@ def transport_plan(slide: dict, plans: list[np.ndarray], out, lines: int = 40) -
         shift = column * (width + gap)
         ax.imshow(slide["thumbnail"], extent=(shift, shift + width, height, 0), alpha=0.75)
         moved = slide["coords"][scale] + [shift, 0]
-        draw_tiles(ax, moved, slide["side"][scale], facecolor="none", linewidth=0.8,
-                   edgecolor=SCALE_COLOURS.get(scale, "black"))
+        draw_tiles(
+            ax,
+            moved,
+            slide["side"][scale],
+            facecolor="none",
+            linewidth=0.8,
+            edgecolor=SCALE_COLOURS.get(scale, "black"),
+        )
         centres[scale] = moved + slide["side"][scale] / 2
         ax.text(shift + width / 2, -0.02 * height, f"{scale}x", ha="center", va="bottom", fontweight="bold")
     data = {f"coords_{s}": slide["coords"][s] for s in scales}
@@ -49,8 +55,11 @@ def transport_plan(slide: dict, plans: list[np.ndarray], out, lines: int = 40) -
         data[f"plan_{coarse}x_{fine}x"] = plan.astype(np.float32)
     ax.set(xlim=(0, len(scales) * width + (len(scales) - 1) * gap), ylim=(height, -0.1 * height), aspect="equal")
     bare(ax)
-    ax.set_title(f"OT plan: {' and '.join(shares)} of the mass goes from a tile to its own child (dark); "
-                 f"chance {1 / len(plans[0]):.0%}", fontsize=9)
+    ax.set_title(
+        f"OT plan: {' and '.join(shares)} of the mass goes from a tile to its own child (dark); "
+        f"chance {1 / len(plans[0]):.0%}",
+        fontsize=9,
+    )
     return finish(figure, out, data)
 
 
@@ -64,8 +73,9 @@ def sampling_points(slide: dict, query: np.ndarray, points: np.ndarray, weights:
     palette = sns.color_palette("bright", len(query))
     for colour, start, ends, weight in zip(palette, query, points, weights):
         ax.add_collection(LineCollection([(start, end) for end in ends], colors=[colour], linewidths=0.7, alpha=0.7))
-        ax.scatter(*ends.T, s=10 + 90 * weight / weight.max(), color=[colour], edgecolor="white", linewidth=0.5,
-                   zorder=3)
+        ax.scatter(
+            *ends.T, s=10 + 90 * weight / weight.max(), color=[colour], edgecolor="white", linewidth=0.5, zorder=3
+        )
         ax.scatter(*start, s=90, facecolor="none", edgecolor="black", linewidth=1.6, zorder=4)
     ax.set_title("Reference tiles (rings) and their sampling points", fontsize=9)
     return finish(figure, out, {"query": query, "points": points, "weights": weights})
@@ -82,8 +92,7 @@ def tile_scores(slide: dict, scores: dict[int, np.ndarray], out) -> Figure:
         value = (value - value.min()) / max(np.ptp(value), 1e-12)
         colour = colormaps["inferno"](value)
         colour[:, 3] = 0.2 + 0.6 * value  # what scores low stays visible
-        draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor=colour,
-                   edgecolor=GREY, linewidth=0.3)
+        draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor=colour, edgecolor=GREY, linewidth=0.3)
         ax.set_title(f"score at {scale}x", fontsize=9)
     shown = ScalarMappable(Normalize(0, 1), "inferno")
     figure.colorbar(shown, ax=axes.tolist(), shrink=0.7, label="normalised score")

@@ -48,8 +48,10 @@ def lam_curves(table: pd.DataFrame, out) -> Figure:
         ax.axvline(last + 0.5, color="#eeeeee", linewidth=7, zorder=0)
         ax.set_xticks(x, ["L_ce\nalone" if lam == ALONE else f"{lam:g}" for lam in table.lam])
         ax.set_xlim(min(x) - 0.35, max(x) + 0.4)
-    for ax, place, said, where in ((axes[0, 0], (0.06, 0.03), "the paper's λ", "left"),
-                                   (axes[1, 0], (x[-1], 0.5), "not\ncomputed", "center")):
+    for ax, place, said, where in (
+        (axes[0, 0], (0.06, 0.03), "the paper's λ", "left"),
+        (axes[1, 0], (x[-1], 0.5), "not\ncomputed", "center"),
+    ):
         ax.text(*place, said, transform=ax.get_xaxis_transform(), ha=where, fontsize=7, color=GREY)
     if hollow.any():
         figure.supxlabel(HOLLOW, fontsize=8)

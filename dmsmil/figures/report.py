@@ -17,10 +17,17 @@ def claims_board(claims: pd.DataFrame, out) -> Figure:
 
     claims: as `dmsmil.analysis.claims.claims`.
     """
-    marks = {HELD: ("✓", BLUE), EQUIVALENT: ("≈", GREEN), NOT_SHOWN: ("~", GREY), NOT_HELD: ("✗", ORANGE),
-             NOT_RUN: ("–", FAINT)}
-    cells = [(row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
-             for _, row in claims.iterrows()]
+    marks = {
+        HELD: ("✓", BLUE),
+        EQUIVALENT: ("≈", GREEN),
+        NOT_SHOWN: ("~", GREY),
+        NOT_HELD: ("✗", ORANGE),
+        NOT_RUN: ("–", FAINT),
+    }
+    cells = [
+        (row, wrap(f"{row.claim} ({row['in the paper']})", 54, break_on_hyphens=False), wrap(row.number, 70))
+        for _, row in claims.iterrows()
+    ]
     depths = [max(len(claim), len(number), 2) + 0.7 for _, claim, number in cells]
     figure, ax = plt.subplots(figsize=(9.4, 0.155 * (sum(depths) + 2)))
     y = 0.0

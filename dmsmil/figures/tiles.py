@@ -25,17 +25,29 @@ def chosen_tiles(slides: list[dict], out) -> Figure:
         show_slide(ax, slide["thumbnail"], slide["dimensions"])
         first, *others = sorted(slide["coords"])
         for scale in others:
-            draw_tiles(ax, slide["coords"][scale], slide["side"][scale], facecolor="none", linewidth=0.6,
-                       edgecolor="black")
-        outlines = draw_tiles(ax, slide["coords"][first], slide["side"][first], slide["density"] if known else None,
-                              facecolor="none", linewidth=1.2, **({"cmap": "plasma"} if known else {"edgecolor": BLUE}))
+            draw_tiles(
+                ax, slide["coords"][scale], slide["side"][scale], facecolor="none", linewidth=0.6, edgecolor="black"
+            )
+        outlines = draw_tiles(
+            ax,
+            slide["coords"][first],
+            slide["side"][first],
+            slide["density"] if known else None,
+            facecolor="none",
+            linewidth=1.2,
+            **({"cmap": "plasma"} if known else {"edgecolor": BLUE}),
+        )
         outlines.set_clim(0, 1)
         ax.set_title(f"{slide['slide_id']}: {len(slide['density'])} tiles", fontsize=9)
     if known:
         figure.colorbar(outlines, ax=axes[0].tolist(), shrink=0.7, label=f"density of the {first}x tile")
     corners = [s["coords"][min(s["coords"])] for s in slides]
-    data = pd.concat([pd.DataFrame({"slide_id": s["slide_id"], "x": xy[:, 0], "y": xy[:, 1], "density": s["density"]})
-                      for s, xy in zip(slides, corners)])
+    data = pd.concat(
+        [
+            pd.DataFrame({"slide_id": s["slide_id"], "x": xy[:, 0], "y": xy[:, 1], "density": s["density"]})
+            for s, xy in zip(slides, corners)
+        ]
+    )
     return finish(figure, out, data)
 
 
@@ -47,8 +59,9 @@ def linked_pairs(pairs: list[dict], out) -> Figure:
     before it, and how large it is, in units of that one's side. Data: title, scale, offset_x, offset_y, share.
     """
     scales = sorted(pairs[0]["tiles"])
-    figure, axes = plt.subplots(len(scales), len(pairs), figsize=(1.9 * len(pairs), 1.95 * len(scales) + 0.3),
-                                squeeze=False)
+    figure, axes = plt.subplots(
+        len(scales), len(pairs), figsize=(1.9 * len(pairs), 1.95 * len(scales) + 0.3), squeeze=False
+    )
     rows = []
     for column, pair in zip(axes.T, pairs):
         for ax, scale in zip(column, scales):
@@ -57,8 +70,11 @@ def linked_pairs(pairs: list[dict], out) -> Figure:
         for ax, coarse, scale in zip(column, scales, scales[1:]):
             x, y, share = pair["inside"][scale]
             side = pair["tiles"][coarse].shape[0]
-            ax.add_patch(Rectangle((x * side, y * side), share * side, share * side, fill=False, edgecolor="black",
-                                   linewidth=1.5))
+            ax.add_patch(
+                Rectangle(
+                    (x * side, y * side), share * side, share * side, fill=False, edgecolor="black", linewidth=1.5
+                )
+            )
             rows.append({"title": pair["title"], "scale": scale, "offset_x": x, "offset_y": y, "share": share})
         column[0].set_title(pair["title"], fontsize=8, fontweight="normal")
     for ax, scale in zip(axes[:, 0], scales):

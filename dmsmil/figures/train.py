@@ -51,8 +51,9 @@ def result_intervals(table: pd.DataFrame, out) -> Figure:
     y = np.arange(len(table))[::-1]
     for ax, metric in zip(axes, METRICS):
         dot_and_bar(ax, y, table[f"{metric}_mean"], table[f"{metric}_low"], table[f"{metric}_high"], BLUE, width=2)
-        ax.set(title=called(metric, table), xlim=(0, 1.02), yticks=y, yticklabels=table.name,
-               ylim=(-0.6, len(table) - 0.4))
+        ax.set(
+            title=called(metric, table), xlim=(0, 1.02), yticks=y, yticklabels=table.name, ylim=(-0.6, len(table) - 0.4)
+        )
         only_rows(ax)
     return finish(figure, out, table)
 
@@ -67,9 +68,11 @@ def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = No
     """
     terms = [name for name in TERMS if name in history] or ["loss"]
     parts = [partial(_term, term=term, prior_entropy=prior_entropy if term == "L_ce" else None) for term in terms]
-    for panel, names in ((_effective, _columns(history, "effective")),
-                         (_sampling, _columns(history, "beyond_reach", "at_border")),
-                         (_gradients, [name for name in GRADIENTS if name in history and history[name].max() > 0])):
+    for panel, names in (
+        (_effective, _columns(history, "effective")),
+        (_sampling, _columns(history, "beyond_reach", "at_border")),
+        (_gradients, [name for name in GRADIENTS if name in history and history[name].max() > 0]),
+    ):
         if len(names) > (panel is _gradients):  # L_ot alone or L_ce alone pulls against nothing
             parts.append(partial(panel, names=names))
     rows = -(-len(parts) // 3)
@@ -77,7 +80,7 @@ def learning_curves(history: pd.DataFrame, out, prior_entropy: float | None = No
     figure, axes = plt.subplots(rows, wide, figsize=(3.2 * wide, 2.7 * rows), squeeze=False)
     for ax, part in zip(axes.flat, parts):
         part(ax, history)
-    for ax in axes.flat[len(parts):]:
+    for ax in axes.flat[len(parts) :]:
         ax.set_visible(False)
     return finish(figure, out, history)
 
@@ -98,8 +101,15 @@ def _term(ax, history: pd.DataFrame, term: str, prior_entropy: float | None) -> 
     ax.set_ylim(bottom=0)
     if prior_entropy is not None:
         ax.axhline(prior_entropy, color=ORANGE, linestyle=":", linewidth=1.2)
-        ax.text(mean.index[-1], prior_entropy, "knowing only the class shares ", ha="right", va="bottom",
-                fontsize=7, color=ORANGE)
+        ax.text(
+            mean.index[-1],
+            prior_entropy,
+            "knowing only the class shares ",
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color=ORANGE,
+        )
 
 
 def _effective(ax, history: pd.DataFrame, names: list[str]) -> None:
@@ -125,8 +135,11 @@ def _gradients(ax, history: pd.DataFrame, names: list[str]) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     plain_numbers(ax.yaxis)
     first = history[history.epoch == 0][names].mean()
-    ax.legend(title=f"L_ot / λ L_ce before the first step: {first.gradient_ot / first.gradient_ce:.3g}", fontsize=7,
-              title_fontsize=7)
+    ax.legend(
+        title=f"L_ot / λ L_ce before the first step: {first.gradient_ot / first.gradient_ce:.3g}",
+        fontsize=7,
+        title_fontsize=7,
+    )
 
 
 def _watched(ax, history: pd.DataFrame, looks: dict[str, tuple[str, str, str]]) -> None:
@@ -139,7 +152,7 @@ def _watched(ax, history: pd.DataFrame, looks: dict[str, tuple[str, str, str]]) 
         ax.plot(mean.index, mean, color=colour, linestyle=line, linewidth=2, marker="o", markersize=4, label=label)
     last = history.epoch.max()
     ax.set_xscale("symlog", linthresh=1)
-    ticks = [0, *(10 ** power for power in range(len(str(last))))]
+    ticks = [0, *(10**power for power in range(len(str(last))))]
     ax.set_xticks(ticks, map(str, ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("epoch, 0: before the first step")
@@ -163,8 +176,10 @@ def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
     pooled = roc_points(predictions.assign(fold=-1, seed=-1), positive)
     curves = dict(tuple(points.groupby(["fold", "seed"])))
     several = predictions.seed.nunique() > 1
-    names = {(fold, seed): f"fold {fold}, seed {seed}" if several else f"fold {fold}"
-             for fold, seed in predictions.groupby(["fold", "seed"]).groups}
+    names = {
+        (fold, seed): f"fold {fold}, seed {seed}" if several else f"fold {fold}"
+        for fold, seed in predictions.groupby(["fold", "seed"]).groups
+    }
     figure, ax = plt.subplots(figsize=(4.6, 3.4))
     for run, part in curves.items():
         _curve(ax, part, names[run] if len(names) <= MANY else "_", linewidth=0.9, alpha=0.8)
@@ -176,8 +191,12 @@ def roc(predictions: pd.DataFrame, out, positive: str = "") -> Figure:
     if len(pooled):
         _curve(ax, pooled, "all folds pooled", color="black", linewidth=2)
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
-    ax.set(title=f"ROC: {_question(predictions, positive)}", xlabel="false positive rate", ylabel="true positive rate",
-           aspect="equal")
+    ax.set(
+        title=f"ROC: {_question(predictions, positive)}",
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        aspect="equal",
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return finish(figure, out, pd.concat([points, pooled]))
 
@@ -201,8 +220,12 @@ def _roc_of_each(predictions: pd.DataFrame, out) -> Figure:
     mean = score_by_fold(predictions).AUC.mean()
     ax.plot([], [], " ", label=f"one-vs-rest AUC, mean over folds: {mean:.2f}")
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
-    ax.set(title="ROC: each class against the rest", xlabel="false positive rate", ylabel="true positive rate",
-           aspect="equal")
+    ax.set(
+        title="ROC: each class against the rest",
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        aspect="equal",
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="thick: all folds pooled; thin: a fold")
     return finish(figure, out, pd.concat(parts))
 
@@ -228,8 +251,19 @@ def confusion_matrix(predictions: pd.DataFrame, out) -> Figure:
     share = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
     figure, ax = plt.subplots(figsize=(1.2 * len(matrix) + 1.6, 1.1 * len(matrix) + 1))
     notes = matrix.astype(str) + "\n" + (share * 100).round().astype(int).astype(str) + " %"
-    sns.heatmap(share, annot=notes, fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True, ax=ax,
-                xticklabels=False, yticklabels=False)
+    sns.heatmap(
+        share,
+        annot=notes,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        cbar=False,
+        square=True,
+        ax=ax,
+        xticklabels=False,
+        yticklabels=False,
+    )
     middles = np.arange(len(matrix)) + 0.5  # the names are set here: seaborn would read them as formulas
     names = [short(name, 24) for name in matrix.index]
     ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 12 else 0)
@@ -256,14 +290,26 @@ def calibration_curve(predictions: pd.DataFrame, out, positive: str = "") -> Fig
         errors.append(error)
         ax.plot(table.predicted, table.observed, marker="o", label=f"{short(name, 18)}, ECE {error:.3f}")
         for row in table.itertuples():
-            ax.annotate(str(row.predictions), (row.predicted, row.observed), textcoords="offset points",
-                        xytext=(5, -9), fontsize=7, color=GREY)
+            ax.annotate(
+                str(row.predictions),
+                (row.predicted, row.observed),
+                textcoords="offset points",
+                xytext=(5, -9),
+                fontsize=7,
+                color=GREY,
+            )
         tables.append(table.assign(**{"class": name}) if several else table)
-    ax.set_title(f"Calibration: {_question(predictions, positive)}\n{'mean ' * several}ECE {np.mean(errors):.3f}",
-                 fontsize=9)
+    ax.set_title(
+        f"Calibration: {_question(predictions, positive)}\n{'mean ' * several}ECE {np.mean(errors):.3f}", fontsize=9
+    )
     name = "class" if several else short(classes[0], 24)
-    ax.set(xlabel=f"said: P({name})", ylabel=f"observed: share of {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-           aspect="equal")
+    ax.set(
+        xlabel=f"said: P({name})",
+        ylabel=f"observed: share of {name}",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        aspect="equal",
+    )
     if several:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return finish(figure, out, pd.concat(tables))

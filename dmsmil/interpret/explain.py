@@ -81,8 +81,16 @@ def cases(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> Iterato
         for slide_id in part.index:
             row = data.slide_ids.index(slide_id)
             pick = slice(row, row + 1)
-            yield Case(slide_id, data.patient_ids[row], int(data.labels[row]), int(fold), model, data.x[pick],
-                       data.mask[pick], data.coords[pick])
+            yield Case(
+                slide_id,
+                data.patient_ids[row],
+                int(data.labels[row]),
+                int(fold),
+                model,
+                data.x[pick],
+                data.mask[pick],
+                data.coords[pick],
+            )
 
 
 def tile_scores(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> pd.DataFrame:
@@ -93,22 +101,38 @@ def tile_scores(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> p
     """
     parts = []
     for case in cases(runs, bags, slide_ids):
-        about = {"slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
-                 "fold": case.fold}
-        parts.append(score_rows(own_scores(case), case.mask[0].numpy(), case.coords[0].numpy(), runs.config.scales,
-                                about))
+        about = {
+            "slide_id": case.slide_id,
+            "patient_id": case.patient_id,
+            "label": bags.classes[case.label],
+            "fold": case.fold,
+        }
+        parts.append(
+            score_rows(own_scores(case), case.mask[0].numpy(), case.coords[0].numpy(), runs.config.scales, about)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
-def score_rows(score: np.ndarray, mask: np.ndarray, coords: np.ndarray, scales: tuple[int, ...],
-               about: dict) -> pd.DataFrame:
+def score_rows(
+    score: np.ndarray, mask: np.ndarray, coords: np.ndarray, scales: tuple[int, ...], about: dict
+) -> pd.DataFrame:
     """Scores of one slide as rows of `tile_scores`: score, mask (S, K), coords (S, K, 2); about: its first columns."""
     parts = []
     for s, scale in enumerate(scales):
         places = np.flatnonzero(mask[s])
-        parts.append(pd.DataFrame({**about, "scale": scale, "place": places, "x": coords[s, places, 0],
-                                   "y": coords[s, places, 1], "score": score[s, places],
-                                   "normalised": normalise(score[s, places])}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    **about,
+                    "scale": scale,
+                    "place": places,
+                    "x": coords[s, places, 0],
+                    "y": coords[s, places, 1],
+                    "score": score[s, places],
+                    "normalised": normalise(score[s, places]),
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -219,9 +243,16 @@ def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict
         for scale, part in scores.groupby("scale"):
             ordered = part.sort_values(["normalised", "place"], ascending=[False, True])
             found[int(scale)] = {
-                which: [{"tile": slide.read(row.x, row.y, scale, view["tile_px"]), "place": row.place,
-                         "normalised": row.normalised} for row in rows.itertuples()]
-                for which, rows in (("highest", ordered.head(count)), ("lowest", ordered.tail(count).iloc[::-1]))}
+                which: [
+                    {
+                        "tile": slide.read(row.x, row.y, scale, view["tile_px"]),
+                        "place": row.place,
+                        "normalised": row.normalised,
+                    }
+                    for row in rows.itertuples()
+                ]
+                for which, rows in (("highest", ordered.head(count)), ("lowest", ordered.tail(count).iloc[::-1]))
+            }
     return found
 
 
@@ -248,5 +279,8 @@ def _sampling(model, x, mask, coords, view, queries):
     rows = np.unique(np.linspace(0, count - 1, queries + 2).astype(int)[1:-1])
     half = view["side"][min(view["side"])] / 2
     deformed = points["deformed_px"][0, 0, rows].flatten(1, 2).numpy() + half
-    return (points["reference_px"][0, 0, rows].numpy() + half, deformed,
-            points["attention"][0, 0, rows].flatten(1, 2).numpy())
+    return (
+        points["reference_px"][0, 0, rows].numpy() + half,
+        deformed,
+        points["attention"][0, 0, rows].flatten(1, 2).numpy(),
+    )

@@ -22,8 +22,9 @@ KINDS = ("nested", "flat", "both")  # of GeoJSON: for QuPath, for others, or a f
 CELL = 16  # pixels of the heatmap along a tile of the finest scale
 
 
-def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None,
-                    origin: tuple[int, int] = (0, 0)) -> dict:
+def qupath_features(
+    scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None, origin: tuple[int, int] = (0, 0)
+) -> dict:
     """A GeoJSON FeatureCollection of one slide: tiles of the first scale as QuPath tile objects, those of the next
     nested inside, and so on.
 
@@ -57,14 +58,20 @@ def _feature(slide_id: str, row: dict, side: int, numbers: list[str], origin: tu
     colour = [int(round(255 * c)) for c in colormaps["inferno"]((band + 0.5) / BANDS)[:3]]
     said = {name: float(row[name]) for name in numbers if np.isfinite(row[name])}  # a NaN is text to most readers
     return {
-        "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"{slide_id}/{row['scale']}/{row['place']}")),
-        "geometry": {"type": "Polygon",
-                     "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]]},
-        "properties": {"objectType": "tile", "name": f"{row['scale']}x tile {row['place']}",
-                       "classification": {"name": f"score {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}",
-                                          "color": colour},
-                       "measurements": said,
-                       "isLocked": True}}
+        "type": "Feature",
+        "id": str(uuid.uuid5(NAMESPACE, f"{slide_id}/{row['scale']}/{row['place']}")),
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]],
+        },
+        "properties": {
+            "objectType": "tile",
+            "name": f"{row['scale']}x tile {row['place']}",
+            "classification": {"name": f"score {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}", "color": colour},
+            "measurements": said,
+            "isLocked": True,
+        },
+    }
 
 
 def flat_features(features: dict) -> dict:
@@ -112,8 +119,7 @@ def flat_path(path: str | Path) -> Path:
     return Path(path).with_name(Path(path).name.removesuffix(".geojson") + "_flat.geojson")
 
 
-def heatmap(scores: pd.DataFrame, side: dict[int, int],
-            bounds: tuple[int, int, int, int]) -> tuple[np.ndarray, float]:
+def heatmap(scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int, int, int, int]) -> tuple[np.ndarray, float]:
     """(S, H, W) float32 normalised scores, NaN where there is no tile, and how many level-0 px a pixel covers.
 
     bounds: (x, y, width, height) of what the map covers, in level-0 px: the whole slide, or what was scanned of it.
@@ -132,8 +138,9 @@ def heatmap(scores: pd.DataFrame, side: dict[int, int],
     return image, step
 
 
-def write_heatmap(scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int, int, int, int], mpp: float,
-                  path: str | Path) -> Path:
+def write_heatmap(
+    scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int, int, int, int], mpp: float, path: str | Path
+) -> Path:
     """Write `heatmap` as a pyramidal OME-TIFF (.ome.tif), a channel a scale; mpp: um a level-0 pixel of the slide.
 
     bounds: `Slide.bounds`, what QuPath shows of the slide, so that the map covers just that.
@@ -143,8 +150,12 @@ def write_heatmap(scores: pd.DataFrame, side: dict[int, int], bounds: tuple[int,
     image, step = heatmap(scores, side, bounds)
     levels = max(0, int(np.log2(max(image.shape[1:]) / 256)))
     names = [f"score {scale}x" for scale in sorted(scores.scale.unique())]
-    size = {"PhysicalSizeX": mpp * step, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp * step,
-            "PhysicalSizeYUnit": "µm"}
+    size = {
+        "PhysicalSizeX": mpp * step,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": mpp * step,
+        "PhysicalSizeYUnit": "µm",
+    }
     options: dict[str, Any] = dict(photometric="minisblack", tile=(256, 256), compression="zlib")
     with atomic(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as tif:
         tif.write(image, subifds=levels, metadata={"axes": "CYX", "Channel": {"Name": names}, **size}, **options)

@@ -1,9 +1,9 @@
 """Is the map right? Four questions to a method's tile scores, each answered with an interval by patient.
 
-    does it decide?     take the highest places out first, or the lowest: the first should undo the prediction sooner
-    do others agree?    occlusion and gradient x input are other answers to the same question
-    was it learned?     a map that random weights draw as well says nothing of training (Adebayo et al., NeurIPS 2018)
-    does it find it?    where the truth is known (painted cohorts): does the signal score higher than the rest?
+does it decide?     take the highest places out first, or the lowest: the first should undo the prediction sooner
+do others agree?    occlusion and gradient x input are other answers to the same question
+was it learned?     a map that random weights draw as well says nothing of training (Adebayo et al., NeurIPS 2018)
+does it find it?    where the truth is known (painted cohorts): does the signal score higher than the rest?
 """
 
 from __future__ import annotations
@@ -45,13 +45,21 @@ def removal(case: Case, score: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """
     rng, count = np.random.default_rng([seed, int(fingerprint(case.slide_id, 8), 16)]), len(score)
     best_first = np.lexsort((rng.permutation(count), -score))
-    orders = [("highest", best_first), ("lowest", best_first[::-1]),
-              *(("random", rng.permutation(count)) for _ in range(RANDOM))]
+    orders = [
+        ("highest", best_first),
+        ("lowest", best_first[::-1]),
+        *(("random", rng.permutation(count)) for _ in range(RANDOM)),
+    ]
     gone = np.minimum(np.round(STEPS * count).astype(int), count - 1)
     keep = np.array([np.argsort(order) >= n for _, order in orders for n in gone])
-    table = pd.DataFrame({"order": np.repeat([name for name, _ in orders], len(gone)),
-                          "share": np.tile(STEPS, len(orders)), "removed": probabilities(case, keep),
-                          "replaced": probabilities(case, keep, replace=True)})
+    table = pd.DataFrame(
+        {
+            "order": np.repeat([name for name, _ in orders], len(gone)),
+            "share": np.tile(STEPS, len(orders)),
+            "removed": probabilities(case, keep),
+            "replaced": probabilities(case, keep, replace=True),
+        }
+    )
     return table.groupby(["order", "share"], as_index=False).mean()
 
 
@@ -75,8 +83,9 @@ def random_twin(case: Case, runs: Runs, seed: int = 0) -> Case:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = create(runs.config.method, case.model.in_dim, case.model.n_classes, case.model.scales,
-                       **runs.config.options)
+        model = create(
+            runs.config.method, case.model.in_dim, case.model.n_classes, case.model.scales, **runs.config.options
+        )
     finally:
         torch.random.set_rng_state(state)
     given = {name: value for name, value in case.model.named_parameters() if not value.requires_grad}
@@ -95,8 +104,9 @@ def truth_auc(case: Case, truth: np.ndarray, score: np.ndarray) -> list[float]:
     return found
 
 
-def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None, slides: int,
-                   seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def slide_measures(
+    runs: Runs, bags: Bags, truth: np.ndarray | None, slides: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All measures of a method on the slides it tested, and its mean removal curves.
 
     truth: (N, S, K) share of each tile of the bags in the signal, or None. slides: at most so many, spread over the
@@ -113,10 +123,14 @@ def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None, slides: int
     for case in cases(runs, bags, names):
         twins, mine = [random_twin(case, runs, seed + i) for i in range(TWINS)], own(case)
         curve = removal(case, mine, seed)
-        row = {"slide_id": case.slide_id, "patient_id": case.patient_id, "label": bags.classes[case.label],
-               **{what: area(curve, what) for what in WAYS},
-               **{other: agreement(mine, EXPLANATIONS[other](case)) for other in ("occlusion", "gradient")},
-               "random_weights": float(np.mean([agreement(mine, own(twin)) for twin in twins]))}
+        row = {
+            "slide_id": case.slide_id,
+            "patient_id": case.patient_id,
+            "label": bags.classes[case.label],
+            **{what: area(curve, what) for what in WAYS},
+            **{other: agreement(mine, EXPLANATIONS[other](case)) for other in ("occlusion", "gradient")},
+            "random_weights": float(np.mean([agreement(mine, own(twin)) for twin in twins])),
+        }
         if truth is not None:
             known = truth[bags.slide_ids.index(case.slide_id)]
             known = known[[bags.scales.index(scale) for scale in runs.config.scales]]
@@ -130,8 +144,15 @@ def slide_measures(runs: Runs, bags: Bags, truth: np.ndarray | None, slides: int
     return pd.DataFrame(rows), mean
 
 
-def measure(several: list[Runs], bags: Bags, truth: np.ndarray | None = None, slides: int = 0,
-            workers: int = 0, seed: int = 0, scheduler: str = "") -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def measure(
+    several: list[Runs],
+    bags: Bags,
+    truth: np.ndarray | None = None,
+    slides: int = 0,
+    workers: int = 0,
+    seed: int = 0,
+    scheduler: str = "",
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Every method's maps, measured.
 
     Returns (summary, by slide, curves), the latter two those of `slide_measures` with a column name. Summary, one row a
@@ -196,13 +217,17 @@ def map_sentences(summary: pd.DataFrame) -> str:
         if row["map"] == "constant":
             lines.append(f"**{name}** prefers no tile: its map is constant and explains nothing.")
             continue
-        said = (f"**{name}**: {row['map']}. When its highest tiles go first, rather than its lowest, the "
-                f"predicted class's probability is {_less(row, 'replaced')} with tiles replaced, "
-                f"{_less(row, 'removed')} with tiles removed; rank agreement with occlusion {row['occlusion']:.2f}, "
-                f"with gradient x input {row['gradient']:.2f}, {_fresh(row)}")
+        said = (
+            f"**{name}**: {row['map']}. When its highest tiles go first, rather than its lowest, the "
+            f"predicted class's probability is {_less(row, 'replaced')} with tiles replaced, "
+            f"{_less(row, 'removed')} with tiles removed; rank agreement with occlusion {row['occlusion']:.2f}, "
+            f"with gradient x input {row['gradient']:.2f}, {_fresh(row)}"
+        )
         truth = [(c[6:], row[c]) for c in row if c.startswith("truth_") and c.count("_") == 1 and not np.isnan(row[c])]
-        said += "".join(f"; AUC against the truth at {scale} {value:.2f} (fresh weights "
-                        f"{row[f'truth_random_{scale}']:.2f})" for scale, value in truth)
+        said += "".join(
+            f"; AUC against the truth at {scale} {value:.2f} (fresh weights {row[f'truth_random_{scale}']:.2f})"
+            for scale, value in truth
+        )
         if row["map"] != "misleading" and row["removed_high"] < 0:
             said += ". The word follows the test by replacement; **by removal the map misleads**"
         lines.append(said + ".")

@@ -27,8 +27,14 @@ COLUMNS = ["slide_id", "scale", "x", "y", "nuclei", *WHAT]
 LEAST = 8  # tiles with a value that a slide must have for a rank correlation
 
 
-def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers: int = 0, scheduler: str = "",
-                  report: Callable[[str], None] = print) -> pd.DataFrame:
+def cohort_nuclei(
+    store: Store,
+    cohort: pd.DataFrame,
+    mpp: float = 0.0,
+    workers: int = 0,
+    scheduler: str = "",
+    report: Callable[[str], None] = print,
+) -> pd.DataFrame:
     """Nuclei in every tile of the finest scale of the slides of a cohort, kept in the study's folder nuclei/.
 
     Columns: slide_id, scale, x, y (level-0 px), nuclei, area_um2, density_mm2, lymphocyte_share (`nuclei.tile_nuclei`).
@@ -37,8 +43,10 @@ def cohort_nuclei(store: Store, cohort: pd.DataFrame, mpp: float = 0.0, workers:
     segmented.
     """
     check_shared(store.home, scheduler)
-    units = {row.slide_id: (store, row.slide_id, row.path, (float(row.mpp), float(mpp)))
-             for row in with_files(cohort).itertuples()}
+    units = {
+        row.slide_id: (store, row.slide_id, row.path, (float(row.mpp), float(mpp)))
+        for row in with_files(cohort).itertuples()
+    }
     rows = []
     missing = {name: args for name, args in units.items() if _read(store, name, args[-1]) is None}
     done = run_units(_segment_slide, missing, workers, scheduler=scheduler)
@@ -132,13 +140,22 @@ def class_scores(scores: pd.DataFrame, positive: str) -> pd.DataFrame:
         rng = np.random.default_rng(0)
         drawn = [rng.choice(side, (2000, len(side))).mean(1) for side in sides]
         low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975]) if min(map(len, sides)) > 1 else (np.nan, np.nan)
-        rows.append({"scale": scale, "positive": sides[0].mean(), "others": sides[1].mean(),
-                     "difference": sides[0].mean() - sides[1].mean(), "low": low, "high": high})
+        rows.append(
+            {
+                "scale": scale,
+                "positive": sides[0].mean(),
+                "others": sides[1].mean(),
+                "difference": sides[0].mean() - sides[1].mean(),
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive: str, quality: pd.Series | None,
-                 higher: bool) -> pd.DataFrame:
+def claims_table(
+    found: pd.DataFrame, between: pd.DataFrame, name: str, positive: str, quality: pd.Series | None, higher: bool
+) -> pd.DataFrame:
     """The paper's claims about its maps: claim, where, verdict ('held', 'not shown', 'not held', 'not run'), number.
 
     found: `associations`; between: `class_scores`; name: the method; quality: its row of `faithfulness.measure`;
@@ -148,27 +165,52 @@ def claims_table(found: pd.DataFrame, between: pd.DataFrame, name: str, positive
     """
     rows = []
     if between.empty:
-        rows.append(("Slides of one class score lower than those of the other", "Fig. 6 and 7", "not run",
-                     "it needs two classes"))
+        rows.append(
+            (
+                "Slides of one class score lower than those of the other",
+                "Fig. 6 and 7",
+                "not run",
+                "it needs two classes",
+            )
+        )
     for row in between.to_dict("records"):
         sign = 1 if higher else -1
-        rows.append((f"{positive} slides score {'higher' if higher else 'lower'} at {row['scale']}x", "Fig. 6 and 7",
-                     _verdict(*_turned(sign, row["low"], row["high"])),
-                     f"mean normalised score {row['positive']:.3f} against {row['others']:.3f}: "
-                     f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"))
-    for what, sign, claim in (("area_um2", 1, "High-scoring tiles have larger nuclei"),
-                              ("lymphocyte_share", -1, "Low-scoring tiles hold the lymphocytes")):
+        rows.append(
+            (
+                f"{positive} slides score {'higher' if higher else 'lower'} at {row['scale']}x",
+                "Fig. 6 and 7",
+                _verdict(*_turned(sign, row["low"], row["high"])),
+                f"mean normalised score {row['positive']:.3f} against {row['others']:.3f}: "
+                f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            )
+        )
+    for what, sign, claim in (
+        ("area_um2", 1, "High-scoring tiles have larger nuclei"),
+        ("lymphocyte_share", -1, "Low-scoring tiles hold the lymphocytes"),
+    ):
         row = found[(found.what == what) & (found.label == "all")].iloc[0]
         if not row.slides:
             continue
-        rows.append((claim, "Fig. 6 and 7", _verdict(*_turned(sign, row.low, row.high)),
-                     f"rank correlation of score and {WHAT[what]} inside a slide {row.rho:+.2f} "
-                     f"[{row.low:+.2f}, {row.high:+.2f}]"))
+        rows.append(
+            (
+                claim,
+                "Fig. 6 and 7",
+                _verdict(*_turned(sign, row.low, row.high)),
+                f"rank correlation of score and {WHAT[what]} inside a slide {row.rho:+.2f} "
+                f"[{row.low:+.2f}, {row.high:+.2f}]",
+            )
+        )
     if quality is not None:
         word = {"faithful": "held", "misleading": "not held"}.get(quality["map"], "not shown")
-        rows.append((f"The score of {name} shows what decides", "Fig. 6 and 7", word,
-                     f"map {quality['map']}; area between the removal curves {quality['replaced']:+.3f} "
-                     f"[{quality['replaced_low']:+.3f}, {quality['replaced_high']:+.3f}]"))
+        rows.append(
+            (
+                f"The score of {name} shows what decides",
+                "Fig. 6 and 7",
+                word,
+                f"map {quality['map']}; area between the removal curves {quality['replaced']:+.3f} "
+                f"[{quality['replaced_low']:+.3f}, {quality['replaced_high']:+.3f}]",
+            )
+        )
     return pd.DataFrame(rows, columns=["claim", "where", "verdict", "number"])
 
 

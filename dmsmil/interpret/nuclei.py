@@ -28,21 +28,21 @@ from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import Slide
 
 # Chosen on the fields of TUNED_ON at 20x and 10x, each on a plateau.
-NOISE_UM = 0.3       # standard deviation of the blur of haematoxylin
-AROUND_UM = 6.0      # standard deviation of the surroundings a pixel is compared with
-LOCAL = 0.5          # weight of the surroundings against the threshold of the whole stain
-STRICT = 0.14        # share of the stain's contrast that a nuclear pixel stands above that
-HOLE_UM2 = 40.0      # pale chromatin inside a nucleus, filled
-SMOOTH_UM = 0.5      # standard deviation of the blur of the landscape that is flooded
-DARK_UM = 1.0        # a pixel darker by the stain's contrast counts as this much further from the edge
-DEPTH_UM = 0.4       # two summits less deep apart are one nucleus
+NOISE_UM = 0.3  # standard deviation of the blur of haematoxylin
+AROUND_UM = 6.0  # standard deviation of the surroundings a pixel is compared with
+LOCAL = 0.5  # weight of the surroundings against the threshold of the whole stain
+STRICT = 0.14  # share of the stain's contrast that a nuclear pixel stands above that
+HOLE_UM2 = 40.0  # pale chromatin inside a nucleus, filled
+SMOOTH_UM = 0.5  # standard deviation of the blur of the landscape that is flooded
+DARK_UM = 1.0  # a pixel darker by the stain's contrast counts as this much further from the edge
+DEPTH_UM = 0.4  # two summits less deep apart are one nucleus
 SMALLEST_UM2 = 10.0  # anything smaller is debris or a sliver of a nucleus
 
 LEAST_CONTRAST = 0.1  # optical density between nuclei and the rest; half of what the palest real field has
 LYMPHOCYTE_UM2 = (12.0, 50.0)
 LYMPHOCYTE_ECCENTRICITY, LYMPHOCYTE_SOLIDITY, LYMPHOCYTE_DARK = 0.75, 0.9, 0.65
 
-MASK_MPP = 0.25                     # of the validation fields, scanned at 40x
+MASK_MPP = 0.25  # of the validation fields, scanned at 40x
 TUNED_ON = ("18", "38", "A7", "AR")  # tissue source sites whose fields chose the constants above
 COLUMNS = ["area_um2", "x", "y", "eccentricity", "solidity", "intensity", "cut", "lymphocyte"]
 
@@ -65,8 +65,7 @@ def haematoxylin(tile: np.ndarray) -> np.ndarray:
 
 def stain_of(tiles, mpp: float) -> Stain:
     """The stain of RGB tiles of one slide, from their tissue pixels; contrast 0 where there is no tissue."""
-    planes = [_blur(haematoxylin(tile), NOISE_UM / mpp)[(tile < WHITE).any(2) & (padding(tile) == 0)]
-              for tile in tiles]
+    planes = [_blur(haematoxylin(tile), NOISE_UM / mpp)[(tile < WHITE).any(2) & (padding(tile) == 0)] for tile in tiles]
     values = np.concatenate(planes) if planes else np.empty(0, np.float32)
     if not values.size or values.min() == values.max():
         return Stain(float("inf"), 0.0)
@@ -152,15 +151,26 @@ def measure(labels: np.ndarray, tile: np.ndarray, mpp: float, stain: Stain | Non
     dx, dy = left - x[index], top - y[index]
     xx, yy, xy = (np.bincount(index, a * b) / area for a, b in ((dx, dx), (dy, dy), (dx, dy)))
     spread, total = np.hypot(xx - yy, 2 * xy), xx + yy
-    table = pd.DataFrame(dict(
-        area_um2=area * mpp**2, x=x, y=y, eccentricity=np.sqrt(2 * spread / np.maximum(total + spread, 1e-9)),
-        solidity=area / _hulls(index, left, top), intensity=np.bincount(index, haema[top, left]) / area, cut=False))
+    table = pd.DataFrame(
+        dict(
+            area_um2=area * mpp**2,
+            x=x,
+            y=y,
+            eccentricity=np.sqrt(2 * spread / np.maximum(total + spread, 1e-9)),
+            solidity=area / _hulls(index, left, top),
+            intensity=np.bincount(index, haema[top, left]) / area,
+            cut=False,
+        )
+    )
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     table.loc[edge[edge > 0] - 1, "cut"] = True
     low, high = LYMPHOCYTE_UM2
-    table["lymphocyte"] = (table.area_um2.between(low, high) & (table.eccentricity < LYMPHOCYTE_ECCENTRICITY)
-                           & (table.solidity >= LYMPHOCYTE_SOLIDITY)
-                           & (table.intensity > stain.threshold + LYMPHOCYTE_DARK * stain.contrast))
+    table["lymphocyte"] = (
+        table.area_um2.between(low, high)
+        & (table.eccentricity < LYMPHOCYTE_ECCENTRICITY)
+        & (table.solidity >= LYMPHOCYTE_SOLIDITY)
+        & (table.intensity > stain.threshold + LYMPHOCYTE_DARK * stain.contrast)
+    )
     return table[COLUMNS]
 
 
@@ -186,9 +196,12 @@ def summarise(table: pd.DataFrame, tissue_area_mm2: float) -> dict[str, float]:
     """
     whole = table[~table.cut]
     count = len(whole) + 0.5 * (len(table) - len(whole))
-    return dict(nuclei=len(table), area_um2=float(whole.area_um2.median()),
-                density_mm2=count / tissue_area_mm2 if tissue_area_mm2 > 0 else float("nan"),
-                lymphocyte_share=float(whole.lymphocyte.mean()))
+    return dict(
+        nuclei=len(table),
+        area_um2=float(whole.area_um2.median()),
+        density_mm2=count / tissue_area_mm2 if tissue_area_mm2 > 0 else float("nan"),
+        lymphocyte_share=float(whole.lymphocyte.mean()),
+    )
 
 
 def tile_nuclei(slide: Slide, coords: np.ndarray, magnification: float, tile_px: int, sample: int = 16) -> pd.DataFrame:
@@ -212,6 +225,7 @@ def tile_nuclei(slide: Slide, coords: np.ndarray, magnification: float, tile_px:
 
 
 # ---- against the truth ----------------------------------------------------------------------------------------------
+
 
 def panoptic(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """How well instances `found` (H, W) match `true` ones (H, W; 0 is background in both).
@@ -271,7 +285,15 @@ def _judge(name: str, image: np.ndarray, masks: np.ndarray, magnification: int) 
     true = masks[:height, :width]
     sizes = [np.bincount(labels.ravel())[1:] * MASK_MPP**2 for labels in (true, found)]
     (true_count, true_area), (count, area) = ((np.count_nonzero(s), float(np.median(s[s > 0]))) for s in sizes)
-    return dict(field=name, part="tuned" if name.split("-")[1] in TUNED_ON else "held out", magnification=magnification,
-                true_count=true_count, found_count=count, count_error=100 * (count / true_count - 1),
-                true_area_um2=true_area, found_area_um2=area, area_error=100 * (area / true_area - 1),
-                **panoptic(true, found))
+    return dict(
+        field=name,
+        part="tuned" if name.split("-")[1] in TUNED_ON else "held out",
+        magnification=magnification,
+        true_count=true_count,
+        found_count=count,
+        count_error=100 * (count / true_count - 1),
+        true_area_um2=true_area,
+        found_area_um2=area,
+        area_error=100 * (area / true_area - 1),
+        **panoptic(true, found),
+    )

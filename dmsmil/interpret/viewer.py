@@ -61,9 +61,11 @@ def zoomable(view: dict, scores: pd.DataFrame, figure: Figure) -> VBox | Figure:
     scale = Dropdown(options=[(f"score at {s}x", s) for s in scales], description="overlay")
     opacity = FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity")
     colours = ", ".join(to_hex(COLOURS(i / 8)) for i in range(9))
-    legend = HTML("<span style='white-space: nowrap; margin-left: 1em'>low <span style='display: inline-block; "
-                  "width: 7em; height: 0.8em; margin: 0 0.3em; vertical-align: baseline; "
-                  f"background: linear-gradient(to right, {colours})'></span> high</span>")
+    legend = HTML(
+        "<span style='white-space: nowrap; margin-left: 1em'>low <span style='display: inline-block; "
+        "width: 7em; height: 0.8em; margin: 0 0.3em; vertical-align: baseline; "
+        f"background: linear-gradient(to right, {colours})'></span> high</span>"
+    )
 
     def show(_=None):
         viewer.set_overlay(overlay(scores, view["side"], view["dimensions"], scale.value), transparent=None)
@@ -82,7 +84,9 @@ def slider(draw: Callable[..., Figure], **values: list) -> VBox | Figure:
     first = {name: among[0] for name, among in values.items()}
     if not watched():
         return draw(**first)
-    sliders = {name: SelectionSlider(options=sorted(among), value=among[0], continuous_update=False)
-               for name, among in values.items()}
+    sliders = {
+        name: SelectionSlider(options=sorted(among), value=among[0], continuous_update=False)
+        for name, among in values.items()
+    }
     # what is returned would not be shown, and of a partial ipywidgets cannot read the arguments
     return interactive(lambda **chosen: display(draw(**chosen)), **sliders)

@@ -39,8 +39,10 @@ def dask_rounds(scheduler: str, workers: int, initializer: Callable, initargs: t
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"the Dask cluster at {scheduler} cannot be used ({one_line(error)}): its scheduler and "
-                             "its workers need the same environment as this process") from error
+            raise InputError(
+                f"the Dask cluster at {scheduler} cannot be used ({one_line(error)}): its scheduler and "
+                "its workers need the same environment as this process"
+            ) from error
         try:
             yield partial(_round, client, kit.token)
         finally:
@@ -53,10 +55,17 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
     if scheduler == "local":
         # one task a worker at a time and no second try by Dask: who dies is then known; the caller tries once more.
         # No memory limit: memory-mapped features count as memory there, and a worker would be stopped for them.
-        with dask.config.set({"distributed.scheduler.allowed-failures": 0,
-                              "distributed.scheduler.worker-saturation": 1.0}):
-            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
-                                   dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
+        with dask.config.set(
+            {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.worker-saturation": 1.0}
+        ):
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
         with cluster, Client(cluster, set_as_default=False) as client:
             yield client
         return
@@ -64,14 +73,16 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
         where = urlsplit(scheduler)
         # Dask tries a closed port until its time is up, and waits for ever for a service that is not Dask's
         with socket.create_connection((where.hostname, where.port), CONNECT_SECONDS) as line:
-            if not 0 < int.from_bytes(line.recv(8), "little") < 2 ** 20:  # it speaks first: the length of its greeting
+            if not 0 < int.from_bytes(line.recv(8), "little") < 2**20:  # it speaks first: the length of its greeting
                 raise ConnectionError("not Dask")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # versions that differ: told by the error, if there is one
             client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except Exception as error:
-        raise InputError(f"no Dask scheduler answers at {scheduler}: is it running, and is the port open from here? "
-                         f"({type(error).__name__})") from error
+        raise InputError(
+            f"no Dask scheduler answers at {scheduler}: is it running, and is the port open from here? "
+            f"({type(error).__name__})"
+        ) from error
     with client:
         yield client
 
@@ -79,14 +90,19 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
 def _round(client: Client, token: str, function: Callable, units: dict[str, tuple]) -> Iterator:
     """All units once; returns (what a worker's death left undone, nothing: Dask begins them all)."""
     # pickled here: Dask would look for its own keys inside the arguments
-    futures = client.map(_run, [pickle.dumps((token, function, args)) for args in units.values()],
-                         key=function.__name__.strip("_"), pure=False)
+    futures = client.map(
+        _run,
+        [pickle.dumps((token, function, args)) for args in units.values()],
+        key=function.__name__.strip("_"),
+        pure=False,
+    )
     names, killed = dict(zip([future.key for future in futures], units)), []
     try:
         for future in as_completed(futures, loop=client.loop):
             if future.cancelled():
-                raise InputError("the connection to the Dask scheduler was lost: start the same command again, it "
-                                 "continues")
+                raise InputError(
+                    "the connection to the Dask scheduler was lost: start the same command again, it continues"
+                )
             error = future.exception()
             if isinstance(error, KilledWorker):
                 killed.append(names[future.key])
@@ -114,8 +130,10 @@ class _Kit(WorkerPlugin):
 
     def setup(self, worker):
         if worker.state.nthreads != 1:
-            raise InputError(f"the Dask workers have {worker.state.nthreads} threads each, and a unit needs a process "
-                             "for itself: start them with --nthreads 1 (and --nworkers N)")
+            raise InputError(
+                f"the Dask workers have {worker.state.nthreads} threads each, and a unit needs a process "
+                "for itself: start them with --nthreads 1 (and --nworkers N)"
+            )
 
 
 _ready = ""

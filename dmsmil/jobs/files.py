@@ -50,8 +50,10 @@ def atomic(path):
         os.replace(temporary, path)
     except Exception as error:
         if _is_full(error):
-            raise DiskFull(f"no space left on the disk while writing {path.name}: "
-                           "free some space and start the same command again, it continues") from error
+            raise DiskFull(
+                f"no space left on the disk while writing {path.name}: "
+                "free some space and start the same command again, it continues"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

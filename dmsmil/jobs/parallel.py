@@ -41,12 +41,19 @@ def is_remote(scheduler: str) -> bool:
 def check_shared(folder, scheduler: str) -> None:
     """InputError when workers elsewhere would take `folder` for another one."""
     if is_remote(scheduler) and not Path(folder).is_absolute():
-        raise InputError(f"the folder '{folder}' must be given as an absolute path, on a disk that the workers of "
-                         f"{scheduler} share")
+        raise InputError(
+            f"the folder '{folder}' must be given as an absolute path, on a disk that the workers of {scheduler} share"
+        )
 
 
-def run_units(function: Callable, units: dict[str, tuple], workers: int = 0, initializer: Callable | None = None,
-              initargs: tuple = (), scheduler: str = "") -> Iterator[tuple[str, object, BaseException | None]]:
+def run_units(
+    function: Callable,
+    units: dict[str, tuple],
+    workers: int = 0,
+    initializer: Callable | None = None,
+    initargs: tuple = (),
+    scheduler: str = "",
+) -> Iterator[tuple[str, object, BaseException | None]]:
     """Yield (name, result, error) for each unit `function(*units[name])`, in the order they finish.
 
     `function` must be importable (workers are separate processes); it returns small things: paths, never pixels.
@@ -72,8 +79,14 @@ def run_units(function: Callable, units: dict[str, tuple], workers: int = 0, ini
             suspects, left = yield from do(function, {name: units[name] for name in left})
             for name in suspects:  # a worker died while these were in flight: find out which of them kills it
                 if (yield from do(function, {name: units[name]}))[0]:
-                    yield name, None, InputError("the worker process died (killed by the system, or out of memory): "
-                                                 "try again with workers: 1")
+                    yield (
+                        name,
+                        None,
+                        InputError(
+                            "the worker process died (killed by the system, or out of memory): "
+                            "try again with workers: 1"
+                        ),
+                    )
 
 
 def _rounds(scheduler: str, workers: int, initializer: Callable | None, initargs: tuple):
@@ -91,8 +104,9 @@ def _pool(function, units, workers, initializer, initargs) -> Iterator:
     if sys.platform == "linux":
         context.set_forkserver_preload([function.__module__])  # imported once, not once a worker
     todo = list(units)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_here,
-                             initargs=(os.getpid(), initializer, initargs)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_here, initargs=(os.getpid(), initializer, initargs)
+    ) as pool:
         flying: dict = {}
         try:
             while todo or flying:
@@ -160,8 +174,9 @@ def pick_device(device: str = "auto"):
     if place is None or place.type not in ("cpu", "cuda"):
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:0")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device '{device}' was asked for, but {torch.cuda.device_count()} CUDA devices are here: "
-                         "use auto or cpu")
+        raise InputError(
+            f"device '{device}' was asked for, but {torch.cuda.device_count()} CUDA devices are here: use auto or cpu"
+        )
     return place
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-MARKUP = re.compile(r"[\\`*|$~#]"  # emphasis, code, tables, maths, headings
-                    r"|<(?=[\w/!?])|&(?=[\w#])"  # tags and entities of HTML; `p < 0.05` is none
-                    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis again; `in_a_word` is none
-                    r"|\](?=[(\[:])")  # links
+MARKUP = re.compile(
+    r"[\\`*|$~#]"  # emphasis, code, tables, maths, headings
+    r"|<(?=[\w/!?])|&(?=[\w#])"  # tags and entities of HTML; `p < 0.05` is none
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis again; `in_a_word` is none
+    r"|\](?=[(\[:])"
+)  # links
 START = re.compile(r"[-+>%]")  # a list, a quotation, a comment
 NUMBER = re.compile(r"\d+(?=[.)](?:\s|$))")  # of a list
 

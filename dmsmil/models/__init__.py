@@ -35,26 +35,31 @@ class Method:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-METHODS = {m.name: m for m in [
-    Method("dmsmil", "DMSMIL", "dmsmil:DMSMIL", "many", "the paper"),
-    Method("damil", "DAMIL", "dmsmil:DAMIL", "one", "the paper (its single-scale form)"),
-    Method("abmil", "ABMIL", "abmil:ABMIL", "one", "Ilse, Tomczak and Welling, ICML 2018"),
-    Method("clam_sb", "CLAM-SB", "clam:CLAM_SB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
-    Method("clam_mb", "CLAM-MB", "clam:CLAM_MB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
-    Method("dtfd", "DTFD-MIL", "dtfd:DTFD", "one", "Zhang et al., CVPR 2022"),
-    Method("dsmil", "DSMIL", "dsmil:DSMIL", "many", "Li, Li and Eliceiri, CVPR 2021"),
-    Method("multiattn", "MultiAttnMIL", "multiattn:MultiAttnMIL", "many", "Wibawa et al. 2022"),
-    Method("transmil", "TransMIL", "transmil:TransMIL", "one", "Shao et al., NeurIPS 2021"),
-    Method("lamil", "LA-MIL", "lamil:LAMIL", "one", "Reisenbuechler et al., MICCAI 2022"),
-    Method("hagmil", "HAG-MIL", "hagmil:HAGMIL", "one", "Xiong et al., IJCAI 2023"),
-    Method("hagmil_hier", "HAG-MIL (hierarchy)", "hagmil:HAGMILHier", "many", "Xiong et al., IJCAI 2023"),
-    Method("hifuse", "HiFuse", "hifuse:HiFuse", "many", "Huo et al., Biomedical Signal Processing and Control 2024"),
-    Method("amgcfn", "AMGCFN", "amgcfn:AMGCFN", "many", "Zhou et al., IEEE TGRS 2023"),
-    Method("dmsmil_select", "DMSMIL-Select", "select:DMSMILSelect", "many", "this study: DMSMIL with gates", False),
-    Method("meanpool", "Mean pooling", "pooling:MeanPool", "any", "baseline"),
-    Method("maxpool", "Max pooling", "pooling:MaxPool", "any", "baseline"),
-    Method("topk", "Top-k pooling", "topk:TopK", "any", "baseline, and the example to copy"),
-]}
+METHODS = {
+    m.name: m
+    for m in [
+        Method("dmsmil", "DMSMIL", "dmsmil:DMSMIL", "many", "the paper"),
+        Method("damil", "DAMIL", "dmsmil:DAMIL", "one", "the paper (its single-scale form)"),
+        Method("abmil", "ABMIL", "abmil:ABMIL", "one", "Ilse, Tomczak and Welling, ICML 2018"),
+        Method("clam_sb", "CLAM-SB", "clam:CLAM_SB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
+        Method("clam_mb", "CLAM-MB", "clam:CLAM_MB", "one", "Lu et al., Nature Biomedical Engineering 2021"),
+        Method("dtfd", "DTFD-MIL", "dtfd:DTFD", "one", "Zhang et al., CVPR 2022"),
+        Method("dsmil", "DSMIL", "dsmil:DSMIL", "many", "Li, Li and Eliceiri, CVPR 2021"),
+        Method("multiattn", "MultiAttnMIL", "multiattn:MultiAttnMIL", "many", "Wibawa et al. 2022"),
+        Method("transmil", "TransMIL", "transmil:TransMIL", "one", "Shao et al., NeurIPS 2021"),
+        Method("lamil", "LA-MIL", "lamil:LAMIL", "one", "Reisenbuechler et al., MICCAI 2022"),
+        Method("hagmil", "HAG-MIL", "hagmil:HAGMIL", "one", "Xiong et al., IJCAI 2023"),
+        Method("hagmil_hier", "HAG-MIL (hierarchy)", "hagmil:HAGMILHier", "many", "Xiong et al., IJCAI 2023"),
+        Method(
+            "hifuse", "HiFuse", "hifuse:HiFuse", "many", "Huo et al., Biomedical Signal Processing and Control 2024"
+        ),
+        Method("amgcfn", "AMGCFN", "amgcfn:AMGCFN", "many", "Zhou et al., IEEE TGRS 2023"),
+        Method("dmsmil_select", "DMSMIL-Select", "select:DMSMILSelect", "many", "this study: DMSMIL with gates", False),
+        Method("meanpool", "Mean pooling", "pooling:MeanPool", "any", "baseline"),
+        Method("maxpool", "Max pooling", "pooling:MaxPool", "any", "baseline"),
+        Method("topk", "Top-k pooling", "topk:TopK", "any", "baseline, and the example to copy"),
+    ]
+}
 
 
 def method(name: str) -> Method:

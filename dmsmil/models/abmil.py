@@ -52,8 +52,17 @@ class ABMIL(MIL):
     stacks = True
     gains_on_cpu = False  # products and weights of this size fill a core: a stack takes up to a quarter longer
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, gated: bool = True, M: int = 500,
-                 L: int = 128, one_logit: bool = False):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        gated: bool = True,
+        M: int = 500,
+        L: int = 128,
+        one_logit: bool = False,
+    ):
         super().__init__(in_dim, n_classes, scales)
         check_one_logit(one_logit, n_classes)
         self.one_logit = one_logit
@@ -63,9 +72,9 @@ class ABMIL(MIL):
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
         mask = full_mask(bags, mask)
-        h = self.project(bags[:, 0]).relu()                                     # (B, K, M)
-        scores = masked_softmax(self.attention(h).transpose(1, 2), mask)        # (B, 1, K)
-        z = (scores @ h).squeeze(1)                                             # (B, M)
+        h = self.project(bags[:, 0]).relu()  # (B, K, M)
+        scores = masked_softmax(self.attention(h).transpose(1, 2), mask)  # (B, 1, K)
+        z = (scores @ h).squeeze(1)  # (B, M)
         y = self.classifier(z)
         return Output(two_logits(y) if self.one_logit else y, scores, {"bag_feature": z})
 

@@ -82,11 +82,17 @@ def adjacency(x: Tensor, cells: Tensor) -> Tensor:
         numbers, where, target = (part.to(x.device) for part in parts)
         if hop:  # one edge, then what the cell at its end knows of paths one edge shorter
             around = F.pad(total, (1, 1, 1, 1), value=-torch.inf)
-            total = torch.cat([weights[:, d, None] + around[:, :, 1 + dy:1 + dy + height, 1 + dx:1 + dx + width]
-                               for d, (dy, dx) in enumerate(STEPS)], 1)
-        found = total[:, numbers].flatten(2)                                          # b, walks, N
+            total = torch.cat(
+                [
+                    weights[:, d, None] + around[:, :, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+                    for d, (dy, dx) in enumerate(STEPS)
+                ],
+                1,
+            )
+        found = total[:, numbers].flatten(2)  # b, walks, N
         best = found.new_zeros(b, target.shape[1], n).scatter_reduce_(
-            1, where[None, :, None].expand_as(found), found, "amax")                  # b, ends, N; 0: no path
+            1, where[None, :, None].expand_as(found), found, "amax"
+        )  # b, ends, N; 0: no path
         result[:, hop].scatter_(2, target.expand(b, -1, -1), best.mT / (hop + 1))
     return result[..., :n] + torch.eye(n, dtype=x.dtype, device=x.device)
 
@@ -96,9 +102,11 @@ class GraphBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        bound = width ** -0.5
-        self.weights, self.biases = (nn.ParameterList(torch.empty(shape).uniform_(-bound, bound) for _ in range(2))
-                                     for shape in ((width, width), (width,)))
+        bound = width**-0.5
+        self.weights, self.biases = (
+            nn.ParameterList(torch.empty(shape).uniform_(-bound, bound) for _ in range(2))
+            for shape in ((width, width), (width,))
+        )
         self.norm = CellNorm(width)
         self.dropout = dropout
 
@@ -126,24 +134,30 @@ class ConvUnit(nn.Module):
 class CrossFusion(nn.Module):
     """CAFM: two sets of maps f1, f2 (b, N, C) re-weight each other's cells.
 
-        d = W2 relu(W1 mean_i f) + W4 relu(W3 max_i f) of each;   X = d1 d2^T
-        b1 = softmax(X) f1, b2 = softmax(X^T) f2;   a = softmax over cells of conv(relu(conv [mean_c b, max_c b]))
-        f <- f (1 + a)
+    d = W2 relu(W1 mean_i f) + W4 relu(W3 max_i f) of each;   X = d1 d2^T
+    b1 = softmax(X) f1, b2 = softmax(X^T) f2;   a = softmax over cells of conv(relu(conv [mean_c b, max_c b]))
+    f <- f (1 + a)
     """
 
     def __init__(self, width: int, bottleneck: int):
         super().__init__()
-        self.mean, self.most = (nn.ModuleList(
-            nn.Sequential(nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width)) for _ in range(2))
-            for _ in range(2))
+        self.mean, self.most = (
+            nn.ModuleList(
+                nn.Sequential(nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width)) for _ in range(2)
+            )
+            for _ in range(2)
+        )
         self.conv1, self.conv2 = CellConv(2, 1, 3), CellConv(1, 1, 3)
 
-    def forward(self, features: tuple[Tensor, Tensor], shape: tuple[int, int],
-                cells: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, features: tuple[Tensor, Tensor], shape: tuple[int, int], cells: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
         """-> for each of the two the re-weighted (b, N, C) and a (b, N); cells (b, N)."""
         there = cells[..., None]
-        d = [mean((f * there).sum(1) / there.sum(1)) + most(f.masked_fill(~there, -torch.inf).amax(1))
-             for f, mean, most in zip(features, self.mean, self.most)]
+        d = [
+            mean((f * there).sum(1) / there.sum(1)) + most(f.masked_fill(~there, -torch.inf).amax(1))
+            for f, mean, most in zip(features, self.mean, self.most)
+        ]
         found = []
         for f, mine, other in ((features[0], d[0], d[1]), (features[1], d[1], d[0])):
             mixed = f @ (mine[:, :, None] * other[:, None]).softmax(-1).mT
@@ -181,8 +195,17 @@ class AMGCFN(MIL):
     Options: g (width of both branches), ch (of the projection), heads, dropout (of the graph).
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, g: int = 64, ch: int = 320,
-                 heads: int = 6, dropout: float = 0.3):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        g: int = 64,
+        ch: int = 320,
+        heads: int = 6,
+        dropout: float = 0.3,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) != 2:
             raise InputError(f"AMGCFN takes two linked scales, got {list(self.scales)}: give a coarse and a fine one")
@@ -205,8 +228,13 @@ class AMGCFN(MIL):
         """grid (B, 2): the height and width of each slide's grid."""
         return {"grid": grid_shape(mask.any(1).sum(1))}
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, 2, K, C), coarse then fine, row j linked -> Output."""
         mask = full_mask(bags, mask)
         geometry = geometry or self.geometry(mask, coords)
@@ -227,9 +255,15 @@ class AMGCFN(MIL):
             for s, attention in enumerate((a_nodes, a_image)):
                 grid.put(scores[:, s], attention.detach().unflatten(1, shape))
         graph, image = pooled.chunk(2, 1)
-        return Output(self.classifier(pooled), scores * mask, {
-            "bag_feature": pooled, "logits_graph": self.classifier_graph(graph),
-            "logits_image": self.classifier_image(image)})
+        return Output(
+            self.classifier(pooled),
+            scores * mask,
+            {
+                "bag_feature": pooled,
+                "logits_graph": self.classifier_graph(graph),
+                "logits_image": self.classifier_image(image),
+            },
+        )
 
     def graph_branch(self, x: Tensor, links: Tensor, cells: Tensor, full: bool) -> Tensor:
         """(b, N, ch), (b, 3, N, N), (b, N) -> G (b, N, 3 g)."""
@@ -239,8 +273,9 @@ class AMGCFN(MIL):
             x = block(x, links[:, hop], some)
             found.append(x)
         x = torch.cat(found, -1)
-        q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-                   for layer in (self.query, self.key, self.value))
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
         weights = masked_softmax(q @ k.mT * q.shape[-1] ** -0.5, cells[:, None, None])
         return self.graph_norm(self.dense((weights @ v).transpose(1, 2).flatten(2)) + x)
 
@@ -253,7 +288,9 @@ class AMGCFN(MIL):
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_ce + L_graph + L_image, the cross-entropies of the three heads."""
-        terms = {"L_ce": F.cross_entropy(output.logits, labels),
-                 "L_graph": F.cross_entropy(output.extras["logits_graph"], labels),
-                 "L_image": F.cross_entropy(output.extras["logits_image"], labels)}
+        terms = {
+            "L_ce": F.cross_entropy(output.logits, labels),
+            "L_graph": F.cross_entropy(output.extras["logits_graph"], labels),
+            "L_image": F.cross_entropy(output.extras["logits_image"], labels),
+        }
         return sum(terms.values()), {name: term.detach() for name, term in terms.items()}

@@ -62,8 +62,13 @@ class MIL(nn.Module):
         """What a model takes from the slides that it will be trained on, before the first step: bags (S, K, C) and
         masks (S, K), slide by slide. Most methods take nothing."""
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, S, K, C), (B, S, K), (B, S, K, 2) -> Output."""
         raise NotImplementedError
 

@@ -52,19 +52,49 @@ class Branches(nn.Module):
 
     Attention = DeformableAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, projection_dim: int, heads: int, points: int, deformable: bool,
-                 map: str, grid: str, attention: str, softmax: str, offset: str, offset_lr: float, query: str,
-                 activation: str, standardise: bool, score: str, shared: bool):
+    def __init__(
+        self,
+        in_dim: int,
+        n_scales: int,
+        *,
+        projection_dim: int,
+        heads: int,
+        points: int,
+        deformable: bool,
+        map: str,
+        grid: str,
+        attention: str,
+        softmax: str,
+        offset: str,
+        offset_lr: float,
+        query: str,
+        activation: str,
+        standardise: bool,
+        score: str,
+        shared: bool,
+    ):
         super().__init__()
-        check_choices(map=map, grid=grid, attention=attention, softmax=softmax, offset=offset, query=query,
-                      activation=activation, score=score)
-        self.cells = TILE_SIDE ** 2 if map == "tile" else 1  # cells that one tile fills
+        check_choices(
+            map=map,
+            grid=grid,
+            attention=attention,
+            softmax=softmax,
+            offset=offset,
+            query=query,
+            activation=activation,
+            score=score,
+        )
+        self.cells = TILE_SIDE**2 if map == "tile" else 1  # cells that one tile fills
         if in_dim % self.cells:
-            raise InputError(f"map 'tile' reshapes a feature to {TILE_SIDE} x {TILE_SIDE} cells: {in_dim} features "
-                             f"cannot be divided by {self.cells}, use map 'slide'")
+            raise InputError(
+                f"map 'tile' reshapes a feature to {TILE_SIDE} x {TILE_SIDE} cells: {in_dim} features "
+                f"cannot be divided by {self.cells}, use map 'slide'"
+            )
         if map == "tile" and (grid != "fill" or standardise):
-            raise InputError("map 'tile' has no map of the slide, and cuts features to pieces: with it leave grid at "
-                             "'fill' and standardise at False")
+            raise InputError(
+                "map 'tile' has no map of the slide, and cuts features to pieces: with it leave grid at "
+                "'fill' and standardise at False"
+            )
         self.square, self.in_place = grid == "square", grid == "position"
         self.activation, self.score = activation, score
         groups = 1 if shared else n_scales
@@ -76,8 +106,11 @@ class Branches(nn.Module):
         if "layernorm" in activation:
             self.norm_weight = nn.Parameter(torch.ones(groups, 1, projection_dim))
             self.norm_bias = nn.Parameter(torch.zeros(groups, 1, projection_dim))
-        self.attend = self.Attention(groups, projection_dim, heads, points, offset, attention, softmax, offset_lr,
-                                     query) if deformable else None
+        self.attend = (
+            self.Attention(groups, projection_dim, heads, points, offset, attention, softmax, offset_lr, query)
+            if deformable
+            else None
+        )
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
@@ -149,7 +182,7 @@ class Branches(nn.Module):
         centre = torch.stack([square.cell % SQUARE_SIDE, square.cell // SQUARE_SIDE]).to(x.dtype) + 0.5
         size = torch.stack([filled.width, filled.height]).unsqueeze(-1)
         index, weight = corners(*(centre * size / SQUARE_SIDE - 0.5), filled)
-        resample = torch.zeros(s, b, SQUARE_SIDE ** 2, k, dtype=x.dtype, device=x.device)
+        resample = torch.zeros(s, b, SQUARE_SIDE**2, k, dtype=x.dtype, device=x.device)
         resample = resample.scatter_add(-1, index, weight)
         return resample @ x, square, resample
 
@@ -189,8 +222,9 @@ class Branches(nn.Module):
             raise InputError("grid 'position' needs the positions of the tiles: hand over coords (B, S, K, 2)")
         return lay_in_place(mask, coords).tensors()
 
-    def sampling(self, bags: Tensor, mask: Tensor, coords: Tensor | None,
-                 geometry: dict[str, Tensor]) -> dict[str, Tensor]:
+    def sampling(
+        self, bags: Tensor, mask: Tensor, coords: Tensor | None, geometry: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """See `BranchedMIL.sampling`."""
         if self.attend is None:
             raise InputError("deformable=False samples nothing: ask a deformable model")
@@ -198,8 +232,11 @@ class Branches(nn.Module):
         features, maps, resample = self.lay_maps(x, geometry)
         samples = self.attend.sample(features, maps)
         reference = torch.stack(maps.places(), -1)
-        found = dict(reference=reference.to(x.dtype), deformed=torch.stack([samples.x, samples.y], -1),
-                     attention=samples.attention)
+        found = dict(
+            reference=reference.to(x.dtype),
+            deformed=torch.stack([samples.x, samples.y], -1),
+            attention=samples.attention,
+        )
         if coords is not None and self.cells == 1:
             place = coords.transpose(0, 1).to(x.dtype)  # (S, B, K, 2)
             place = place if resample is None else resample @ place

@@ -42,13 +42,26 @@ class CLAM_SB(MIL):
 
     multi = False
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, size: str = "small", gate: bool = True,
-                 dropout: float = 0.25, k_sample: int = 8, inst_loss: str = "svm", subtyping: bool = True,
-                 bag_weight: float = 0.7):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        size: str = "small",
+        gate: bool = True,
+        dropout: float = 0.25,
+        k_sample: int = 8,
+        inst_loss: str = "svm",
+        subtyping: bool = True,
+        bag_weight: float = 0.7,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if size not in SIZES or inst_loss not in INSTANCE_LOSSES:
-            raise InputError(f"CLAM: size is one of {list(SIZES)}, inst_loss one of {list(INSTANCE_LOSSES)}; "
-                             f"got size '{size}' and inst_loss '{inst_loss}'")
+            raise InputError(
+                f"CLAM: size is one of {list(SIZES)}, inst_loss one of {list(INSTANCE_LOSSES)}; "
+                f"got size '{size}' and inst_loss '{inst_loss}'"
+            )
         width, hidden = SIZES[size]
         self.k_sample, self.inst_loss, self.subtyping, self.bag_weight = k_sample, inst_loss, subtyping, bag_weight
         self.project = nn.Linear(in_dim, width)
@@ -56,27 +69,33 @@ class CLAM_SB(MIL):
         self.attention = Attention(width, hidden, n_classes if self.multi else 1, gate, 0.25 if dropout else 0.0)
         # one linear row a class either way: SB reads every row from M_1, MB row c from M_c
         self.classifier = nn.Linear(width, n_classes)
-        self.instance_classifiers = nn.Linear(width, 2 * n_classes)             # rows 2c, 2c + 1: the head of class c
+        self.instance_classifiers = nn.Linear(width, 2 * n_classes)  # rows 2c, 2c + 1: the head of class c
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
         mask = full_mask(bags, mask)
-        h = self.dropout(self.project(bags[:, 0]).relu())                       # (B, K, 512)
-        raw = self.attention(h).transpose(1, 2)                                 # (B, R, K)
+        h = self.dropout(self.project(bags[:, 0]).relu())  # (B, K, 512)
+        raw = self.attention(h).transpose(1, 2)  # (B, R, K)
         attention = masked_softmax(raw, mask)
-        M = attention @ h                                                       # (B, R, 512)
+        M = attention @ h  # (B, R, 512)
         logits = (M * self.classifier.weight).sum(-1) + self.classifier.bias if self.multi else self.classifier(M[:, 0])
         branch = logits.argmax(-1) if self.multi else logits.new_zeros(len(logits), dtype=torch.long)
         scores = attention[torch.arange(len(h), device=h.device), branch].unsqueeze(1)
         instance_logits = self.instance_classifiers(h).unflatten(-1, (self.n_classes, 2))
-        return Output(logits, scores, dict(attention=attention, attention_raw=raw, bag_feature=M,
-                                           instance_logits=instance_logits, mask=mask[:, 0]))
+        return Output(
+            logits,
+            scores,
+            dict(
+                attention=attention, attention_raw=raw, bag_feature=M, instance_logits=instance_logits, mask=mask[:, 0]
+            ),
+        )
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """bag_weight * L_ce + (1 - bag_weight) * L_inst."""
         e = output.extras
         ce = F.cross_entropy(output.logits, labels)
-        inst = instance_loss(e["instance_logits"], e["attention"], e["mask"], labels, self.k_sample,
-                             self.inst_loss, self.subtyping)
+        inst = instance_loss(
+            e["instance_logits"], e["attention"], e["mask"], labels, self.k_sample, self.inst_loss, self.subtyping
+        )
         return self.bag_weight * ce + (1 - self.bag_weight) * inst, {"L_ce": ce.detach(), "L_inst": inst.detach()}
 
 
@@ -108,27 +127,35 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 INSTANCE_LOSSES = {"svm": smooth_svm, "ce": cross_entropy}
 
 
-def select_instances(attention: Tensor, mask: Tensor, labels: Tensor, n_classes: int, k_sample: int,
-                     subtyping: bool) -> tuple[Tensor, Tensor, Tensor]:
+def select_instances(
+    attention: Tensor, mask: Tensor, labels: Tensor, n_classes: int, k_sample: int, subtyping: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The tiles that each class's head learns from: ids, targets, used, each (B, n_classes, 2 k).
 
     attention (B, R, K), R = 1 or n_classes; mask (B, K); labels (B,). The class of the label: k highest tiles with
     target 1, then k lowest with target 0, both from the extreme inwards. Other classes: with `subtyping` k highest
     tiles with target 0, else none. `used` is False where an entry does not count. The choice itself has no gradient.
     """
-    attention, mask = attention.detach(), mask.unsqueeze(1)                     # mask (B, 1, K)
+    attention, mask = attention.detach(), mask.unsqueeze(1)  # mask (B, 1, K)
     k = min(k_sample, attention.shape[-1])
-    top = attention.masked_fill(~mask, -torch.inf).topk(k).indices              # (B, R, k)
+    top = attention.masked_fill(~mask, -torch.inf).topk(k).indices  # (B, R, k)
     low = attention.masked_fill(~mask, torch.inf).topk(k, largest=False).indices
-    ids = torch.cat([top, low], -1).expand(-1, n_classes, -1)                   # (B, n_classes, 2k)
-    is_top = torch.arange(2 * k, device=ids.device) < k                         # (2k,)
-    there = torch.arange(2 * k, device=ids.device) % k < mask.sum(-1, keepdim=True)      # rank < number of tiles
-    own = F.one_hot(labels, n_classes).bool().unsqueeze(-1)                     # (B, n_classes, 1)
+    ids = torch.cat([top, low], -1).expand(-1, n_classes, -1)  # (B, n_classes, 2k)
+    is_top = torch.arange(2 * k, device=ids.device) < k  # (2k,)
+    there = torch.arange(2 * k, device=ids.device) % k < mask.sum(-1, keepdim=True)  # rank < number of tiles
+    own = F.one_hot(labels, n_classes).bool().unsqueeze(-1)  # (B, n_classes, 1)
     return ids, (own & is_top).long(), there & (own | is_top if subtyping else own)
 
 
-def instance_loss(instance_logits: Tensor, attention: Tensor, mask: Tensor, labels: Tensor, k_sample: int = 8,
-                  loss: str = "svm", subtyping: bool = True) -> Tensor:
+def instance_loss(
+    instance_logits: Tensor,
+    attention: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    k_sample: int = 8,
+    loss: str = "svm",
+    subtyping: bool = True,
+) -> Tensor:
     """CLAM's clustering loss, mean over slides.
 
     instance_logits (B, K, n_classes, 2), the two logits that the head of each class gives each tile; attention
@@ -138,7 +165,7 @@ def instance_loss(instance_logits: Tensor, attention: Tensor, mask: Tensor, labe
     n_classes = instance_logits.shape[2]
     ids, targets, used = select_instances(attention, mask, labels, n_classes, k_sample, subtyping)
     ids = ids.unsqueeze(-1).expand(-1, -1, -1, 2)
-    chosen = instance_logits.transpose(1, 2).gather(2, ids)                     # (B, n_classes, 2k, 2)
+    chosen = instance_logits.transpose(1, 2).gather(2, ids)  # (B, n_classes, 2k, 2)
     each = INSTANCE_LOSSES[loss](chosen, targets).masked_fill(~used, 0)
-    total = (each.sum(-1) / used.sum(-1).clamp(min=1)).sum(-1)                  # (B,)
+    total = (each.sum(-1) / used.sum(-1).clamp(min=1)).sum(-1)  # (B,)
     return (total / n_classes if subtyping else total).mean()

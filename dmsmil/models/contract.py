@@ -50,10 +50,10 @@ def check_batch_and_padding(model, lengths=(1, 2, 3, 9, 20, 31), scales: int = 1
     demand((out.scores >= 0).all() and (out.scores[~mask] == 0).all(), "scores are negative, or not 0 on padding")
     losses = []
     for b, n in enumerate(lengths):
-        one = model(bags[b:b + 1, :, :n], None, coords[b:b + 1, :, :n])
-        close(out.logits[b:b + 1], one.logits)
-        close(out.scores[b:b + 1, :, :n], one.scores)
-        losses.append(model.loss(one, labels[b:b + 1])[0])
+        one = model(bags[b : b + 1, :, :n], None, coords[b : b + 1, :, :n])
+        close(out.logits[b : b + 1], one.logits)
+        close(out.scores[b : b + 1, :, :n], one.scores)
+        losses.append(model.loss(one, labels[b : b + 1])[0])
     close(model.loss(out, labels)[0], torch.stack(losses).mean())
 
 
@@ -65,12 +65,16 @@ def check_gradients(model, sizes=(1, 2, 31), scales: int = 1) -> None:
         model.zero_grad()
         loss, terms = model.loss(model(bags, mask, coords), torch.arange(len(lengths)) % 2)
         loss.backward()
-        demand(loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values()),
-               f"the loss of bags of {lengths} tiles is not finite, or its terms are not detached")
+        demand(
+            loss.isfinite() and all(term.isfinite() and not term.requires_grad for term in terms.values()),
+            f"the loss of bags of {lengths} tiles is not finite, or its terms are not detached",
+        )
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         for name, parameter in trained.items():
-            demand(parameter.grad is not None and parameter.grad.isfinite().all(),
-                   f"the gradient of {name} is missing or not finite on bags of {lengths} tiles")
+            demand(
+                parameter.grad is not None and parameter.grad.isfinite().all(),
+                f"the gradient of {name} is missing or not finite on bags of {lengths} tiles",
+            )
     model.eval()
 
 
@@ -87,9 +91,11 @@ def check_contract(name: str, **options) -> pd.DataFrame:
     """Every promise of the contract for a method of the registry: columns promise, kept, and what broke it."""
     scales = 1 if method(name).takes == "one" else 2
     dim = 64  # a multiple of what any method asks for
-    checks = {"a padded batch gives what its slides give alone": check_batch_and_padding,
-              "gradients are finite on bags of 1, 2 and 31 tiles": check_gradients,
-              "it learns what is planted": check_learns}
+    checks = {
+        "a padded batch gives what its slides give alone": check_batch_and_padding,
+        "gradients are finite on bags of 1, 2 and 31 tiles": check_gradients,
+        "it learns what is planted": check_learns,
+    }
     rows = []
     for promise, check in checks.items():
         try:

@@ -116,12 +116,24 @@ class DeformableAttention(nn.Module):
     softmax="points": over the U points of a head. softmax="all": over all M U of a query.
     """
 
-    def __init__(self, groups: int, dim: int, heads: int, points: int, offset: str, attention: str, softmax: str,
-                 offset_lr: float = 1.0, query: str = "plain"):
+    def __init__(
+        self,
+        groups: int,
+        dim: int,
+        heads: int,
+        points: int,
+        offset: str,
+        attention: str,
+        softmax: str,
+        offset_lr: float = 1.0,
+        query: str = "plain",
+    ):
         super().__init__()
         if heads < 1 or points < 1 or dim % heads:
-            raise InputError(f"projection_dim {dim} in {heads} heads of {points} points: heads must divide "
-                             "projection_dim, and both heads and points must be at least 1")
+            raise InputError(
+                f"projection_dim {dim} in {heads} heads of {points} points: heads must divide "
+                "projection_dim, and both heads and points must be at least 1"
+            )
         if not 0 < offset_lr <= 1:
             raise InputError(f"offset_lr is {offset_lr}: a share of the learning rate is needed, above 0 and up to 1")
         self.heads, self.points, self.softmax = heads, points, softmax
@@ -143,15 +155,15 @@ class DeformableAttention(nn.Module):
             direction = torch.stack([angle.cos(), angle.sin()], -1)  # (M, 2), (x, y)
             direction = direction / direction.abs().amax(-1, keepdim=True)
             ring = direction[:, None] * torch.arange(1, u + 1)[:, None] / self.reach  # (M, U, 2)
-            self.plan.bias[:, :2 * m * u] = ring.atanh().flatten()
+            self.plan.bias[:, : 2 * m * u] = ring.atanh().flatten()
             # small, not zero: exactly on a cell centre bilinear interpolation has a kink
-            self.plan.weight[..., :2 * m * u].normal_(std=0.01)
+            self.plan.weight[..., : 2 * m * u].normal_(std=0.01)
         else:
-            self.plan.bias[:, :2 * m * u] = 0
-        self.plan.weight[..., :2 * m * u] /= self.offset_lr
-        self.plan.bias[:, :2 * m * u] /= self.offset_lr
-        self.plan.weight[..., 2 * m * u:] = 0  # attention starts uniform
-        self.plan.bias[:, 2 * m * u:] = 0
+            self.plan.bias[:, : 2 * m * u] = 0
+        self.plan.weight[..., : 2 * m * u] /= self.offset_lr
+        self.plan.bias[:, : 2 * m * u] /= self.offset_lr
+        self.plan.weight[..., 2 * m * u :] = 0  # attention starts uniform
+        self.plan.bias[:, 2 * m * u :] = 0
         for layer in (self.value, self.output):
             for weight in layer.weight:
                 nn.init.xavier_uniform_(weight)

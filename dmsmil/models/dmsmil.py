@@ -43,8 +43,13 @@ class BranchedMIL(MIL):
         """What `branches` found -> logits (B, n_classes), eq. (10)-(12), and more extras by name."""
         raise NotImplementedError
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, S, K, C) -> Output; extras as `Branches` and `conclude` give them, and what `loss` needs."""
         mask = full_mask(bags, mask)
         found = self.branches(bags, mask, geometry or self.geometry(mask, coords))
@@ -55,8 +60,9 @@ class BranchedMIL(MIL):
         """Every layer of the branches has an axis of groups, one a scale."""
         return "branches"
 
-    def forward_stacked(self, slides: list[Tensor], mask: Tensor, geometry: dict[str, Tensor],
-                        values: dict[str, Tensor]) -> Output:
+    def forward_stacked(
+        self, slides: list[Tensor], mask: Tensor, geometry: dict[str, Tensor], values: dict[str, Tensor]
+    ) -> Output:
         """The forward pass of R runs, see `stacked.Stack.forward`; values: the weights of all of them by name."""
         inner = {name.removeprefix("branches."): v for name, v in values.items() if name.startswith("branches.")}
         outer = {f"model.{name}": v for name, v in values.items() if not name.startswith("branches.")}
@@ -103,18 +109,50 @@ class DAMIL(BranchedMIL):
     318,258 parameters at 2048 features and two classes. Raises InputError for several scales or an unknown choice.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
-                 heads: int = 4, points: int = 4, deformable: bool = True, map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "dat", offset_lr: float = 0.1,
-                 query: str = "norm", head: str = "ce", activation: str = "none", standardise: bool = False,
-                 score: str = "mass"):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        projection_dim: int = 128,
+        heads: int = 4,
+        points: int = 4,
+        deformable: bool = True,
+        map: str = "slide",
+        grid: str = "fill",
+        attention: str = "linear",
+        softmax: str = "points",
+        offset: str = "dat",
+        offset_lr: float = 0.1,
+        query: str = "norm",
+        head: str = "ce",
+        activation: str = "none",
+        standardise: bool = False,
+        score: str = "mass",
+    ):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) != 1:
             raise InputError(f"DAMIL takes one scale, got {list(self.scales)}: use DMSMIL for several")
-        self.branches = Branches(in_dim, 1, projection_dim=projection_dim, heads=heads, points=points,
-                                 deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
-                                 offset=offset, offset_lr=offset_lr, query=query, activation=activation,
-                                 standardise=standardise, score=score, shared=False)
+        self.branches = Branches(
+            in_dim,
+            1,
+            projection_dim=projection_dim,
+            heads=heads,
+            points=points,
+            deformable=deformable,
+            map=map,
+            grid=grid,
+            attention=attention,
+            softmax=softmax,
+            offset=offset,
+            offset_lr=offset_lr,
+            query=query,
+            activation=activation,
+            standardise=standardise,
+            score=score,
+            shared=False,
+        )
         self.classify = class_layer(projection_dim, n_classes, head)
 
     def conclude(self, found: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,21 +198,58 @@ class DMSMIL(BranchedMIL):
     Raises InputError for fewer than two scales or an unknown choice.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
-                 heads: int = 4, points: int = 4, deformable: bool = True, fusion: str = "attention",
-                 ot: str = "exact", ot_on: str = "projection", map: str = "slide", grid: str = "fill",
-                 attention: str = "linear", softmax: str = "points", offset: str = "dat", offset_lr: float = 0.1,
-                 query: str = "norm", gate: str = "pooled", head: str = "ce", shared: bool = False,
-                 activation: str = "none", standardise: bool = False, score: str = "mass", lam: float = 1.0):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        projection_dim: int = 128,
+        heads: int = 4,
+        points: int = 4,
+        deformable: bool = True,
+        fusion: str = "attention",
+        ot: str = "exact",
+        ot_on: str = "projection",
+        map: str = "slide",
+        grid: str = "fill",
+        attention: str = "linear",
+        softmax: str = "points",
+        offset: str = "dat",
+        offset_lr: float = 0.1,
+        query: str = "norm",
+        gate: str = "pooled",
+        head: str = "ce",
+        shared: bool = False,
+        activation: str = "none",
+        standardise: bool = False,
+        score: str = "mass",
+        lam: float = 1.0,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) < 2:
             raise InputError(f"DMSMIL takes two scales or more, got {list(self.scales)}: use DAMIL for one")
         check_choices(fusion=fusion, ot=ot, ot_on=ot_on, gate=gate)
         self.fusion, self.ot, self.ot_on, self.gate, self.lam = fusion, ot, ot_on, gate, lam
-        self.branches = Branches(in_dim, len(self.scales), projection_dim=projection_dim, heads=heads, points=points,
-                                 deformable=deformable, map=map, grid=grid, attention=attention, softmax=softmax,
-                                 offset=offset, offset_lr=offset_lr, query=query, activation=activation,
-                                 standardise=standardise, score=score, shared=shared)
+        self.branches = Branches(
+            in_dim,
+            len(self.scales),
+            projection_dim=projection_dim,
+            heads=heads,
+            points=points,
+            deformable=deformable,
+            map=map,
+            grid=grid,
+            attention=attention,
+            softmax=softmax,
+            offset=offset,
+            offset_lr=offset_lr,
+            query=query,
+            activation=activation,
+            standardise=standardise,
+            score=score,
+            shared=shared,
+        )
         if fusion == "attention":
             bound = 1 / math.sqrt(projection_dim)
             self.omega = nn.Parameter(torch.empty(projection_dim).uniform_(-bound, bound))

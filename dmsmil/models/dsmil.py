@@ -35,8 +35,16 @@ class DSMIL(MIL):
     contract's probability is softmax(y), the same argmax. Its random dropping of tiles (rate 0) is left out.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, passing_v: bool = False,
-                 dropout_node: float = 0.0, one_logit: bool = False):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        passing_v: bool = False,
+        dropout_node: float = 0.0,
+        one_logit: bool = False,
+    ):
         super().__init__(in_dim, n_classes, scales)
         check_one_logit(one_logit, n_classes)
         self.one_logit = one_logit
@@ -51,20 +59,30 @@ class DSMIL(MIL):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
-        mask = full_mask(bags, mask).all(1)                                     # (B, K)
-        x = torch.cat(bags.unbind(1)[::-1], -1)                                 # (B, K, d), finest scale first
-        c = self.instance(x)                                                    # (B, K, C)
-        max_logits, critical = c.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(1)          # (B, C)
-        q = self.q(x)                                                           # (B, K, 128)
-        q_critical = q.gather(1, critical.unsqueeze(-1).expand(-1, -1, q.shape[-1]))          # (B, C, 128)
-        attention = masked_softmax(q_critical @ q.transpose(1, 2) / q.shape[-1] ** 0.5, mask.unsqueeze(1))   # (B, C, K)
-        feature = attention @ self.v(x)                                         # (B, C, d)
-        y = self.bag(feature).squeeze(-1)                                       # (B, C)
+        mask = full_mask(bags, mask).all(1)  # (B, K)
+        x = torch.cat(bags.unbind(1)[::-1], -1)  # (B, K, d), finest scale first
+        c = self.instance(x)  # (B, K, C)
+        max_logits, critical = c.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(1)  # (B, C)
+        q = self.q(x)  # (B, K, 128)
+        q_critical = q.gather(1, critical.unsqueeze(-1).expand(-1, -1, q.shape[-1]))  # (B, C, 128)
+        attention = masked_softmax(q_critical @ q.transpose(1, 2) / q.shape[-1] ** 0.5, mask.unsqueeze(1))  # (B, C, K)
+        feature = attention @ self.v(x)  # (B, C, d)
+        y = self.bag(feature).squeeze(-1)  # (B, C)
         logits = two_logits(y) if self.one_logit else y
         row = torch.zeros_like(logits[:, 0], dtype=torch.long) if self.one_logit else logits.argmax(-1)
         scores = attention[torch.arange(len(x), device=x.device), row].unsqueeze(1).expand(-1, len(self.scales), -1)
-        return Output(logits, scores, dict(attention=attention.transpose(1, 2), instance_logits=c, critical=critical,
-                                           max_logits=max_logits, bag_feature=feature, bag_logits=y))
+        return Output(
+            logits,
+            scores,
+            dict(
+                attention=attention.transpose(1, 2),
+                instance_logits=c,
+                critical=critical,
+                max_logits=max_logits,
+                bag_feature=feature,
+                bag_logits=y,
+            ),
+        )
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """.5 L_bag + .5 L_max."""

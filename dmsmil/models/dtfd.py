@@ -49,14 +49,27 @@ class DTFD(MIL):
     than `per` tiles gives those it has, so that MaxMinS may select a tile twice, as there.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, distill: str = "AFS", numGroup: int = 4,
-                 total_instance: int = 4, mDim: int = 512, D: int = 128, shuffle_seed: int = 0):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        distill: str = "AFS",
+        numGroup: int = 4,
+        total_instance: int = 4,
+        mDim: int = 512,
+        D: int = 128,
+        shuffle_seed: int = 0,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if distill not in DISTILLATIONS:
             raise InputError(f"DTFD-MIL: distill is one of {list(DISTILLATIONS)}, got '{distill}'")
         if not 1 <= numGroup <= total_instance:
-            raise InputError(f"DTFD-MIL: total_instance ({total_instance}) must be at least numGroup ({numGroup}), "
-                             "and numGroup at least 1")
+            raise InputError(
+                f"DTFD-MIL: total_instance ({total_instance}) must be at least numGroup ({numGroup}), "
+                "and numGroup at least 1"
+            )
         self.distill, self.shuffle_seed = distill, shuffle_seed
         self.groups, self.per = numGroup, total_instance // numGroup
         self.project = nn.Linear(in_dim, mDim, bias=False)
@@ -73,49 +86,61 @@ class DTFD(MIL):
             key = scramble(mask.cumsum(-1), self.shuffle_seed)
         else:
             key = scramble(coords[..., 0], scramble(coords[..., 1], self.shuffle_seed))
-        key = key.masked_fill(~mask, 1 << 31)                                   # keys are below 2^31
+        key = key.masked_fill(~mask, 1 << 31)  # keys are below 2^31
         return key.argsort(dim=-1, stable=True).argsort(dim=-1)
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
-        mask = full_mask(bags, mask)[:, 0]                                      # (B, K)
+        mask = full_mask(bags, mask)[:, 0]  # (B, K)
         group = deal(self.ranks(mask, None if coords is None else coords[:, 0]), mask, self.groups)
-        member = F.one_hot(group, self.groups).bool().transpose(1, 2) & mask.unsqueeze(1)      # (B, G, K)
-        there = member.any(-1)                                                  # (B, G)
+        member = F.one_hot(group, self.groups).bool().transpose(1, 2) & mask.unsqueeze(1)  # (B, G, K)
+        there = member.any(-1)  # (B, G)
 
-        h = self.project(bags[:, 0]).relu()                                     # (B, K, mDim)
-        raw = self.attention(h).squeeze(-1)                                     # (B, K)
-        inside = masked_softmax(raw.unsqueeze(1), member)                       # (B, G, K)
-        attention = inside.sum(1)                                               # (B, K)
-        z = inside @ h                                                          # (B, G, mDim)
+        h = self.project(bags[:, 0]).relu()  # (B, K, mDim)
+        raw = self.attention(h).squeeze(-1)  # (B, K)
+        inside = masked_softmax(raw.unsqueeze(1), member)  # (B, G, K)
+        attention = inside.sum(1)  # (B, K)
+        z = inside @ h  # (B, G, mDim)
         probability = (attention.unsqueeze(-1) * F.linear(h, self.classifier.weight)).softmax(-1)
 
         if self.distill == "AFS":
             selected, pseudo, pseudo_there = group.new_zeros(len(h), 0), z, there
         else:
             selected, pseudo_there = self.select(probability[..., -1].detach(), member)
-            pseudo = h.gather(1, selected.unsqueeze(-1).expand(-1, -1, h.shape[-1]))           # (B, J, mDim)
+            pseudo = h.gather(1, selected.unsqueeze(-1).expand(-1, -1, h.shape[-1]))  # (B, J, mDim)
         if self.training:
             pseudo = pseudo.detach()
-        weight = masked_softmax(self.attention2(pseudo).squeeze(-1), pseudo_there)             # (B, J)
+        weight = masked_softmax(self.attention2(pseudo).squeeze(-1), pseudo_there)  # (B, J)
         logits = self.classifier2((weight.unsqueeze(1) @ pseudo).squeeze(1))
 
         if self.distill == "AFS":
             scores = attention * weight.gather(1, group) * mask
         else:
             scores = torch.zeros_like(raw).scatter_add(1, selected, weight)
-        return Output(logits, scores.unsqueeze(1), dict(
-            sub_logits=self.classifier(z), there=there, group=group, attention=attention, attention_raw=raw,
-            tile_probability=probability, selected=selected, pseudo=pseudo, pseudo_there=pseudo_there,
-            pseudo_attention=weight))
+        return Output(
+            logits,
+            scores.unsqueeze(1),
+            dict(
+                sub_logits=self.classifier(z),
+                there=there,
+                group=group,
+                attention=attention,
+                attention_raw=raw,
+                tile_probability=probability,
+                selected=selected,
+                pseudo=pseudo,
+                pseudo_there=pseudo_there,
+                pseudo_attention=weight,
+            ),
+        )
 
     def select(self, score: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles of the highest (MaxMinS: then of the lowest) score of each pseudo-bag, in descending order.
 
         score (B, K), member (B, G, K) -> ids (B, J) and whether each is there (B, J), pseudo-bag after pseudo-bag.
         """
-        per, size = min(self.per, score.shape[-1]), member.sum(-1, keepdim=True)               # (B, G, 1)
+        per, size = min(self.per, score.shape[-1]), member.sum(-1, keepdim=True)  # (B, G, 1)
         score, rank = score.unsqueeze(1), torch.arange(per, device=score.device)
-        ids = score.masked_fill(~member, -torch.inf).topk(per).indices                         # (B, G, per)
+        ids = score.masked_fill(~member, -torch.inf).topk(per).indices  # (B, G, per)
         there = rank < size
         if self.distill == "MaxMinS":
             low = score.masked_fill(~member, torch.inf).topk(per, largest=False).indices
@@ -138,7 +163,7 @@ def deal(ranks: Tensor, mask: Tensor, groups: int) -> Tensor:
     """
     n = mask.sum(-1, keepdim=True)
     small, larger = n // groups, n % groups
-    border = larger * (small + 1)                                               # first rank of the smaller ones
+    border = larger * (small + 1)  # first rank of the smaller ones
     group = torch.where(ranks < border, ranks // (small + 1), larger + (ranks - border) // small.clamp(min=1))
     return group.clamp(max=groups - 1)
 

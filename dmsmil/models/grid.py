@@ -14,7 +14,7 @@ from dmsmil.jobs.files import InputError
 def grid_shape(n: Tensor) -> Tensor:
     """Height and width of the grid for n tiles, twice as wide as high and just large enough: (...) -> (..., 2) int64.
 
-        H = max(1, round(sqrt(n / 2))),   W = ceil(n / H)          n = 200: 10 x 20
+    H = max(1, round(sqrt(n / 2))),   W = ceil(n / H)          n = 200: 10 x 20
     """
     height = (n / 2).sqrt().round().long().clamp(min=1)
     return torch.stack([height, -(-n.long() // height)], -1)

@@ -62,10 +62,22 @@ class HAGMIL(MIL):
     bag_weight, inst_weight, label_smoothing (of the CE).
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *,
-                 hidden_dims: tuple[int, ...] = (1024, 1536, 512, 1024), size: tuple[int, int] = (512, 256),
-                 dropout: float = 0.25, k_sample: int = 8, subtyping: bool = False, inst_loss: str = "svm",
-                 bag_weight: float = 0.5, inst_weight: float = 0.5, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        hidden_dims: tuple[int, ...] = (1024, 1536, 512, 1024),
+        size: tuple[int, int] = (512, 256),
+        dropout: float = 0.25,
+        k_sample: int = 8,
+        subtyping: bool = False,
+        inst_loss: str = "svm",
+        bag_weight: float = 0.5,
+        inst_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if inst_loss not in INSTANCE_LOSSES:
             raise InputError(f"HAG-MIL: unknown inst_loss '{inst_loss}': " + " or ".join(INSTANCE_LOSSES))
@@ -73,13 +85,19 @@ class HAGMIL(MIL):
         self.bag_weight, self.inst_weight, self.label_smoothing = bag_weight, inst_weight, label_smoothing
         widths = [in_dim, *hidden_dims]
         self.blocks = nn.ModuleList(
-            Block(before, width, widths[-1], tuple(size), dropout) for before, width in zip(widths, widths[1:]))
+            Block(before, width, widths[-1], tuple(size), dropout) for before, width in zip(widths, widths[1:])
+        )
         self.weights = nn.Linear(len(hidden_dims), 1)
         self.instance_classifiers = nn.Linear(size[0], 2 * n_classes)  # rows 2c, 2c + 1: the head of class c
         self.classifier = nn.Linear(widths[-1], n_classes)
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, 1, K, C) -> Output."""
         mask = full_mask(bags, mask)
         b, k = len(bags), bags.shape[2]
@@ -97,17 +115,26 @@ class HAGMIL(MIL):
             instance_logits = instance_logits.index_put(place, self.instance_classifiers(instances))
         attention = raw.masked_fill(~mask[:, 0], -torch.inf).softmax(-1)
         feature = self.weights(vectors.mT)[..., 0]
-        return Output(self.classifier(feature), attention.detach()[:, None], {
-            "attention": attention[:, None], "attention_raw": raw[:, None], "bag_feature": feature,
-            "slide_vectors": vectors, "instance_logits": instance_logits.unflatten(-1, (self.n_classes, 2)),
-            "mask": mask[:, 0]})
+        return Output(
+            self.classifier(feature),
+            attention.detach()[:, None],
+            {
+                "attention": attention[:, None],
+                "attention_raw": raw[:, None],
+                "bag_feature": feature,
+                "slide_vectors": vectors,
+                "instance_logits": instance_logits.unflatten(-1, (self.n_classes, 2)),
+                "mask": mask[:, 0],
+            },
+        )
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """bag_weight * L_ce + inst_weight * L_inst."""
         e = output.extras
         ce = F.cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
-        inst = instance_loss(e["instance_logits"], e["attention"], e["mask"], labels, self.k_sample, self.inst_loss,
-                             self.subtyping)
+        inst = instance_loss(
+            e["instance_logits"], e["attention"], e["mask"], labels, self.k_sample, self.inst_loss, self.subtyping
+        )
         return self.bag_weight * ce + self.inst_weight * inst, {"L_ce": ce.detach(), "L_inst": inst.detach()}
 
 
@@ -128,32 +155,65 @@ class HAGMILHier(MIL):
     and those of HAGMIL.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, share_of_tiles: float = 0.5,
-                 hidden_dims: tuple[int, ...] = (1024, 1536, 512, 1024), size: tuple[int, int] = (512, 256),
-                 dropout: float = 0.25, k_sample: int = 8, subtyping: bool = False, inst_loss: str = "svm",
-                 bag_weight: float = 0.5, inst_weight: float = 0.5, label_smoothing: float = 0.1):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        share_of_tiles: float = 0.5,
+        hidden_dims: tuple[int, ...] = (1024, 1536, 512, 1024),
+        size: tuple[int, int] = (512, 256),
+        dropout: float = 0.25,
+        k_sample: int = 8,
+        subtyping: bool = False,
+        inst_loss: str = "svm",
+        bag_weight: float = 0.5,
+        inst_weight: float = 0.5,
+        label_smoothing: float = 0.1,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if not 0 < share_of_tiles <= 1:
             raise InputError(f"share_of_tiles is {share_of_tiles}: it must be above 0 and at most 1")
         self.share_of_tiles = share_of_tiles
         self.levels = nn.ModuleList(
-            HAGMIL(in_dim, n_classes, (scale,), hidden_dims=hidden_dims, size=size, dropout=dropout,
-                   k_sample=k_sample, subtyping=subtyping, inst_loss=inst_loss, bag_weight=bag_weight,
-                   inst_weight=inst_weight, label_smoothing=0.0 if scale == scales[-1] else label_smoothing)
-            for scale in scales)
+            HAGMIL(
+                in_dim,
+                n_classes,
+                (scale,),
+                hidden_dims=hidden_dims,
+                size=size,
+                dropout=dropout,
+                k_sample=k_sample,
+                subtyping=subtyping,
+                inst_loss=inst_loss,
+                bag_weight=bag_weight,
+                inst_weight=inst_weight,
+                label_smoothing=0.0 if scale == scales[-1] else label_smoothing,
+            )
+            for scale in scales
+        )
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, S, K, C), row j linked across scales -> Output."""
         mask = full_mask(bags, mask)
         read, outputs, chosen = mask[:, 0], [], []
         for s, level in enumerate(self.levels):
             chosen.append(read)
-            outputs.append(level(bags[:, s:s + 1], read[:, None]))
+            outputs.append(level(bags[:, s : s + 1], read[:, None]))
             if s + 1 < len(self.levels):
                 read = self.choose(outputs[-1].scores[:, 0], read, mask[:, s + 1])
-        return Output(outputs[-1].logits, torch.cat([o.scores for o in outputs], 1),
-                      {"levels": outputs, "chosen": torch.stack(chosen, 1)})
+        return Output(
+            outputs[-1].logits,
+            torch.cat([o.scores for o in outputs], 1),
+            {"levels": outputs, "chosen": torch.stack(chosen, 1)},
+        )
 
     def choose(self, attention: Tensor, read: Tensor, child: Tensor) -> Tensor:
         """The tiles passed on, (B, K) bool: the highest of those read that have a child; at least one, if any has."""

@@ -47,8 +47,8 @@ class GlobalBlock(nn.Module):
         """(windows, 1, side^2, side^2): -100 between cells that only the shift brought together, else 0."""
         row, column = (torch.zeros(n, dtype=torch.long, device=device) for n in (height, width))
         for region in (row, column):
-            region[-self.side:] += 1
-            region[-self.shift:] += 1
+            region[-self.side :] += 1
+            region[-self.shift :] += 1
         region = self.windows((3 * row[:, None] + column)[None, :, :, None])[0, :, :, 0]
         return -100.0 * (region[:, None, :, None] != region[:, None, None, :])
 
@@ -62,7 +62,7 @@ class GlobalBlock(nn.Module):
         logits = q @ k.mT * q.shape[-1] ** -0.5 + self.position[self.index].permute(2, 0, 1)
         if self.shift:
             logits = logits + self.separate(*padded, u.device)
-        u = self.out((logits.softmax(-1) @ v).transpose(2, 3).flatten(3))             # b, windows, side^2, C
+        u = self.out((logits.softmax(-1) @ v).transpose(2, 3).flatten(3))  # b, windows, side^2, C
         u = u.unflatten(1, (-1, padded[1] // side)).unflatten(3, (side, side)).transpose(2, 3)
         u = u.flatten(3, 4).flatten(1, 2)
         if self.shift:
@@ -73,10 +73,10 @@ class GlobalBlock(nn.Module):
 class Fusion(nn.Module):
     """The hierarchical feature fusion block of a stage; f is the fusion of the stage before (None in the first).
 
-        X = GELU(BN(W [LN: sc, BN(W_l l), BN(W_g g)]))         sc = avgpool2(relu(BN(W_f f))), absent in the first
-        l' = sigma(BN(conv7x7 [max_c l, mean_c l])) l
-        g' = sigma(se(max over cells of g) + se(mean over cells of g)) g
-        v = LN [g', l', X];  p = BN(GELU(depth-wise conv3x3 v) + v);  f = sc + BN(W_3 GELU(W_2 p))
+    X = GELU(BN(W [LN: sc, BN(W_l l), BN(W_g g)]))         sc = avgpool2(relu(BN(W_f f))), absent in the first
+    l' = sigma(BN(conv7x7 [max_c l, mean_c l])) l
+    g' = sigma(se(max over cells of g) + se(mean over cells of g)) g
+    v = LN [g', l', X];  p = BN(GELU(depth-wise conv3x3 v) + v);  f = sc + BN(W_3 GELU(W_2 p))
     """
 
     def __init__(self, width: int, first: bool):
@@ -90,15 +90,17 @@ class Fusion(nn.Module):
         self.joined_norm = CellNorm(width)
         self.spatial, self.spatial_norm = CellConv(2, 1, 7, bias=False), CellNorm(1)
         narrow = max(1, width // 16)
-        self.squeeze = nn.Sequential(nn.Linear(width, narrow, bias=False), nn.ReLU(),
-                                     nn.Linear(narrow, width, bias=False))
+        self.squeeze = nn.Sequential(
+            nn.Linear(width, narrow, bias=False), nn.ReLU(), nn.Linear(narrow, width, bias=False)
+        )
         self.norm = nn.LayerNorm(3 * width, 1e-6)
         self.mix, self.mix_norm = CellConv(3 * width, 3 * width, 3, groups=3 * width, bias=False), CellNorm(3 * width)
         self.widen = nn.Linear(3 * width, 12 * width, bias=False)
         self.narrow, self.narrow_norm = nn.Linear(12 * width, width, bias=False), CellNorm(width)
 
-    def forward(self, local: Tensor, glob: Tensor, f: Tensor | None, cells: Tensor | None,
-                cells_before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, local: Tensor, glob: Tensor, f: Tensor | None, cells: Tensor | None, cells_before: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (b, H, W, C) -> f and the gated l', g' of the same shape; cells_before: those of f's map."""
         parts = [self.local_norm(self.local(local), cells), self.glob_norm(self.glob(glob), cells)]
         carried = None
@@ -146,14 +148,25 @@ class HiFuse(MIL):
     Options: embed_dim (width of the first stage), depths and num_heads (of the two stages), window_size.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, embed_dim: int = 96,
-                 depths: tuple[int, int] = (2, 2), num_heads: tuple[int, int] = (2, 4), window_size: int = 5):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        embed_dim: int = 96,
+        depths: tuple[int, int] = (2, 2),
+        num_heads: tuple[int, int] = (2, 4),
+        window_size: int = 5,
+    ):
         super().__init__(in_dim, n_classes, scales)
         if len(self.scales) != 2:
             raise InputError(f"HiFuse takes two linked scales, got {list(self.scales)}: give a coarse and a fine one")
-        if len(depths) != 2 or len(num_heads) != 2 or any(embed_dim * 2 ** i % h for i, h in enumerate(num_heads)):
-            raise InputError("HiFuse has two stages: give two depths and two num_heads that divide embed_dim and "
-                             f"2 embed_dim, not {list(depths)} and {list(num_heads)} for {embed_dim}")
+        if len(depths) != 2 or len(num_heads) != 2 or any(embed_dim * 2**i % h for i, h in enumerate(num_heads)):
+            raise InputError(
+                "HiFuse has two stages: give two depths and two num_heads that divide embed_dim and "
+                f"2 embed_dim, not {list(depths)} and {list(num_heads)} for {embed_dim}"
+            )
         widths = (embed_dim, 2 * embed_dim)
         self.stem_local = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.LayerNorm(embed_dim, 1e-6))
         self.stem_global = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.LayerNorm(embed_dim))
@@ -162,7 +175,8 @@ class HiFuse(MIL):
         self.local = nn.ModuleList(nn.ModuleList(LocalBlock(w) for _ in range(d)) for w, d in zip(widths, depths))
         self.glob = nn.ModuleList(
             nn.ModuleList(GlobalBlock(w, h, window_size, i % 2 * (window_size // 2)) for i in range(d))
-            for w, d, h in zip(widths, depths, num_heads))
+            for w, d, h in zip(widths, depths, num_heads)
+        )
         self.fusion = nn.ModuleList(Fusion(w, first=i == 0) for i, w in enumerate(widths))
         self.norm = nn.LayerNorm(widths[1], 1e-6)
         self.classifier = nn.Linear(widths[1], n_classes)
@@ -170,10 +184,17 @@ class HiFuse(MIL):
 
     def initialise(self) -> None:
         """The published start of the branches: what is a convolution there has std .2, what is linear .02."""
-        convolutions = [self.stem_local[0], self.stem_global[0], self.down_local[1],
-                        *(m for m in self.local.modules() if isinstance(m, CellConv))]
-        linear = [self.classifier, self.down_global[1],
-                  *(m for m in [*self.local.modules(), *self.glob.modules()] if isinstance(m, nn.Linear))]
+        convolutions = [
+            self.stem_local[0],
+            self.stem_global[0],
+            self.down_local[1],
+            *(m for m in self.local.modules() if isinstance(m, CellConv)),
+        ]
+        linear = [
+            self.classifier,
+            self.down_global[1],
+            *(m for m in [*self.local.modules(), *self.glob.modules()] if isinstance(m, nn.Linear)),
+        ]
         for std, layers in ((0.2, convolutions), (0.02, linear)):
             for layer in layers:
                 nn.init.trunc_normal_(layer.weight, std=std)
@@ -184,8 +205,13 @@ class HiFuse(MIL):
         """grid (B, 2): the height and width of each slide's grid, before it is made even."""
         return {"grid": grid_shape(mask.any(1).sum(1))}
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, 2, K, C), coarse then fine, row j linked -> Output; extras: bag_feature (B, 2 embed_dim)."""
         mask = full_mask(bags, mask)
         geometry = geometry or self.geometry(mask, coords)
@@ -226,5 +252,5 @@ class HiFuse(MIL):
 
 def quarters(x: Tensor) -> Tensor:
     """(b, H, W, C) -> (b, H/2, W/2, 4 C): each block of 2 x 2 cells on the channels, column by column."""
-    x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))                                 # b, H/2, 2, W/2, 2, C
+    x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # b, H/2, 2, W/2, 2, C
     return x.permute(0, 1, 3, 4, 2, 5).flatten(3)

@@ -75,8 +75,18 @@ class LAMIL(MIL):
     Options: architecture ("LA_MIL", "GA_MIL"), latent_dim, num_heads, depth, k (neighbours of each layer).
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, architecture: str = "LA_MIL",
-                 latent_dim: int = 512, num_heads: int = 8, depth: int = 2, k: tuple[int, ...] = (16, 64)):
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        architecture: str = "LA_MIL",
+        latent_dim: int = 512,
+        num_heads: int = 8,
+        depth: int = 2,
+        k: tuple[int, ...] = (16, 64),
+    ):
         super().__init__(in_dim, n_classes, scales)
         if architecture not in ("LA_MIL", "GA_MIL"):
             raise InputError(f"unknown architecture '{architecture}': LA_MIL or GA_MIL")
@@ -86,15 +96,21 @@ class LAMIL(MIL):
         self.k = tuple(k) if local else ()
         self.project = nn.Linear(in_dim, latent_dim)
         self.layers = nn.ModuleList(
-            TileAttention(latent_dim, num_heads, *((5.0, 0.0) if local else (None, 0.1))) for _ in range(depth))
+            TileAttention(latent_dim, num_heads, *((5.0, 0.0) if local else (None, 0.1))) for _ in range(depth)
+        )
         self.classifier = nn.Linear(latent_dim, n_classes)
 
     def geometry(self, mask: Tensor, coords: Tensor) -> dict[str, Tensor]:
         """neighbours (B, K, min(max k, K)) int32: see `nearest`; nothing for GA-MIL."""
         return {"neighbours": nearest(mask[:, 0], coords[:, 0], max(self.k))} if self.k else {}
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, 1, K, C) and coords (B, 1, K, 2) -> Output; extras: bag_feature (B, latent_dim)."""
         mask = full_mask(bags, mask)
         if self.k and not geometry:

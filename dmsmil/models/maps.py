@@ -78,7 +78,7 @@ def lay_in_place(mask: Tensor, coords: Tensor) -> Maps:
             size[(slice(None), *at)] = rows.max() + 1, columns.max() + 1
             cells = rows * size[(1, *at)] + columns
             order = np.argsort(cells)
-            cell[at][tiles], held[at][:len(tiles)], tile[at][:len(tiles)] = cells, cells[order], tiles[order]
+            cell[at][tiles], held[at][: len(tiles)], tile[at][: len(tiles)] = cells, cells[order], tiles[order]
     height, width = size
     parts = height, width, mask.sum(-1).clamp(min=1).cpu().numpy(), cell, tile, held, pitch
     return Maps(*(torch.from_numpy(part).to(mask.device) for part in parts))
@@ -103,8 +103,12 @@ def _free(column: int, row: int, taken: set[tuple[int, int]]) -> tuple[int, int]
     """The cell that is asked for, or the nearest that is not taken."""
     reach = 0
     while True:
-        ring = [(column + dx, row + dy) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)
-                if max(abs(dx), abs(dy)) == reach and (column + dx, row + dy) not in taken]
+        ring = [
+            (column + dx, row + dy)
+            for dy in range(-reach, reach + 1)
+            for dx in range(-reach, reach + 1)
+            if max(abs(dx), abs(dy)) == reach and (column + dx, row + dy) not in taken
+        ]
         if ring:
             return min(ring, key=lambda cell: (cell[0] - column) ** 2 + (cell[1] - row) ** 2)
         reach += 1

@@ -28,8 +28,12 @@ def weighted_distance(x1: Tensor, x2: Tensor, squares: Tensor, weight1: Tensor, 
     entries, potentials = [], [np.zeros(first.shape), np.zeros(second.shape)]
     for i, (mine, theirs) in enumerate(zip(first, second)):
         rows, columns = np.flatnonzero(mine), np.flatnonzero(theirs)
-        plan, log = ot.emd(mine[rows] / mine.sum(), theirs[columns] / theirs.sum(),
-                           np.ascontiguousarray(cost[i][np.ix_(rows, columns)]), log=True)
+        plan, log = ot.emd(
+            mine[rows] / mine.sum(),
+            theirs[columns] / theirs.sum(),
+            np.ascontiguousarray(cost[i][np.ix_(rows, columns)]),
+            log=True,
+        )
         row, column = np.nonzero(plan)
         entries.append((np.full(len(row), i), rows[row], columns[column], plan[row, column]))
         potentials[0][i, rows], potentials[1][i, columns] = log["u"], log["v"]

@@ -30,19 +30,21 @@ class MultiAttnMIL(MIL):
 
     def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, D: int = 256, dropout: float = 0.5):
         super().__init__(in_dim, n_classes, scales)
-        self.embed = nn.ModuleList(nn.Sequential(nn.Linear(width, D), nn.ReLU(), nn.Dropout(dropout))
-                                   for width in (in_dim, D, D))
+        self.embed = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, D), nn.ReLU(), nn.Dropout(dropout)) for width in (in_dim, D, D)
+        )
         self.attention = nn.ModuleList(Attention(D, D, gated=False) for _ in range(3))
         self.classifier = nn.Linear(D, n_classes)
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
         mask = full_mask(bags, mask)
-        tiles = mask.flatten(1).unsqueeze(1)                                    # (B, 1, S K)
-        h, weights, pooled = bags.flatten(1, 2), [], 0                          # (B, S K, in_dim)
+        tiles = mask.flatten(1).unsqueeze(1)  # (B, 1, S K)
+        h, weights, pooled = bags.flatten(1, 2), [], 0  # (B, S K, in_dim)
         for embed, attention in zip(self.embed, self.attention):
-            h = embed(h)                                                        # (B, S K, D)
+            h = embed(h)  # (B, S K, D)
             weights.append(masked_softmax(attention(h).transpose(1, 2), tiles))  # (B, 1, S K)
-            pooled = pooled + (weights[-1] @ h).squeeze(1)                      # (B, D)
-        weights = torch.cat(weights, 1)                                         # (B, 3, S K)
-        return Output(self.classifier(pooled), weights.mean(1).view(mask.shape),
-                      dict(attention=weights, bag_feature=pooled))
+            pooled = pooled + (weights[-1] @ h).squeeze(1)  # (B, D)
+        weights = torch.cat(weights, 1)  # (B, 3, S K)
+        return Output(
+            self.classifier(pooled), weights.mean(1).view(mask.shape), dict(attention=weights, bag_feature=pooled)
+        )

@@ -32,7 +32,7 @@ def by_count(mask: Tensor) -> list[tuple[int, Tensor, Tensor]]:
 def pseudo_inverse(matrix: Tensor, column_sum: Tensor, iterations: int) -> Tensor:
     """Iterative Moore-Penrose inverse (Razavi 2014) of (B, h, r, r); column_sum (B,) scales the first guess.
 
-        Z <- Z (13 I - M Z (15 I - M Z (7 I - M Z))) / 4
+    Z <- Z (13 I - M Z (15 I - M Z (7 I - M Z))) / 4
     """
     flat = matrix.flatten(0, 1)
     inverse = (matrix.mT / column_sum[:, None, None, None]).flatten(0, 1)
@@ -62,8 +62,15 @@ class NystromAttention(nn.Module):
     a batch of one). The rows kept are the last n, as since 0.0.11 (0.0.9, pinned by TransMIL, shifted them).
     """
 
-    def __init__(self, width: int, heads: int = 8, landmarks: int = 256, iterations: int = 6, kernel: int = 33,
-                 dropout: float = 0.1):
+    def __init__(
+        self,
+        width: int,
+        heads: int = 8,
+        landmarks: int = 256,
+        iterations: int = 6,
+        kernel: int = 33,
+        dropout: float = 0.1,
+    ):
         super().__init__()
         if width % heads:
             raise InputError(f"width {width} is not a multiple of {heads} heads: change one of them")
@@ -89,18 +96,18 @@ class NystromAttention(nn.Module):
             return x.unflatten(2, (m - zeros, length)).mean(3)
 
         q_mean, k_mean = landmark(q), landmark(k)
-        first = attend(q @ k_mean.mT, zeros, zeros ** 0.5)                        # b, h, n, r
-        second = attend(q_mean @ k_mean.mT, zeros, zeros ** 0.5)
-        third = attend(q_mean @ k.mT, padding, None)                              # b, h, r, n
+        first = attend(q @ k_mean.mT, zeros, zeros**0.5)  # b, h, n, r
+        second = attend(q_mean @ k_mean.mT, zeros, zeros**0.5)
+        third = attend(q_mean @ k.mT, padding, None)  # b, h, r, n
         sums = second.sum(2)
         if zeros:  # the row of the zero landmarks: all logits equal
-            second = torch.cat([second, second.new_full((b, self.heads, 1, m - zeros + 1), zeros ** 0.5 / m)], 2)
+            second = torch.cat([second, second.new_full((b, self.heads, 1, m - zeros + 1), zeros**0.5 / m)], 2)
             second[..., -1, -1] = zeros / m
-            third = torch.cat([third, third.new_full((b, self.heads, 1, n), zeros ** 0.5 / (n + padding))], 2)
-            sums = torch.cat([sums[..., :-1], sums[..., -1:] / zeros ** 0.5], -1) + zeros / m
+            third = torch.cat([third, third.new_full((b, self.heads, 1, n), zeros**0.5 / (n + padding))], 2)
+            sums = torch.cat([sums[..., :-1], sums[..., -1:] / zeros**0.5], -1) + zeros / m
         inverse = pseudo_inverse(second, sums.amax((1, 2)), self.iterations)
         mixed = first @ (inverse @ (third @ v)) + self.value_conv(v)
-        weights = None if row is None else (first[:, :, row:row + 1] @ inverse @ third)[:, :, 0]
+        weights = None if row is None else (first[:, :, row : row + 1] @ inverse @ third)[:, :, 0]
         return self.dropout(self.out(mixed.transpose(1, 2).reshape(b, n, width))), weights
 
 

@@ -44,7 +44,7 @@ class MaxPool(MeanPool):
 
     def pool(self, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, K, C), (B, S, K) -> pooled (B, S, C), scores (B, S, K)."""
-        largest, where = bags.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(2)              # (B, S, C)
-        there = mask.any(-1, keepdim=True)                                                     # (B, S, 1)
+        largest, where = bags.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(2)  # (B, S, C)
+        there = mask.any(-1, keepdim=True)  # (B, S, 1)
         share = torch.zeros_like(bags[..., 0]).scatter_add_(2, where, torch.ones_like(largest)) / bags.shape[-1]
         return largest.masked_fill(~there, 0), share * there

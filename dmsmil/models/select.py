@@ -95,8 +95,20 @@ class SelectingBranches(Branches):
 
     Attention = TileAttention
 
-    def __init__(self, in_dim: int, n_scales: int, *, hidden: int, select: bool, joint: bool, smooth: bool,
-                 bound: float, power: float, components: int, **options):
+    def __init__(
+        self,
+        in_dim: int,
+        n_scales: int,
+        *,
+        hidden: int,
+        select: bool,
+        joint: bool,
+        smooth: bool,
+        bound: float,
+        power: float,
+        components: int,
+        **options,
+    ):
         components, self.power = min(components, in_dim), power
         super().__init__(components or in_dim, n_scales, **options)
         self.whiten = components > 0
@@ -146,8 +158,13 @@ class SelectingBranches(Branches):
             y = y + self.attend.each(features, maps)
         gates = masked_softmax(self.gate_logits(y, mask, geometry), mask)
         pooled = (gates.unsqueeze(2) @ y).squeeze(2)
-        found = dict(projection=x.flatten(3), pooled=pooled, gates=gates, weights=gates.detach().unsqueeze(2),
-                     scores=gates.detach())
+        found = dict(
+            projection=x.flatten(3),
+            pooled=pooled,
+            gates=gates,
+            weights=gates.detach().unsqueeze(2),
+            scores=gates.detach(),
+        )
         return {name: value.transpose(0, 1) for name, value in found.items()}
 
     def gate_logits(self, y: Tensor, mask: Tensor, geometry: dict[str, Tensor]) -> Tensor:
@@ -224,29 +241,78 @@ class DMSMILSelect(DMSMIL):
     Raises InputError for fewer than two scales or an unknown choice.
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, projection_dim: int = 128,
-                 heads: int = 4, points: int = 4, deformable: bool = True, select: bool = True, joint: bool = True,
-                 smooth: bool = True, bound: float = 1.0, hidden: int = 64, transport: str = "none",
-                 link: bool = False, mu: float = 0.1, matched: int = 64, grid: str = "position",
-                 attention: str = "dot", offset_lr: float = 0.1, inputs: str = "whitened", power: float = 0.5,
-                 components: int = 256):
-        options = dict(projection_dim=projection_dim, heads=heads, points=points, deformable=deformable, grid=grid,
-                       attention=attention, offset="dat", offset_lr=offset_lr, query="norm",
-                       standardise=inputs == "standardised")
+    def __init__(
+        self,
+        in_dim: int,
+        n_classes: int,
+        scales: tuple[int, ...],
+        *,
+        projection_dim: int = 128,
+        heads: int = 4,
+        points: int = 4,
+        deformable: bool = True,
+        select: bool = True,
+        joint: bool = True,
+        smooth: bool = True,
+        bound: float = 1.0,
+        hidden: int = 64,
+        transport: str = "none",
+        link: bool = False,
+        mu: float = 0.1,
+        matched: int = 64,
+        grid: str = "position",
+        attention: str = "dot",
+        offset_lr: float = 0.1,
+        inputs: str = "whitened",
+        power: float = 0.5,
+        components: int = 256,
+    ):
+        options = dict(
+            projection_dim=projection_dim,
+            heads=heads,
+            points=points,
+            deformable=deformable,
+            grid=grid,
+            attention=attention,
+            offset="dat",
+            offset_lr=offset_lr,
+            query="norm",
+            standardise=inputs == "standardised",
+        )
         super().__init__(in_dim, n_classes, scales, **options)
-        for name, value, known in (("transport", transport, ("gates", "plain", "none")),
-                                   ("inputs", inputs, ("whitened", "standardised", "given"))):
+        for name, value, known in (
+            ("transport", transport, ("gates", "plain", "none")),
+            ("inputs", inputs, ("whitened", "standardised", "given")),
+        ):
             if value not in known:
                 raise InputError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
         if bound < 0 or components < 1 or matched < 1:
-            raise InputError(f"bound is {bound}, components {components}, matched {matched}: give a bound of 0 or "
-                             "more, and 1 or more of the others")
+            raise InputError(
+                f"bound is {bound}, components {components}, matched {matched}: give a bound of 0 or "
+                "more, and 1 or more of the others"
+            )
         if grid == "square":
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
-        gating = dict(hidden=hidden, select=select, joint=joint, smooth=smooth, bound=bound, power=power,
-                      components=components if inputs == "whitened" else 0)
-        self.branches = SelectingBranches(in_dim, len(self.scales), map="slide", softmax="points", activation="none",
-                                          score="mass", shared=False, **gating, **options)
+        gating = dict(
+            hidden=hidden,
+            select=select,
+            joint=joint,
+            smooth=smooth,
+            bound=bound,
+            power=power,
+            components=components if inputs == "whitened" else 0,
+        )
+        self.branches = SelectingBranches(
+            in_dim,
+            len(self.scales),
+            map="slide",
+            softmax="points",
+            activation="none",
+            score="mass",
+            shared=False,
+            **gating,
+            **options,
+        )
         self.transport, self.link, self.mu, self.matched = transport, link, mu, matched
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -39,8 +39,10 @@ class Stack:
         self.grouped = models[0].grouped()
         weights = [dict(model.named_parameters()) for model in models]
         self.shapes = {name: value.shape for name, value in weights[0].items()}
-        self.values = {name: nn.Parameter(self.joined(name, [mine[name].detach() for mine in weights]),
-                                          value.requires_grad) for name, value in weights[0].items()}
+        self.values = {
+            name: nn.Parameter(self.joined(name, [mine[name].detach() for mine in weights]), value.requires_grad)
+            for name, value in weights[0].items()
+        }
         self._lam = torch.tensor([m.lam for m in models]) if hasattr(models[0], "lam") else None
 
     def joined(self, name: str, parts: list[Tensor]) -> Tensor:
@@ -74,19 +76,22 @@ class Stack:
         if self._is_grouped(name):
             return value.unflatten(0, (self.runs, -1))
         shape = self.shapes[name]
-        return value[:, :shape.numel()].reshape(-1, *shape)
+        return value[:, : shape.numel()].reshape(-1, *shape)
 
     def _now(self) -> dict[str, Tensor]:
         """The weights as the forward pass takes them: grouped ones along their groups, others with the runs first."""
-        return {name: value if self._is_grouped(name) else self.of_runs(value, name)
-                for name, value in self.values.items()}
+        return {
+            name: value if self._is_grouped(name) else self.of_runs(value, name) for name, value in self.values.items()
+        }
 
     def keep(self, runs: list[int], optimiser: torch.optim.Optimizer) -> None:
         """Go on with these runs alone; the optimiser keeps what it knows of them."""
         states = [optimiser.state.pop(value, {}) for value in self.values.values()]
         for (name, value), state in zip(list(self.values.items()), states):
-            chosen = {key: self._chosen(part, name, runs) if part.shape == value.shape else part
-                      for key, part in state.items()}
+            chosen = {
+                key: self._chosen(part, name, runs) if part.shape == value.shape else part
+                for key, part in state.items()
+            }
             self.values[name] = nn.Parameter(self._chosen(value.detach(), name, runs), value.requires_grad)
             if chosen:
                 optimiser.state[self.values[name]] = chosen

@@ -25,10 +25,10 @@ class TopK(MIL):
 
     def forward(self, bags, mask=None, coords=None, geometry=None) -> Output:
         mask = full_mask(bags, mask)
-        instance = self.classifier(bags)                                               # (B, S, K, n_classes)
-        margin = (instance.amax(-1) - instance.mean(-1)).masked_fill(~mask, -1e9).flatten(1)     # (B, S K)
-        chosen = margin.topk(min(self.k, margin.shape[1]), dim=1).indices                         # (B, k)
-        kept = mask.flatten(1).gather(1, chosen).to(bags.dtype)                 # 0 where there were too few tiles
+        instance = self.classifier(bags)  # (B, S, K, n_classes)
+        margin = (instance.amax(-1) - instance.mean(-1)).masked_fill(~mask, -1e9).flatten(1)  # (B, S K)
+        chosen = margin.topk(min(self.k, margin.shape[1]), dim=1).indices  # (B, k)
+        kept = mask.flatten(1).gather(1, chosen).to(bags.dtype)  # 0 where there were too few tiles
         weight = kept / kept.sum(1, keepdim=True).clamp(min=1)
         scores = margin.new_zeros(margin.shape).scatter(1, chosen, weight)
         logits = (scores.view(*mask.shape, 1) * instance).sum((1, 2))

@@ -22,7 +22,8 @@ class PPEG(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv7, self.conv5, self.conv3 = (
-            nn.Conv2d(width, width, k, padding=k // 2, groups=width) for k in (7, 5, 3))
+            nn.Conv2d(width, width, k, padding=k // 2, groups=width) for k in (7, 5, 3)
+        )
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
         kernel = self.conv7.weight + F.pad(self.conv5.weight, (1,) * 4) + F.pad(self.conv3.weight, (2,) * 4)
@@ -48,19 +49,24 @@ class TransMIL(MIL):
     Options: width (of the tokens, published 512), dropout (of the attention output).
     """
 
-    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, width: int = 512,
-                 dropout: float = 0.1):
+    def __init__(self, in_dim: int, n_classes: int, scales: tuple[int, ...], *, width: int = 512, dropout: float = 0.1):
         super().__init__(in_dim, n_classes, scales)
         self.project = nn.Linear(in_dim, width)
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.norm1, self.norm2, self.norm = (nn.LayerNorm(width) for _ in range(3))
         self.attention1, self.attention2 = (
-            NystromAttention(width, landmarks=width // 2, dropout=dropout) for _ in range(2))
+            NystromAttention(width, landmarks=width // 2, dropout=dropout) for _ in range(2)
+        )
         self.position = PPEG(width)
         self.classifier = nn.Linear(width, n_classes)
 
-    def forward(self, bags: Tensor, mask: Tensor | None = None, coords: Tensor | None = None,
-                geometry: dict[str, Tensor] | None = None) -> Output:
+    def forward(
+        self,
+        bags: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        geometry: dict[str, Tensor] | None = None,
+    ) -> Output:
         """(B, 1, K, C) -> Output; extras: attention (B, K), bag_feature (B, width)."""
         mask = full_mask(bags, mask)[:, 0]
         tokens = self.project(bags[:, 0]).relu()
@@ -69,15 +75,16 @@ class TransMIL(MIL):
             value, weight = self.slides(tokens[slides[:, None], tiles])
             feature = feature.index_copy(0, slides, value)
             attention[slides[:, None], tiles] = weight.detach()
-        return Output(self.classifier(feature), attention.clamp(min=0)[:, None],
-                      {"attention": attention, "bag_feature": feature})
+        return Output(
+            self.classifier(feature), attention.clamp(min=0)[:, None], {"attention": attention, "bag_feature": feature}
+        )
 
     def slides(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Slides of n tiles each: (b, n, width) -> class token (b, width), its attention to the tiles (b, n)."""
         b, n, _ = tokens.shape
         side = math.isqrt(n - 1) + 1
-        h = torch.cat([self.token.expand(b, -1, -1), tokens, tokens[:, :side * side - n]], 1)
+        h = torch.cat([self.token.expand(b, -1, -1), tokens, tokens[:, : side * side - n]], 1)
         h = h + self.attention1(self.norm1(h))[0]
         h = self.position(h, side)
         update, weights = self.attention2(self.norm2(h), row=0)
-        return self.norm(h[:, 0] + update[:, 0]), weights[..., 1:n + 1].mean(1)
+        return self.norm(h[:, 0] + update[:, 0]), weights[..., 1 : n + 1].mean(1)

@@ -40,8 +40,10 @@ def distance(features: Tensor, mask: Tensor, kind: str = "exact") -> Tensor:
     Raises InputError for a slide that has no tile at one of the scales.
     """
     slides, there = features.flatten(0, -4), mask.flatten(0, -3)
-    pairs = [_distances(slides[:, s], slides[:, t], there[:, s], there[:, t], kind)
-             for s, t in pairwise(range(slides.shape[1]))]
+    pairs = [
+        _distances(slides[:, s], slides[:, t], there[:, s], there[:, t], kind)
+        for s, t in pairwise(range(slides.shape[1]))
+    ]
     return torch.stack(pairs).mean(0).view(mask.shape[:-2]).mean(-1)
 
 
@@ -59,8 +61,7 @@ def mean_distance(features: Tensor, mask: Tensor) -> Tensor:
     return squares.mean(-1).clamp(min=1e-12).sqrt()
 
 
-def plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str = "exact",
-         entropy: float = ENTROPY) -> Tensor:
+def plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str = "exact", entropy: float = ENTROPY) -> Tensor:
     """The coupling behind `distance`: x1 (B, K1, D), x2 (B, K2, D), masks (B, K1), (B, K2) -> (B, K1, K2) float64.
 
     Row sums are 1/n1 on the tiles of x1, column sums 1/n2 on those of x2, zero on padding; detached.
@@ -81,8 +82,9 @@ def _distances(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str) 
         return (_entropic_plan(x1, x2, mask1, mask2, ENTROPY).to(cost.dtype) * cost).sum((1, 2))
     row, column, mass = _coupling(x1, x2, mask1, mask2, kind)
     width = x1.shape[-1]
-    difference = (x1.gather(1, row.unsqueeze(-1).expand(-1, -1, width))
-                  - x2.gather(1, column.unsqueeze(-1).expand(-1, -1, width)))
+    difference = x1.gather(1, row.unsqueeze(-1).expand(-1, -1, width)) - x2.gather(
+        1, column.unsqueeze(-1).expand(-1, -1, width)
+    )
     # vector_norm has gradient 0, not NaN, where two tiles coincide
     cost = difference.square().sum(-1) if kind == "squared" else torch.linalg.vector_norm(difference, dim=-1)
     return (mass.to(cost.dtype) * cost).sum(1)
@@ -110,7 +112,7 @@ def _coupling(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str) -
     row, column = np.zeros((2, len(slides), entries), dtype=np.int64)
     weight = np.zeros((len(slides), entries))
     for i, (rows, columns, mass) in enumerate(slides):
-        row[i, :len(mass)], column[i, :len(mass)], weight[i, :len(mass)] = rows, columns, mass
+        row[i, : len(mass)], column[i, : len(mass)], weight[i, : len(mass)] = rows, columns, mass
     return tuple(torch.from_numpy(part).to(x1.device) for part in (row, column, weight))
 
 
@@ -138,8 +140,9 @@ def equally_many(mask1: Tensor, mask2: Tensor) -> bool:
 
 
 @torch.no_grad()
-def match_on_device(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, squared: bool,
-                    solver: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def match_on_device(
+    x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, squared: bool, solver: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """`_coupling` of slides with equally many tiles at both scales, solved where the features are.
 
     Padding is matched with padding: that costs nothing, and a tile with padding more than all tiles together.
@@ -155,8 +158,9 @@ def match_on_device(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, square
     return row, column, mask1 / mask1.sum(1, keepdim=True).double()
 
 
-def _in_blocks(x1: Tensor, x2: Tensor, rows: np.ndarray,
-               columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _in_blocks(
+    x1: Tensor, x2: Tensor, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, columns and mass of the coupling of one slide, kind="blocks": x1 (K1, D), x2 (K2, D) and their tiles."""
     found = []
     for mine, theirs in deal(rows, columns):
@@ -184,8 +188,15 @@ def _entropic_plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, entropy
         sub = cost[i][np.ix_(rows, columns)]
         strength = entropy * sub.mean() or 1.0  # all tiles coincide: any coupling is optimal
         dense[i][np.ix_(rows, columns)] = ot.sinkhorn(
-            np.full(len(rows), 1 / len(rows)), np.full(len(columns), 1 / len(columns)), sub, strength,
-            method="sinkhorn_log", numItermax=2000, stopThr=1e-6, warn=False)
+            np.full(len(rows), 1 / len(rows)),
+            np.full(len(columns), 1 / len(columns)),
+            sub,
+            strength,
+            method="sinkhorn_log",
+            numItermax=2000,
+            stopThr=1e-6,
+            warn=False,
+        )
     return torch.from_numpy(dense).to(x1.device)
 
 
@@ -220,6 +231,8 @@ def _tiles(mask1: Tensor, mask2: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     """Indices of the tiles of each slide at both scales."""
     found = [(np.flatnonzero(a), np.flatnonzero(b)) for a, b in zip(mask1.cpu().numpy(), mask2.cpu().numpy())]
     if any(len(rows) == 0 or len(columns) == 0 for rows, columns in found):
-        raise InputError("a slide without tiles at one of two linked scales: transport needs at least one at each; "
-                         "leave the slide out")
+        raise InputError(
+            "a slide without tiles at one of two linked scales: transport needs at least one at each; "
+            "leave the slide out"
+        )
     return found

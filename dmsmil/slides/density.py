@@ -13,11 +13,11 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import Level, Slide
 
-WHITE = 200                  # a pixel with R, G or B below this is tissue (paper 2.2)
-BLACK = 10                   # a pixel with no channel above this is black
-AREA_PX = 7                  # a square of black pixels of this side is padding: ink and nuclei rise above BLACK in it
-SCREEN_NOISE = 4             # grey levels between a low-resolution pixel and the mean of the pixels below it (JPEG)
-SCREEN_STRAY = 0.002         # share of a tile's pixels that may be off by more than that
+WHITE = 200  # a pixel with R, G or B below this is tissue (paper 2.2)
+BLACK = 10  # a pixel with no channel above this is black
+AREA_PX = 7  # a square of black pixels of this side is padding: ink and nuclei rise above BLACK in it
+SCREEN_NOISE = 4  # grey levels between a low-resolution pixel and the mean of the pixels below it (JPEG)
+SCREEN_STRAY = 0.002  # share of a tile's pixels that may be off by more than that
 SCREEN_PIXELS = 200_000_000  # a level with more pixels is not screened on: it is held in memory whole
 WAYS = ("padding", "tissue")  # what black may count as
 
@@ -61,16 +61,22 @@ def screening_level(slide: Slide, magnification: float, tile_px: int) -> Level |
     ratio, side = slide.magnification / magnification, tile_size_level0(slide.magnification, magnification, tile_px)
     for level in slide.levels:
         whole = ratio == round(ratio) and level.step % round(ratio) == 0
-        blocks = all(abs(n * level.step - n0) < level.step
-                     for n, n0 in zip((level.width, level.height), slide.dimensions))
-        if whole and blocks and 2 * source.downsample * (1 - 1e-3) <= level.step <= side \
-                and level.width * level.height <= SCREEN_PIXELS:
+        blocks = all(
+            abs(n * level.step - n0) < level.step for n, n0 in zip((level.width, level.height), slide.dimensions)
+        )
+        if (
+            whole
+            and blocks
+            and 2 * source.downsample * (1 - 1e-3) <= level.step <= side
+            and level.width * level.height <= SCREEN_PIXELS
+        ):
             return level
     return None
 
 
-def screen(slide: Slide, level: Level, magnification: float, tile_px: int, columns: int, rows: int,
-           black: str = "padding") -> tuple[np.ndarray, np.ndarray]:
+def screen(
+    slide: Slide, level: Level, magnification: float, tile_px: int, columns: int, rows: int, black: str = "padding"
+) -> tuple[np.ndarray, np.ndarray]:
     """Upper bounds on the number of tissue pixels of every tile, from a low-resolution level, and how many pixels more
     each bound would have if black were tissue: two arrays (rows, columns).
 

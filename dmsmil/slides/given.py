@@ -71,8 +71,10 @@ def whose_tiles(place: str, k: int, features: str = "") -> str:
         return "The tiles came with the features, which were not made here."
     if not place:
         return f"The tiles were chosen here: of each slide the densest, {k} at most."
-    return (f"The tiles were chosen elsewhere, {BY[chosen_by(place)]} ({as_written(Path(place).name)}): of each slide "
-            f"all of them, or the {k} densest. The finer tiles inside them were drawn here.")
+    return (
+        f"The tiles were chosen elsewhere, {BY[chosen_by(place)]} ({as_written(Path(place).name)}): of each slide "
+        f"all of them, or the {k} densest. The finer tiles inside them were drawn here."
+    )
 
 
 def open_given(place: str | Path, slide_ids: Iterable[str], scale: int, tile_px: int) -> dict[str, Given]:
@@ -84,8 +86,10 @@ def open_given(place: str | Path, slide_ids: Iterable[str], scale: int, tile_px:
     place, slide_ids = Path(place), list(slide_ids)
     by = chosen_by(place)
     if not place.exists() or place.is_file() != (by == "table"):
-        raise InputError(f"the key 'tiles' names {place.name}, which is no table ({', '.join(TABLES)}) and no folder "
-                         "of hs2p that exists: correct it")
+        raise InputError(
+            f"the key 'tiles' names {place.name}, which is no table ({', '.join(TABLES)}) and no folder "
+            "of hs2p that exists: correct it"
+        )
     rows, files = (_rows(place), {}) if by == "table" else ({}, _files(place))
     index: dict[str, list[str]] = {}
     for name in [*rows, *files]:
@@ -96,19 +100,26 @@ def open_given(place: str | Path, slide_ids: Iterable[str], scale: int, tile_px:
         names = [slide_id] if slide_id in names else names
         try:
             if not names:
-                raise InputError(f"{place.name} has no tiles of slide {slide_id}: add them, or take the slide out of "
-                                 "the cohort table")
+                raise InputError(
+                    f"{place.name} has no tiles of slide {slide_id}: add them, or take the slide out of "
+                    "the cohort table"
+                )
             if len(names) > 1:
-                raise InputError(f"{place.name} has tiles of {' and of '.join(names[:2])}, and either may be slide "
-                                 f"{slide_id}: name them as the slide is named")
-            found[slide_id] = (_of_table(rows[names[0]], place.name, slide_id) if rows else
-                               _of_hs2p(files[names[0]], scale, tile_px))
+                raise InputError(
+                    f"{place.name} has tiles of {' and of '.join(names[:2])}, and either may be slide "
+                    f"{slide_id}: name them as the slide is named"
+                )
+            found[slide_id] = (
+                _of_table(rows[names[0]], place.name, slide_id) if rows else _of_hs2p(files[names[0]], scale, tile_px)
+            )
         except InputError as error:
             found[slide_id] = Given(by, NOTHING, problem=str(error))
     if not any(bare_name(slide_id) in index for slide_id in slide_ids):
         others = [*rows, *files]
-        raise InputError(f"{place.name} has no tiles of any of the {len(slide_ids)} slides, but of "
-                         f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}: name theirs with the key 'tiles'")
+        raise InputError(
+            f"{place.name} has no tiles of any of the {len(slide_ids)} slides, but of "
+            f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}: name theirs with the key 'tiles'"
+        )
     return found
 
 
@@ -118,8 +129,16 @@ def tally(found: dict[str, Given]) -> str:
     return f"{sum(len(given.corners) for given in whole)} of {len(whole)} slides"
 
 
-def take_tiles(slide: Slide, given: Given, k: int = 200, tile_px: int = 512, seed: int = 0,
-               scales: tuple[int, ...] = (10, 20), pixels: bool = False, black: str = "padding") -> Tiles:
+def take_tiles(
+    slide: Slide,
+    given: Given,
+    k: int = 200,
+    tile_px: int = 512,
+    seed: int = 0,
+    scales: tuple[int, ...] = (10, 20),
+    pixels: bool = False,
+    black: str = "padding",
+) -> Tiles:
     """The tiles that were chosen elsewhere, or the `k` densest of them, and inside each the finer ones that
     `select_tiles` would draw there. Other arguments, and what it returns: as there; nothing is too empty to be a tile.
 
@@ -146,22 +165,30 @@ def _fit(slide: Slide, given: Given, first: int, tile_px: int) -> list[str]:
     side = tile_size_level0(slide.magnification, first, tile_px)
     theirs, notes = given.side or side, []
     if max(given.size) and given.size != slide.dimensions:
-        raise InputError(f"slide {name} has {width} x {height} px, and its tiles are of one of {given.size[0]} x "
-                         f"{given.size[1]} px: choose them again on this file")
+        raise InputError(
+            f"slide {name} has {width} x {height} px, and its tiles are of one of {given.size[0]} x "
+            f"{given.size[1]} px: choose them again on this file"
+        )
     if max(theirs / side, side / theirs) > AGREE:
-        raise InputError(f"slide {name}: its tiles have {theirs:g} level-0 px, and one of {tile_px} px at {first}x has "
-                         f"{side} here: set tile_px and scales to what is there, or correct its mpp")
+        raise InputError(
+            f"slide {name}: its tiles have {theirs:g} level-0 px, and one of {tile_px} px at {first}x has "
+            f"{side} here: set tile_px and scales to what is there, or correct its mpp"
+        )
     if max(theirs / side, side / theirs) > 1 + NEAR:
         notes.append(f"slide {name}: its tiles have {theirs:g} level-0 px; {side} from their corners on are read")
     step, count = grid_step(given.corners), len(given.corners)
     if 0 < step < (1 - NEAR) * theirs:
-        raise InputError(f"slide {name}: its tiles lie every {step} level-0 px, and one of {tile_px} px at {first}x "
-                         f"has {side}: tiles that overlap are not taken; set tile_px and scales to what is there")
+        raise InputError(
+            f"slide {name}: its tiles lie every {step} level-0 px, and one of {tile_px} px at {first}x "
+            f"has {side}: tiles that overlap are not taken; set tile_px and scales to what is there"
+        )
     beyond = (given.corners >= slide.dimensions).any(1) | (given.corners <= -side).any(1)
     if beyond.any():
         x, y = given.corners[beyond][0].tolist()
-        raise InputError(f"slide {name}: {beyond.sum()} of {count} tiles lie outside of its {width} x {height} "
-                         f"px, the first at ({x}, {y}): corners must be in level-0 px of this slide")
+        raise InputError(
+            f"slide {name}: {beyond.sum()} of {count} tiles lie outside of its {width} x {height} "
+            f"px, the first at ({x}, {y}): corners must be in level-0 px of this slide"
+        )
     out = ((given.corners + side > slide.dimensions) | (given.corners < 0)).any(1)
     if out.any():
         notes.append(f"slide {name}: {out.sum()} of {count} tiles at {first}x jut out of it; they are white there")
@@ -185,8 +212,9 @@ def _rows(table: Path) -> dict[str, pd.DataFrame]:
     if frame.empty:
         raise InputError(f"{table.name} has no rows: one row a tile is needed")
     if (frame.slide_id == "").any():
-        raise InputError(f"row {frame.index[frame.slide_id == ''][0]} of {table.name} has no slide_id: fill it in, or "
-                         "remove the row")
+        raise InputError(
+            f"row {frame.index[frame.slide_id == ''][0]} of {table.name} has no slide_id: fill it in, or remove the row"
+        )
     return {str(name): rows[["x", "y"]] for name, rows in frame.groupby("slide_id")}
 
 
@@ -196,8 +224,10 @@ def _of_table(rows: pd.DataFrame, table: str, slide_id: str) -> Given:
         numbers = pd.to_numeric(rows[name], errors="coerce")
         odd = ~((numbers % 1 == 0) & (numbers.abs() < LARGEST))  # NaN too
         if odd.any():
-            raise InputError(f"row {rows.index[odd][0]} of {table}: {name} is '{rows[name][odd].iloc[0][:40]}', and "
-                             "must be a whole number of level-0 px")
+            raise InputError(
+                f"row {rows.index[odd][0]} of {table}: {name} is '{rows[name][odd].iloc[0][:40]}', and "
+                "must be a whole number of level-0 px"
+            )
         rows = rows.assign(**{name: numbers})
     return Given("table", _sorted(rows.to_numpy().astype(np.int64), table, slide_id))
 
@@ -221,8 +251,9 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {path.name.removesuffix(COORDINATES): path for path in sorted(inner.glob(f"[!.]*{COORDINATES}"))}
     if not found:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
-        raise InputError(f"{folder.name} has no tiles of hs2p (tiles/<slide>{COORDINATES}), but {there}: check the key "
-                         "'tiles'")
+        raise InputError(
+            f"{folder.name} has no tiles of hs2p (tiles/<slide>{COORDINATES}), but {there}: check the key 'tiles'"
+        )
     return found
 
 
@@ -235,8 +266,10 @@ def _of_hs2p(path: Path, scale: int, tile_px: int) -> Given:
     try:
         tiles = read_hs2p(path, about)
     except DAMAGED as error:
-        raise InputError(f"{path.name}, or {about.name}, is damaged or incomplete ({one_line(error)[:80]}): copy them "
-                         "again, or make them again") from error
+        raise InputError(
+            f"{path.name}, or {about.name}, is damaged or incomplete ({one_line(error)[:80]}): copy them "
+            "again, or make them again"
+        ) from error
     check_tiling(tiles, scale, tile_px, path.name)
     if not len(tiles.coords):
         raise InputError(f"{path.name} has no tiles: look at the slide's tissue, or take it out of the cohort table")

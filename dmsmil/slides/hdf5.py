@@ -17,7 +17,7 @@ import numpy as np
 from dmsmil.jobs.files import atomic, content_hash
 
 VERSION = ("v108", "v108")  # of HDF5: since then it keeps checksums of its own of shapes, types and attributes
-GROWTH = 2 ** 21          # bytes by which a file in memory grows; what is not used is not written
+GROWTH = 2**21  # bytes by which a file in memory grows; what is not used is not written
 
 
 class New:

@@ -1,8 +1,8 @@
 """The tiles of a slide as hs2p writes them.
 
-    <slide>.coordinates.npz         x, y: top-left corners in level-0 px
-    <slide>.coordinates.meta.json   tiling: side of a tile in px and in level-0 px, its mpp, the overlap; slide:
-                                    dimensions, mpp of level 0
+<slide>.coordinates.npz         x, y: top-left corners in level-0 px
+<slide>.coordinates.meta.json   tiling: side of a tile in px and in level-0 px, its mpp, the overlap; slide:
+                                dimensions, mpp of level 0
 """
 
 from __future__ import annotations
@@ -42,9 +42,15 @@ def read_hs2p(coordinates: Path, about: Path) -> Hs2p:
     tiling, slide = said["tiling"], said["slide"]
     width, height = slide["dimensions"]
     coords = np.stack(arrays(coordinates, "x", "y"), 1).astype(np.int64)
-    return Hs2p(coords, float(tiling["tile_size_lv0"]), int(tiling["requested_tile_size_px"]),
-                10 / tiling["requested_spacing_um"], float(tiling["overlap"]), (int(width), int(height)),
-                float(slide["base_spacing_um"]))
+    return Hs2p(
+        coords,
+        float(tiling["tile_size_lv0"]),
+        int(tiling["requested_tile_size_px"]),
+        10 / tiling["requested_spacing_um"],
+        float(tiling["overlap"]),
+        (int(width), int(height)),
+        float(slide["base_spacing_um"]),
+    )
 
 
 def arrays(path: Path, *names: str) -> list[np.ndarray]:
@@ -56,5 +62,7 @@ def arrays(path: Path, *names: str) -> list[np.ndarray]:
 def check_tiling(tiles: Hs2p, scale: int, tile_px: int, name: str) -> None:
     """InputError unless the tiles have `tile_px` px at `scale`, without overlap."""
     if tiles.px != tile_px or max(tiles.at / scale, scale / tiles.at) > AGREE or tiles.overlap:
-        raise InputError(f"{name} has tiles of {tiles.px} px at {tiles.at:.3g}x with {tiles.overlap:.0%} overlap, not "
-                         f"of {tile_px} px at {scale}x without: set tile_px and scales to what is there")
+        raise InputError(
+            f"{name} has tiles of {tiles.px} px at {tiles.at:.3g}x with {tiles.overlap:.0%} overlap, not "
+            f"of {tile_px} px at {scale}x without: set tile_px and scales to what is there"
+        )

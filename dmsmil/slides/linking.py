@@ -11,8 +11,9 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.tiles import Tiles, child_corner
 
 
-def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
-         magnification: float) -> tuple[Tiles, dict[int, np.ndarray]]:
+def link(
+    slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int, magnification: float
+) -> tuple[Tiles, dict[int, np.ndarray]]:
     """The tiles to keep of a slide, linked, and the rows of each of `parts` that they are.
 
     A tile belongs to the tile of the first scale that its file names as `parent`, or else to the one that contains its
@@ -33,15 +34,19 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
             row = {number: row for row, number in enumerate(own.parent.tolist())}
             parent = np.array([row.get(number, -1) for number in part.parent.tolist()], np.int64)
         if parent.min() < -1 or parent.max() >= n:
-            raise InputError(f"slide {slide_id} has parents at {scale}x that are no rows of its {n} tiles at {first}x: "
-                             "make its features again")
+            raise InputError(
+                f"slide {slide_id} has parents at {scale}x that are no rows of its {n} tiles at {first}x: "
+                "make its features again"
+            )
         if child and part.parent is None:
             parent = np.where(_within(parts[before], child[before], part) == parent, parent, -1)
         child[scale], before = draw_children(parent, own.coords, part.coords, seed, slide_id, scale), scale
         paired &= child[scale] >= 0
     if not paired.any():
-        raise InputError(f"slide {slide_id} has no tile at {first}x that holds one of every other scale: are these the "
-                         "features of one slide?")
+        raise InputError(
+            f"slide {slide_id} has no tile at {first}x that holds one of every other scale: are these the "
+            "features of one slide?"
+        )
     density = np.full(n, np.nan) if own.density is None else own.density
     colour = np.full((n, 6), np.nan, np.float32) if own.colour is None else own.colour
     linked, alone = np.flatnonzero(paired), np.flatnonzero(~paired)
@@ -50,8 +55,18 @@ def link(slide_id: str, parts: dict[int, Part], tile_px: int, k: int, seed: int,
     kept = kept[np.lexsort((own.coords[kept, 0], own.coords[kept, 1]))]
     rows = {scale: child[scale][kept[paired[kept]]] if scale in child else kept for scale in parts}
     size = tuple(round(float(side)) for side in own.size)
-    return Tiles(slide_id, tile_px, {scale: parts[scale].coords[rows[scale]] for scale in parts}, density[kept],
-                 colour[kept], np.flatnonzero(paired[kept]), size, magnification, grid=n, read=n), rows
+    return Tiles(
+        slide_id,
+        tile_px,
+        {scale: parts[scale].coords[rows[scale]] for scale in parts},
+        density[kept],
+        colour[kept],
+        np.flatnonzero(paired[kept]),
+        size,
+        magnification,
+        grid=n,
+        read=n,
+    ), rows
 
 
 def _within(coarse: Part, child: np.ndarray, part: Part) -> np.ndarray:
@@ -87,9 +102,9 @@ def containing(corners: np.ndarray, side: int, inner: np.ndarray, inner_side: in
     if not len(corners) or not len(inner):
         return np.full(len(inner), -1, np.int64)
     centre = 2 * inner + inner_side  # in half pixels, so that all are whole numbers
-    near = min(4, len(corners))      # tiles that overlap by chance, as at the seams of two outlines
+    near = min(4, len(corners))  # tiles that overlap by chance, as at the seams of two outlines
     _, rows = cKDTree(2 * corners + side).query(centre, k=range(1, near + 1), p=np.inf)
-    offset = centre[:, None] - 2 * corners[rows]                              # (M, near, 2)
+    offset = centre[:, None] - 2 * corners[rows]  # (M, near, 2)
     inside = ((offset >= 0) & (offset < 2 * side)).all(-1)
     distance = np.abs(offset - side).max(-1)
     best = np.lexsort((rows, distance, ~inside), axis=-1)[:, :1]
@@ -97,8 +112,9 @@ def containing(corners: np.ndarray, side: int, inner: np.ndarray, inner_side: in
     return np.where(np.take_along_axis(inside, best, 1)[:, 0], found, -1).astype(np.int64)
 
 
-def draw_children(parent: np.ndarray, corners: np.ndarray, inner: np.ndarray, seed: int, slide_id: str,
-                  scale: int) -> np.ndarray:
+def draw_children(
+    parent: np.ndarray, corners: np.ndarray, inner: np.ndarray, seed: int, slide_id: str, scale: int
+) -> np.ndarray:
     """One inner tile for each tile: (N,) int64 rows of `inner`, -1 for a tile that has none.
 
     parent (M,) is the tile of each inner one, -1 for none. Of several one is drawn at random, as the paper draws a 20x
@@ -107,8 +123,10 @@ def draw_children(parent: np.ndarray, corners: np.ndarray, inner: np.ndarray, se
     order = np.lexsort((inner[:, 0], inner[:, 1], parent))
     order = order[parent[order] >= 0]
     parents, first, count = np.unique(parent[order], return_index=True, return_counts=True)
-    drawn = [child_corner(seed, slide_id, (x, y), scale, n - 1)[0] - x
-             for (x, y), n in zip(corners[parents].tolist(), count.tolist())]
+    drawn = [
+        child_corner(seed, slide_id, (x, y), scale, n - 1)[0] - x
+        for (x, y), n in zip(corners[parents].tolist(), count.tolist())
+    ]
     child = np.full(len(corners), -1, np.int64)
     child[parents] = order[first + np.array(drawn, np.int64)]
     return child

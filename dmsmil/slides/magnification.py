@@ -5,12 +5,13 @@ from __future__ import annotations
 from dmsmil.jobs.files import InputError
 
 SNAPS = (5, 10, 20, 40, 60, 80)  # the magnifications scanners have
-AGREE = 1.15                     # two magnifications within this ratio are the same one
-SANE_MPP = (0.05, 4.0)           # micrometres a pixel
+AGREE = 1.15  # two magnifications within this ratio are the same one
+SANE_MPP = (0.05, 4.0)  # micrometres a pixel
 
 
-def base_magnification(name: str, objective: float, file_mpp: float, table_mpp: float = 0.0,
-                       fallback_mpp: float = 0.0) -> tuple[float, float, list[str]]:
+def base_magnification(
+    name: str, objective: float, file_mpp: float, table_mpp: float = 0.0, fallback_mpp: float = 0.0
+) -> tuple[float, float, list[str]]:
     """Magnification and micrometres a pixel of level 0, and warnings, from what is known (0 where nothing is).
 
     The size of a pixel counts: the cohort table's word for this slide, else the file's. Its magnification is 10 / mpp,
@@ -21,8 +22,10 @@ def base_magnification(name: str, objective: float, file_mpp: float, table_mpp: 
     """
     for mpp, place in ((table_mpp, "`mpp` column of the cohort table"), (fallback_mpp, "`mpp` key of the study")):
         if mpp and not SANE_MPP[0] <= mpp <= SANE_MPP[1]:
-            raise InputError(f"slide {name}: mpp {mpp:g} is not between {SANE_MPP[0]:g} and {SANE_MPP[1]:g} "
-                             f"micrometres a pixel: correct the {place}")
+            raise InputError(
+                f"slide {name}: mpp {mpp:g} is not between {SANE_MPP[0]:g} and {SANE_MPP[1]:g} "
+                f"micrometres a pixel: correct the {place}"
+            )
     warnings = []
     if file_mpp and not SANE_MPP[0] <= file_mpp <= SANE_MPP[1]:
         warnings.append(f"slide {name}: its mpp {file_mpp:g} is absurd and was ignored")
@@ -31,23 +34,28 @@ def base_magnification(name: str, objective: float, file_mpp: float, table_mpp: 
         warnings.append(f"slide {name}: its objective power {objective:g} is absurd and was ignored")
         objective = 0.0
     if table_mpp and file_mpp and not _agree(table_mpp, file_mpp):
-        warnings.append(f"slide {name}: mpp {table_mpp:g} in the cohort table, {file_mpp:g} in the file; "
-                        "the table's is used")
+        warnings.append(
+            f"slide {name}: mpp {table_mpp:g} in the cohort table, {file_mpp:g} in the file; the table's is used"
+        )
     mpp = table_mpp or file_mpp
     if not mpp and not objective:
         mpp = fallback_mpp
     if not mpp and not objective:
         reason = f" ({warnings[-1].split(': ', 1)[1]})" if warnings else ""
-        raise InputError(f"slide {name} states no magnification{reason}: add its micrometres a pixel as an `mpp` "
-                         "column of the cohort table or an `mpp` key of the study")
+        raise InputError(
+            f"slide {name} states no magnification{reason}: add its micrometres a pixel as an `mpp` "
+            "column of the cohort table or an `mpp` key of the study"
+        )
     if not mpp:
         return objective, 10 / objective, warnings
     if objective and _agree(objective, 10 / mpp):
         return objective, mpp, warnings
     magnification = _snapped(mpp)
     if objective:
-        warnings.append(f"slide {name}: its objective power {objective:g} contradicts mpp {mpp:g}; the mpp counts: "
-                        f"it is read as {magnification:g}x")
+        warnings.append(
+            f"slide {name}: its objective power {objective:g} contradicts mpp {mpp:g}; the mpp counts: "
+            f"it is read as {magnification:g}x"
+        )
     return magnification, mpp, warnings
 
 

@@ -20,8 +20,17 @@ from dmsmil.slides.tiff import TiffLevels, is_rgb
 from dmsmil.slides.wsi import Level, damaged
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of a TIFF, and of a BigTIFF
-MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "\u00c5": 1e-4,
-               "in": 25400.0}  # in a unit, by its name in Unicode's plain form; \u03bc is the letter mu
+MICROMETRES = {
+    "m": 1e6,
+    "cm": 1e4,
+    "mm": 1e3,
+    "\u03bcm": 1.0,
+    "um": 1.0,
+    "nm": 1e-3,
+    "pm": 1e-6,
+    "\u00c5": 1e-4,
+    "in": 25400.0,
+}  # in a unit, by its name in Unicode's plain form; \u03bc is the letter mu
 COLOURS = {(255, 0, 0): "red", (0, 255, 0): "green", (0, 0, 255): "blue"}
 RGB = ["red", "green", "blue"]
 
@@ -47,8 +56,10 @@ class OmeFile:
         self._check_channels(image, list(first))
         self._tiff = TiffLevels(file, _pages(series), absent_white=True)
         sizes = [(pages[0].imagewidth, pages[0].imagelength) for pages in self._tiff.pages.values()]
-        self.levels = [Level(number, *size, (self.dimensions[0] / size[0] + self.dimensions[1] / size[1]) / 2,
-                             self.dimensions) for number, size in enumerate(sizes)]
+        self.levels = [
+            Level(number, *size, (self.dimensions[0] / size[0] + self.dimensions[1] / size[1]) / 2, self.dimensions)
+            for number, size in enumerate(sizes)
+        ]
         self.complete = len(sizes) == len(series.levels)
         self.needed = self.complete and (len(sizes) > 1 or len(first) == 3 or first[0].offset != file.pages[0].offset)
 
@@ -102,8 +113,9 @@ class OmeFile:
             except ValueError:
                 continue
             if factor is None:
-                self.notes.append(f"slide {self.path.name}: its pixel size is in '{unit[:20]}', which is no length, "
-                                  "and was ignored")
+                self.notes.append(
+                    f"slide {self.path.name}: its pixel size is in '{unit[:20]}', which is no length, and was ignored"
+                )
             elif np.isfinite(size) and size > 0:
                 return size * factor
         return 0.0
@@ -119,12 +131,15 @@ class OmeFile:
         if colours == RGB or [name.lower() for name in names] in (RGB, ["r", "g", "b"]):
             return
         if len(pages) == 3 and not any(names) and not any(colours):
-            self.notes.append(f"slide {self.path.name}: its three channels are read as red, green and blue, for it "
-                              "names none")
+            self.notes.append(
+                f"slide {self.path.name}: its three channels are read as red, green and blue, for it names none"
+            )
             return
         told = f" ({', '.join(filter(None, names))[:60]})" if any(names) else ""
-        raise InputError(f"slide {self.path.name} has {len(pages)} pages of one channel{told}, which are not red, "
-                         "green and blue: save it as one RGB picture, or take it out of the cohort table")
+        raise InputError(
+            f"slide {self.path.name} has {len(pages)} pages of one channel{told}, which are not red, "
+            "green and blue: save it as one RGB picture, or take it out of the cohort table"
+        )
 
 
 def open_ome(path: Path) -> OmeFile | None:
@@ -158,8 +173,9 @@ def _pages(series) -> dict[int, list]:
     for number, level in enumerate(series.levels):
         pages, kinds = list(level.pages), [page.keyframe for page in level.pages]
         one = len(pages) == 1 and is_rgb(kinds[0]) and kinds[0].photometric.name in ("RGB", "YCBCR")
-        three = len(pages) == 3 and all(kind.is_tiled and kind.dtype == np.uint8 and kind.samplesperpixel == 1
-                                        for kind in kinds)
+        three = len(pages) == 3 and all(
+            kind.is_tiled and kind.dtype == np.uint8 and kind.samplesperpixel == 1 for kind in kinds
+        )
         if not (one or three):
             break
         found[number] = pages

@@ -34,15 +34,18 @@ class Slide:
             with open(self.path, "rb") as handle:
                 handle.read(1)
         except OSError as error:
-            raise InputError(f"slide {self.path.name} cannot be opened ({error.strerror or type(error).__name__}): "
-                             "check its path and permissions in the cohort table") from error
+            raise InputError(
+                f"slide {self.path.name} cannot be opened ({error.strerror or type(error).__name__}): "
+                "check its path and permissions in the cohort table"
+            ) from error
         self._file, ome = _open(self.path)
         try:
             self.dimensions, self.bounds, self.levels = self._file.dimensions, self._file.bounds, self._file.levels
             file_mpp, notes = _file_mpp(self._file, ome)
             objective = self._file.objective or (ome.objective if ome else 0.0)
             self.magnification, self.mpp, warnings = base_magnification(
-                self.path.name, objective, file_mpp, mpp, fallback_mpp)
+                self.path.name, objective, file_mpp, mpp, fallback_mpp
+            )
             self.warnings = notes + warnings
         except BaseException:
             self._file.close()
@@ -74,10 +77,14 @@ class Slide:
         """The level to read a tile from, and the tile's side in the pixels of that level."""
         target = self.magnification / magnification
         if target < 1 - 1e-6:
-            raise InputError(f"slide {self.path.name} was scanned at {self.magnification:g}x and has no "
-                             f"{magnification:g}x tiles: take it out of the cohort table or lower the scales")
-        level = max((level for level in self.levels if level.downsample <= target * (1 + 1e-6) or level.number == 0),
-                    key=lambda level: level.number)
+            raise InputError(
+                f"slide {self.path.name} was scanned at {self.magnification:g}x and has no "
+                f"{magnification:g}x tiles: take it out of the cohort table or lower the scales"
+            )
+        level = max(
+            (level for level in self.levels if level.downsample <= target * (1 + 1e-6) or level.number == 0),
+            key=lambda level: level.number,
+        )
         return level, round(tile_size_level0(self.magnification, magnification, tile_px) / level.downsample)
 
     def region(self, level: Level, x: int, y: int, size: int) -> np.ndarray:
@@ -142,7 +149,9 @@ def _file_mpp(file: WsiFile | OmeFile, ome: OmeFile | None) -> tuple[float, list
     notes = list(ome.notes)
     if file.mpp and ome.mpp and SANE_MPP[0] <= file.mpp <= SANE_MPP[1]:
         if abs(file.mpp / ome.mpp - 1) > NEAR:
-            notes.append(f"slide {file.path.name}: mpp {ome.mpp:g} in its OME-XML, {file.mpp:g} in its TIFF tags; the "
-                         "tags are used")
+            notes.append(
+                f"slide {file.path.name}: mpp {ome.mpp:g} in its OME-XML, {file.mpp:g} in its TIFF tags; the "
+                "tags are used"
+            )
         return file.mpp, notes
     return ome.mpp or file.mpp, notes

@@ -16,9 +16,19 @@ from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import Tiles, how_linked, select_tiles
 
 
-def tile_cohort(store: Store, cohort: pd.DataFrame, k: int = 200, min_density: float = 0.05, seed: int = 0,
-                mpp: float = 0.0, workers: int = 0, report: Callable[[str], None] = print,
-                scheduler: str = "", black: str = "padding", tiles: str = "") -> pd.DataFrame:
+def tile_cohort(
+    store: Store,
+    cohort: pd.DataFrame,
+    k: int = 200,
+    min_density: float = 0.05,
+    seed: int = 0,
+    mpp: float = 0.0,
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    black: str = "padding",
+    tiles: str = "",
+) -> pd.DataFrame:
     """Choose the tiles of every slide of a cohort and keep them in the store.
 
     mpp: of slides that do not say, in the file or in the cohort table; black: as for `select_tiles`; tiles: where they
@@ -40,13 +50,22 @@ def given_tiles(store: Store, cohort: pd.DataFrame, tiles: str, report: Callable
     if not tiles:
         return {}
     found = open_given(tiles, cohort.slide_id, store.scales[0], store.tile_px)
-    report(f"tiles chosen elsewhere, {BY[chosen_by(tiles)]} ({Path(tiles).name}): {tally(found)} at "
-           f"{store.scales[0]:g}x")
+    report(
+        f"tiles chosen elsewhere, {BY[chosen_by(tiles)]} ({Path(tiles).name}): {tally(found)} at {store.scales[0]:g}x"
+    )
     return found
 
 
-def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: float, black: str = "padding",
-                given: Given | None = None) -> dict:
+def tile_config(
+    store: Store,
+    row,
+    k: int,
+    min_density: float,
+    seed: int,
+    mpp: float,
+    black: str = "padding",
+    given: Given | None = None,
+) -> dict:
     """Everything that decides a slide's tiles; the size of the file stands for its content.
 
     mpp is the cohort table's word for this slide, fallback_mpp the study's for slides that do not say. Tiles that were
@@ -55,9 +74,18 @@ def tile_config(store: Store, row, k: int, min_density: float, seed: int, mpp: f
     check_black(black)
     path = Path(row.path)
     size = path.stat().st_size if path.is_file() else int(getattr(row, "size", 0) or 0)
-    config = {"k": k, "tile_px": store.tile_px, "scales": list(store.scales), "min_density": min_density, "seed": seed,
-              "mpp": float(row.mpp), "fallback_mpp": float(mpp), "black": black, "bytes": size,
-              **how_linked(store.scales)}
+    config = {
+        "k": k,
+        "tile_px": store.tile_px,
+        "scales": list(store.scales),
+        "min_density": min_density,
+        "seed": seed,
+        "mpp": float(row.mpp),
+        "fallback_mpp": float(mpp),
+        "black": black,
+        "bytes": size,
+        **how_linked(store.scales),
+    }
     if given is not None:
         del config["min_density"]
         config |= {"tiles": given.by, "corners": given.identity}
@@ -82,12 +110,31 @@ def _tile_slide(store: Store, slide_id: str, path: str, given: Given | None, con
 
 def choose_tiles(slide: Slide, config: dict, given: Given | None = None, pixels: bool = False) -> Tiles:
     if given is not None:
-        return take_tiles(slide, given, config["k"], config["tile_px"], config["seed"], tuple(config["scales"]), pixels,
-                          config["black"])
-    return select_tiles(slide, config["k"], config["tile_px"], config["seed"], config["min_density"],
-                        tuple(config["scales"]), pixels, config["black"])
+        return take_tiles(
+            slide,
+            given,
+            config["k"],
+            config["tile_px"],
+            config["seed"],
+            tuple(config["scales"]),
+            pixels,
+            config["black"],
+        )
+    return select_tiles(
+        slide,
+        config["k"],
+        config["tile_px"],
+        config["seed"],
+        config["min_density"],
+        tuple(config["scales"]),
+        pixels,
+        config["black"],
+    )
 
 
 def slide_row(tiles: Tiles, slide: Slide, started: float) -> dict:
-    return {"tiles": len(tiles.density), "warnings": "; ".join(slide.warnings),
-            "seconds": time.perf_counter() - started}
+    return {
+        "tiles": len(tiles.density),
+        "warnings": "; ".join(slide.warnings),
+        "seconds": time.perf_counter() - started,
+    }

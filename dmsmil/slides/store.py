@@ -85,13 +85,23 @@ class Store:
                     density = written.data("density") if "density" in file else np.full(count, np.nan)
                     colour = written.data("colour") if "colour" in file else np.full((count, 6), np.nan, np.float32)
                     grid, read = (int(file.attrs.get(name, count)) for name in ("grid", "read"))
-                    about = {name: value.item() for name, value in file["coords"].attrs.items()
-                             if name.startswith("level0_")}
+                    about = {
+                        name: value.item() for name, value in file["coords"].attrs.items() if name.startswith("level0_")
+                    }
                 elif "parent" in file:
                     parent = written.data("parent")
-        return Tiles(slide_id, self.tile_px, coords, density, colour, np.arange(count) if parent is None else parent,
-                     (about.get("level0_width", 0), about.get("level0_height", 0)),
-                     float(about["level0_magnification"]), grid, read)
+        return Tiles(
+            slide_id,
+            self.tile_px,
+            coords,
+            density,
+            colour,
+            np.arange(count) if parent is None else parent,
+            (about.get("level0_width", 0), about.get("level0_height", 0)),
+            float(about["level0_magnification"]),
+            grid,
+            read,
+        )
 
     def write_features(self, slide_id: str, features: dict[int, np.ndarray], tiles: Tiles, config: dict) -> None:
         """Keep {scale: (N, D)} features of the tiles of a slide, row for row; InputError when one is not finite."""
@@ -102,16 +112,16 @@ class Store:
             values, path = np.ascontiguousarray(features[scale], np.float32), self.features_path(scale, slide_id)
             with writing(path, config) as new:
                 # one uncompressed chunk: read in .6 ms where row chunks take .9 and gzip 16; resizable, as TRIDENT's
-                data = new.put("features", values, chunks=(max(len(values), 1), values.shape[1]),
-                               maxshape=(None, values.shape[1]))
+                data = new.put(
+                    "features", values, chunks=(max(len(values), 1), values.shape[1]), maxshape=(None, values.shape[1])
+                )
                 attributes = self._attributes(tiles, scale, path.parent.name)
                 data.attrs.update({"name": slide_id, "savetodir": attributes["savetodir"], "encoder": self.encoder})
                 _coords(new, attributes, tiles.coords[scale])
                 if scale != self.scales[0]:
                     new.put("parent", np.ascontiguousarray(tiles.parent, np.int64))
 
-    def read_features(self, slide_id: str, config: dict | None = None,
-                      values: bool = True) -> dict[int, ScaleFeatures]:
+    def read_features(self, slide_id: str, config: dict | None = None, values: bool = True) -> dict[int, ScaleFeatures]:
         """The features of a slide by scale; without `values` only where its tiles are.
 
         Raises InputError: absent, truncated, not what was written, not finite, made by another encoder than this
@@ -140,8 +150,10 @@ class Store:
             with self._reading(self.features_path(scale, slide_id), slide_id) as written:
                 found.append(MadeBy(written.config(), written.file["features"].shape[1], [written.hashes]))
         if any(plain(one[:2]) != plain(found[0][:2]) for one in found):
-            raise InputError(f"slide {slide_id} has features that were made otherwise at one scale than at another: "
-                             "run the features stage again")
+            raise InputError(
+                f"slide {slide_id} has features that were made otherwise at one scale than at another: "
+                "run the features stage again"
+            )
         return found[0]._replace(hashes=[hashes for one in found for hashes in one.hashes])
 
     def has_tiles(self, slide_id: str, config: dict) -> bool:
@@ -152,8 +164,7 @@ class Store:
         """Whether features and tiles of a slide are there, whole, and made by exactly this configuration; for the tiles
         that is all of it but its encoder."""
         tiling = {key: value for key, value in config.items() if key != "encoder"}
-        return (self.has_tiles(slide_id, tiling)
-                and self._has(self.read_features, self.features_path, slide_id, config))
+        return self.has_tiles(slide_id, tiling) and self._has(self.read_features, self.features_path, slide_id, config)
 
     def failed(self) -> dict[str, str]:
         """{slide_id: reason} of the slides whose tiles or features could not be made when that was last tried.
@@ -172,10 +183,16 @@ class Store:
         not known is left out, as TRIDENT did before it wrote sizes."""
         base, (width, height) = float(tiles.magnification), tiles.dimensions
         size = {"level0_width": int(width), "level0_height": int(height)} if width and height else {}
-        return {"patch_size": self.tile_px, "patch_size_level0": tile_size_level0(base, scale, self.tile_px),
-                "level0_magnification": int(base) if base.is_integer() else base, "target_magnification": scale,
-                "overlap": 0, "name": tiles.slide_id, "savetodir": f"features/{self._folder(scale).name}/{folder}",
-                **size}
+        return {
+            "patch_size": self.tile_px,
+            "patch_size_level0": tile_size_level0(base, scale, self.tile_px),
+            "level0_magnification": int(base) if base.is_integer() else base,
+            "target_magnification": scale,
+            "overlap": 0,
+            "name": tiles.slide_id,
+            "savetodir": f"features/{self._folder(scale).name}/{folder}",
+            **size,
+        }
 
     @contextmanager
     def _reading(self, path: Path, slide_id: str, config: dict | None = None) -> Iterator[Written]:
@@ -188,20 +205,23 @@ class Store:
             with reading(path) as written:
                 made_by = written.config()
                 if made_by is None:
-                    raise InputError(f"{where} does not say what made it: name its folder with the key 'features', or "
-                                     "delete it and start the same command again")
+                    raise InputError(
+                        f"{where} does not say what made it: name its folder with the key 'features', or "
+                        "delete it and start the same command again"
+                    )
                 wanted = dict(config or {})
                 if what != "tiles" and "encoder" not in wanted and isinstance(made_by.get("encoder"), dict):
                     wanted["encoder"] = {**made_by["encoder"], "name": self.encoder}
                 if text := difference({k: made_by.get(k) for k in wanted}, wanted):
-                    raise InputError(f"{where} was made otherwise: {text}; make it again, or use another "
-                                     "study folder")
+                    raise InputError(f"{where} was made otherwise: {text}; make it again, or use another study folder")
                 yield written
         except InputError:
             raise
         except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): start the same "
-                             "command again, which makes it anew") from error
+            raise InputError(
+                f"{where} is damaged or incomplete ({' '.join(str(error).split())[:80]}): start the same "
+                "command again, which makes it anew"
+            ) from error
 
     def _has(self, read: Callable, path: Callable[[int, str], Path], slide_id: str, config: dict) -> bool:
         """Whether it was made by this configuration at every scale, and can be read."""
@@ -221,9 +241,19 @@ def encoder_folder(encoder: str) -> str:
     return "features_" + re.sub(r"[^\w.-]+", "-", encoder)
 
 
-def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], function: Callable, stage: str,
-                has: Callable[[str, dict], bool], workers: int = 0, report: Callable[[str], None] = print,
-                scheduler: str = "", initializer: Callable | None = None, initargs: tuple = ()) -> pd.DataFrame:
+def over_slides(
+    store: Store,
+    cohort: pd.DataFrame,
+    units: dict[str, tuple],
+    function: Callable,
+    stage: str,
+    has: Callable[[str, dict], bool],
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+    scheduler: str = "",
+    initializer: Callable | None = None,
+    initargs: tuple = (),
+) -> pd.DataFrame:
     """Do `function(*units[slide_id])` for each slide that is not done, in processes (see `run_units`).
 
     The last argument of a unit is the configuration of what it makes; `has(slide_id, config)` says whether that is
@@ -237,14 +267,17 @@ def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], fun
     todo = {name: args for name, args in units.items() if not has(name, args[-1])}
     failures, done = [], {}
     for number, (name, result, error) in enumerate(
-            progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1):
+        progress(run_units(function, todo, workers, initializer, initargs, scheduler), len(todo), stage), 1
+    ):
         if error is not None:
             failures.append(failure_row(name, stage, error))
             report(f"[{number}/{len(todo)}] {name} failed: {one_line(error)}")
         else:
             done[name] = result
-            report(f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
-                   + (f"  note: {result['warnings']}" if result["warnings"] else ""))
+            report(
+                f"[{number}/{len(todo)}] {name}  {result['tiles']} tiles  {result['seconds']:.1f} s"
+                + (f"  note: {result['warnings']}" if result["warnings"] else "")
+            )
     failed = {row["unit"] for row in failures}
     write_failures(store.home, stage, failures)
     if stage == "features":
@@ -261,24 +294,38 @@ def over_slides(store: Store, cohort: pd.DataFrame, units: dict[str, tuple], fun
 
 def _summary(store: Store, row, result: dict | None) -> dict:
     tiles = store.read_tiles(row.slide_id)
-    return {"slide_id": row.slide_id, "label": row.label, "tiles": len(tiles.density),
-            "density": float(tiles.density.mean()), "magnification": tiles.magnification,
-            "warnings": (result or {}).get("warnings", ""), "seconds": (result or {}).get("seconds", 0.0)}
+    return {
+        "slide_id": row.slide_id,
+        "label": row.label,
+        "tiles": len(tiles.density),
+        "density": float(tiles.density.mean()),
+        "magnification": tiles.magnification,
+        "warnings": (result or {}).get("warnings", ""),
+        "seconds": (result or {}).get("seconds", 0.0),
+    }
 
 
 def _coords(new: New, attributes: dict, coords: np.ndarray) -> None:
-    data = new.put("coords", np.ascontiguousarray(coords, np.int64).reshape(-1, 2), maxshape=(None, 2),
-                   chunks=(max(len(coords), 1), 2))
+    data = new.put(
+        "coords",
+        np.ascontiguousarray(coords, np.int64).reshape(-1, 2),
+        maxshape=(None, 2),
+        chunks=(max(len(coords), 1), 2),
+    )
     data.attrs.update(attributes)
 
 
 def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, scale: int) -> None:
     if features.ndim != 2 or len(features) != len(coords):
-        raise InputError(f"slide {slide_id} has features of shape {features.shape} for {len(coords)} tiles at "
-                         f"{scale}x: delete its feature files and make them again")
+        raise InputError(
+            f"slide {slide_id} has features of shape {features.shape} for {len(coords)} tiles at "
+            f"{scale}x: delete its feature files and make them again"
+        )
     if bad := int((~np.isfinite(features)).any(1).sum()):
-        raise InputError(f"slide {slide_id} has {bad} tiles at {scale}x whose features are NaN or infinite: "
-                         "look at its tiles and at the encoder's weights, then make its features again")
+        raise InputError(
+            f"slide {slide_id} has {bad} tiles at {scale}x whose features are NaN or infinite: "
+            "look at its tiles and at the encoder's weights, then make its features again"
+        )
 
 
 def difference(have, want, name: str = "") -> str:

@@ -50,8 +50,10 @@ class Tiles:
         """(width, height) of level 0, or where that is not known how far the tiles reach: room to draw them in."""
         if min(self.dimensions) > 0 or not len(self.density):
             return self.dimensions
-        reach = [coords.max(0) + tile_size_level0(self.magnification, scale, self.tile_px)
-                 for scale, coords in self.coords.items()]
+        reach = [
+            coords.max(0) + tile_size_level0(self.magnification, scale, self.tile_px)
+            for scale, coords in self.coords.items()
+        ]
         return tuple(np.max(reach, 0).tolist())
 
 
@@ -81,13 +83,23 @@ def tile_grid(slide: Slide, scales: tuple[int, ...], tile_px: int) -> tuple[int,
     side = tile_size_level0(slide.magnification, scales[0], tile_px)
     columns, rows = (n // side for n in slide.dimensions)
     if not columns or not rows:
-        raise InputError(f"slide {slide.path.name} ({slide.dimensions[0]} x {slide.dimensions[1]} px) is smaller than "
-                         f"one {scales[0]}x tile of {side} px: take it out of the cohort table or lower tile_px")
+        raise InputError(
+            f"slide {slide.path.name} ({slide.dimensions[0]} x {slide.dimensions[1]} px) is smaller than "
+            f"one {scales[0]}x tile of {side} px: take it out of the cohort table or lower tile_px"
+        )
     return columns, rows
 
 
-def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, min_density: float = 0.05,
-                 scales: tuple[int, ...] = (10, 20), pixels: bool = False, black: str = "padding") -> Tiles:
+def select_tiles(
+    slide: Slide,
+    k: int = 200,
+    tile_px: int = 512,
+    seed: int = 0,
+    min_density: float = 0.05,
+    scales: tuple[int, ...] = (10, 20),
+    pixels: bool = False,
+    black: str = "padding",
+) -> Tiles:
     """The `k` densest tiles of the first scale and, inside each, one random tile of the next scale, and so on: of 5x,
     10x and 20x the 20x tile lies in the 10x tile that lies in the 5x tile.
 
@@ -124,20 +136,25 @@ def select_tiles(slide: Slide, k: int = 200, tile_px: int = 512, seed: int = 0, 
             done.add((row, column))
             tissue, taken[row, column] = best.read(*corner)
             if tissue > -bound:  # what the screen assumes is not so on this slide: read all the others
-                slide.warnings.append(f"slide {name}: its low-resolution level does not match its pixels; "
-                                      "every tile was read")
+                slide.warnings.append(
+                    f"slide {name}: its low-resolution level does not match its pixels; every tile was read"
+                )
                 waiting = [(-float(area), *cell) for cell in np.ndindex(rows, columns) if cell not in done]
                 break
         else:
             waiting = []
     padded = int((taken > area / 2).sum())
     if padded:
-        slide.warnings.append(f"slide {name}: {padded} or more of {bounds.size} {first}x tiles are mostly black "
-                              "padding, which is not counted as tissue (`black: tissue` counts it)")
+        slide.warnings.append(
+            f"slide {name}: {padded} or more of {bounds.size} {first}x tiles are mostly black "
+            "padding, which is not counted as tissue (`black: tissue` counts it)"
+        )
     if not best.heap:
-        raise InputError(f"slide {name} has no tissue: no {first}x tile reaches density {min_density:g}"
-                         + (f", {padded} or more of {bounds.size} are mostly black padding" if padded else "")
-                         + "; look at its thumbnail, then take it out of the cohort table or lower min_density")
+        raise InputError(
+            f"slide {name} has no tissue: no {first}x tile reaches density {min_density:g}"
+            + (f", {padded} or more of {bounds.size} are mostly black padding" if padded else "")
+            + "; look at its thumbnail, then take it out of the cohort table or lower min_density"
+        )
     return best.tiles(grid=bounds.size, read=len(done))
 
 
@@ -185,10 +202,17 @@ class Best:
         order = sorted(self.heap, key=lambda key: (-key[1], -key[2]))
         slots, corners, colours = zip(*(self.known[key] for key in order))
         tiles = Tiles(
-            slide_id=self.slide.slide_id, tile_px=self.tile_px, parent=np.arange(len(order)),
+            slide_id=self.slide.slide_id,
+            tile_px=self.tile_px,
+            parent=np.arange(len(order)),
             coords={scale: np.array([at[scale] for at in corners], np.int64) for scale in self.scales},
-            density=np.array([key[0] for key in order]) / self.tile_px**2, colour=np.array(colours, np.float32),
-            dimensions=self.slide.dimensions, magnification=self.slide.magnification, grid=grid, read=read)
+            density=np.array([key[0] for key in order]) / self.tile_px**2,
+            colour=np.array(colours, np.float32),
+            dimensions=self.slide.dimensions,
+            magnification=self.slide.magnification,
+            grid=grid,
+            read=read,
+        )
         if self.images is None:
             return tiles
         tiles.pixels = {}
@@ -225,7 +249,8 @@ def read_tiles(slide: Slide, tiles: Tiles) -> Iterator[dict[int, np.ndarray]]:
         cuts = _inside(slide, region, corners, scales, tiles.tile_px)
         yield {scales[0]: shrink(region, tiles.tile_px)} | {
             scale: cuts[scale] if scale in cuts else slide.read(*corners[scale], scale, tiles.tile_px)
-            for scale in scales[1:]}
+            for scale in scales[1:]
+        }
 
 
 def _shared(slide: Slide, first: int, scale: int, tile_px: int) -> bool:

@@ -62,8 +62,10 @@ class WsiFile:
             self.objective = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER, "aperio.AppMag")
             self.mpp = _number(properties, openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y, "aperio.MPP")
             sizes, downsamples = self.openslide.level_dimensions, self.openslide.level_downsamples
-            self.levels = [Level(number, *size, downsample, self.dimensions)
-                           for number, (size, downsample) in enumerate(zip(sizes, downsamples))]
+            self.levels = [
+                Level(number, *size, downsample, self.dimensions)
+                for number, (size, downsample) in enumerate(zip(sizes, downsamples))
+            ]
             self.fast = self._open_fast()
         except BaseException:
             self.openslide.close()
@@ -110,8 +112,9 @@ class WsiFile:
         tiff = None
         try:
             tiff = TiffLevels.shown(self.path, self.openslide.level_dimensions)
-            if 0 in tiff.pages and all(self._same(tiff, level) for level in self.levels
-                                       if level.exact and level.number in tiff.pages):
+            if 0 in tiff.pages and all(
+                self._same(tiff, level) for level in self.levels if level.exact and level.number in tiff.pages
+            ):
                 return tiff
         except InputError:
             raise
@@ -132,15 +135,18 @@ class WsiFile:
         what = why_not(self.path) if "nsupported" in str(error) else ""
         if not what:
             return None
-        return InputError(f"slide {self.path.name} is {what}, which OpenSlide does not read: convert it with libvips, "
-                          "`vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90`")
+        return InputError(
+            f"slide {self.path.name} is {what}, which OpenSlide does not read: convert it with libvips, "
+            "`vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90`"
+        )
 
 
 def damaged(path: Path, error: Exception) -> InputError:
     """What to do with a file of which a part cannot be read."""
     reason = " ".join(str(error).replace(str(path), path.name).split())
-    return InputError(f"slide {path.name} cannot be read ({reason}): "
-                      "copy the file again or take it out of the cohort table")
+    return InputError(
+        f"slide {path.name} cannot be read ({reason}): copy the file again or take it out of the cohort table"
+    )
 
 
 def _number(properties, *names: str) -> float:
@@ -157,7 +163,11 @@ def _number(properties, *names: str) -> float:
 
 def _bounds(properties, dimensions: tuple[int, int]) -> tuple[int, int, int, int]:
     """What was scanned (x, y, width, height), which is less than the whole where the scanner says so."""
-    names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y,
-             openslide.PROPERTY_NAME_BOUNDS_WIDTH, openslide.PROPERTY_NAME_BOUNDS_HEIGHT)
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
     x, y, width, height = (int(_number(properties, name)) for name in names)
     return x, y, width or dimensions[0] - x, height or dimensions[1] - y

@@ -21,14 +21,45 @@ if TYPE_CHECKING:
     from dmsmil.apply.kit import Kit
 
 NOTHING = "nothing to apply to: dmsmil apply params/mine.yaml SLIDES"
-FREE = ("study", "outputs", "tiles", "features", "encoder_weights", "device", "workers",
-        "scheduler", "qupath")  # what a model leaves open
+FREE = (
+    "study",
+    "outputs",
+    "tiles",
+    "features",
+    "encoder_weights",
+    "device",
+    "workers",
+    "scheduler",
+    "qupath",
+)  # what a model leaves open
 
 
-def open_kit(model: str, study: str, outputs: str, *, scales: list[int], tile_px: int, k: int, min_density: float,
-             black: str, seed: int, mpp: float, encoder: str, encoder_px: int, method: str, scale: int, options: dict,
-             lam: float, epochs: int, lr: float, weight_decay: float, batch_size: int, select: str, seeds: list[int],
-             positive: str) -> Kit:
+def open_kit(
+    model: str,
+    study: str,
+    outputs: str,
+    *,
+    scales: list[int],
+    tile_px: int,
+    k: int,
+    min_density: float,
+    black: str,
+    seed: int,
+    mpp: float,
+    encoder: str,
+    encoder_px: int,
+    method: str,
+    scale: int,
+    options: dict,
+    lam: float,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    batch_size: int,
+    select: str,
+    seeds: list[int],
+    positive: str,
+) -> Kit:
     """The kit of a study, or of the exported folder `model`, by the parameters of 10_apply.
 
     Raises InputError that names the parameter in which tiles, features or method would be others than the study's.
@@ -37,16 +68,39 @@ def open_kit(model: str, study: str, outputs: str, *, scales: list[int], tile_px
     from dmsmil.apply.travel import read_kit
     from dmsmil.study.opening import open_study
 
-    wanted = {"scales": scales, "tile_px": tile_px, "k": k, "min_density": min_density, "black": black, "seed": seed,
-              "fallback_mpp": mpp, "encoder": {"name": encoder, **({"px": encoder_px} if encoder_px else {})}}
+    wanted = {
+        "scales": scales,
+        "tile_px": tile_px,
+        "k": k,
+        "min_density": min_density,
+        "black": black,
+        "seed": seed,
+        "fallback_mpp": mpp,
+        "encoder": {"name": encoder, **({"px": encoder_px} if encoder_px else {})},
+    }
     if model:
         kit = read_kit(resolve(model))
         check_same({"method": method, **wanted}, [{"method": kit.about["config"]["method"], **kit.about["made"]}])
         return kit
     opened = open_study(study, outputs, scales, tile_px, encoder, mpp)
     check_same(wanted, made_by(opened.home, opened.cohort.slide_id))
-    return study_kit(opened.home, opened.bags(k), opened.folds, opened.cohort, method, scale, options, lam, seeds,
-                     positive, epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size, select=select)
+    return study_kit(
+        opened.home,
+        opened.bags(k),
+        opened.folds,
+        opened.cohort,
+        method,
+        scale,
+        options,
+        lam,
+        seeds,
+        positive,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        select=select,
+    )
 
 
 def apply(what: str, place: str, overrides: dict[str, str]) -> int:
@@ -77,8 +131,10 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
         notes += [f"the study knows it: {known_by(row['known'])}"] if row["known"] else []
         said = "nothing, for every model has seen it"
         if row["pred"]:
-            said = (f"{row['pred']} {float(row['prob_' + row['pred']]):.3f}, spread {float(row['spread']):.3f} over "
-                    f"{row['models']}")
+            said = (
+                f"{row['pred']} {float(row['prob_' + row['pred']]):.3f}, spread {float(row['spread']):.3f} over "
+                f"{row['models']}"
+            )
         lines.append("; ".join([f"  {row['slide_id']:<{wide}}  {said}", *notes]))
     return lines + ([f"  and {len(table) - most} more, in tables/10_apply.csv"] if len(table) > most else [])
 
@@ -89,8 +145,10 @@ def export(params: dict, place: str) -> int:
 
     kit = open_kit(**{name: params[name] for name in inspect.signature(open_kit).parameters})
     folder = write_kit(kit, Path.cwd() / os.path.expanduser(place))
-    say(f"{shown(folder)}   {kit.about['name']}, {len(kit.panels[kit.about['name']])} models of the study "
-        f"'{kit.about['study']}'")
+    say(
+        f"{shown(folder)}   {kit.about['name']}, {len(kit.panels[kit.about['name']])} models of the study "
+        f"'{kit.about['study']}'"
+    )
     say(f"dmsmil apply {shown(folder)} SLIDES   asks them, on any machine that has dmsmil")
     return 0
 
@@ -98,27 +156,38 @@ def export(params: dict, place: str) -> int:
 def model_params(folder: Path, overrides: dict[str, str]) -> dict:
     """The parameters with which 10_apply asks an exported model: its own, and of `overrides` what it leaves open."""
     if not is_kit(folder):
-        raise InputError(f"{folder.name} is a folder and no exported model: name a params file, or what dmsmil export "
-                         "made")
+        raise InputError(
+            f"{folder.name} is a folder and no exported model: name a params file, or what dmsmil export made"
+        )
     if fixed := [name for name in overrides if name not in FREE]:
-        raise InputError(f"'{fixed[0]}' cannot be set, for the model in {folder.name} says it: leave it out, or export "
-                         "anew")
+        raise InputError(
+            f"'{fixed[0]}' cannot be set, for the model in {folder.name} says it: leave it out, or export anew"
+        )
     about = read_model(folder)["about"]
     made, config = about["made"], about["config"]
     values = {name: made[name] for name in ("scales", "tile_px", "k", "min_density", "black", "seed") if name in made}
     values |= {name: config[name] for name in ("method", "epochs", "lr", "weight_decay", "batch_size", "select")}
-    values |= {"model": _written(folder), "mpp": made.get("fallback_mpp", 0.0), "encoder": made["encoder"]["name"],
-               "encoder_px": made["encoder"].get("px", 0), "positive": about["positive"],
-               "scale": config["scales"][0] if len(config["scales"]) < len(made["scales"]) else 0,
-               "study": folder.name if is_name(folder.name) else about["study"]}
+    values |= {
+        "model": _written(folder),
+        "mpp": made.get("fallback_mpp", 0.0),
+        "encoder": made["encoder"]["name"],
+        "encoder_px": made["encoder"].get("px", 0),
+        "positive": about["positive"],
+        "scale": config["scales"][0] if len(config["scales"]) < len(made["scales"]) else 0,
+        "study": folder.name if is_name(folder.name) else about["study"],
+    }
     params = complete(values, overrides, folder.name)
     home = folder_of(params["study"], params["outputs"])
     if home.exists() and home.samefile(folder):
-        raise InputError(f"the predictions would go into {folder.name}, the folder of the model: give them another "
-                         "name with -p study NAME")
+        raise InputError(
+            f"the predictions would go into {folder.name}, the folder of the model: give them another "
+            "name with -p study NAME"
+        )
     if (home / "folds.csv").exists():
-        raise InputError(f"{params['outputs']}/{params['study']} is a study of its own: give the predictions another "
-                         "name with -p study NAME")
+        raise InputError(
+            f"{params['outputs']}/{params['study']} is a study of its own: give the predictions another "
+            "name with -p study NAME"
+        )
     return params
 
 

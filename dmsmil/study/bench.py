@@ -32,8 +32,10 @@ PARTS = ("slides", "encoder", "step", "stacked", "methods")
 def row(name: str, plain: list[float], fast: list[float], unit: str = "s", times: float = 1.0) -> str:
     """One line: medians of both, and the ratio pair by pair as median [least, most]."""
     ratios = [a / b for a, b in zip(plain, fast)]
-    return (f"{name:<44}{times * statistics.median(plain):>10.2f}{times * statistics.median(fast):>10.2f} {unit:<8}"
-            f"{statistics.median(ratios):>7.2f}x  [{min(ratios):.2f}, {max(ratios):.2f}]")
+    return (
+        f"{name:<44}{times * statistics.median(plain):>10.2f}{times * statistics.median(fast):>10.2f} {unit:<8}"
+        f"{statistics.median(ratios):>7.2f}x  [{min(ratios):.2f}, {max(ratios):.2f}]"
+    )
 
 
 def slides(quick: bool):
@@ -92,13 +94,20 @@ def step(quick: bool):
         fast_adam = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         first = step_naive(naive, plain_adam, bags, said), step_fast(model, fast_adam, bags, said)
         assert abs(first[0] - first[1]) < 1e-4 * abs(first[0]), first
-        plain, fast = interleave([lambda: step_naive(naive, plain_adam, bags, said),
-                                  lambda: step_fast(model, fast_adam, bags, said)], 15 if batch == 1 else 7)
+        plain, fast = interleave(
+            [lambda: step_naive(naive, plain_adam, bags, said), lambda: step_fast(model, fast_adam, bags, said)],
+            15 if batch == 1 else 7,
+        )
         yield row(f"DMSMIL step, batch {batch}", plain, fast, "ms/slide", 1000 / batch)
         alone = alone or plain
         if batch > 1:
-            yield row(f"DMSMIL step, batch {batch}, plain one by one", [batch * p for p in alone[:7]], fast, "ms/slide",
-                      1000 / batch)
+            yield row(
+                f"DMSMIL step, batch {batch}, plain one by one",
+                [batch * p for p in alone[:7]],
+                fast,
+                "ms/slide",
+                1000 / batch,
+            )
 
 
 def stacked(quick: bool):
@@ -118,8 +127,10 @@ def methods(quick: bool):
     k, width, rounds = (50, 256, 2) if quick else (200, 2048, 3)
     for batch in (1, 16):
         table = method_costs(list(METHODS), k, width, slides=1, rounds=rounds, device="cpu", batch=batch)
-        yield (f"{f'K = {k}, {width}-d, batch {batch}: ms/slide (ratio to DMSMIL)':<62}"
-               f"{'inference':>18}{'training step':>18}")
+        yield (
+            f"{f'K = {k}, {width}-d, batch {batch}: ms/slide (ratio to DMSMIL)':<62}"
+            f"{'inference':>18}{'training step':>18}"
+        )
         both = [table.inference_median_ms, 1000 * table.epoch_median_s]
         ours = [times[table.method == "dmsmil"].iloc[0] for times in both]
         for i, name in enumerate(table.name):

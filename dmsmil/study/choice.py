@@ -38,8 +38,25 @@ def _judge(params: dict) -> pd.DataFrame:
     """Train what is missing of every candidate on one study: its rows, as `readings.choice_rows`."""
     opened = open_study(*(params[key] for key in ("study", "outputs", "scales", "tile_px", "encoder")))
     bags = opened.bags(params["k"])
-    configs = readings.candidate_configs(bags, opened.folds, lr=params["lr"], weight_decay=params["weight_decay"],
-                                         batch_size=params["batch_size"], select=params["select"])
-    runs = get_runs(opened.home, bags, opened.folds, list(configs.values()), readings.SEEDS, params["workers"],
-                    params["device"], say, NAME, params["scheduler"], readings.FOLDS)
+    configs = readings.candidate_configs(
+        bags,
+        opened.folds,
+        lr=params["lr"],
+        weight_decay=params["weight_decay"],
+        batch_size=params["batch_size"],
+        select=params["select"],
+    )
+    runs = get_runs(
+        opened.home,
+        bags,
+        opened.folds,
+        list(configs.values()),
+        readings.SEEDS,
+        params["workers"],
+        params["device"],
+        say,
+        NAME,
+        params["scheduler"],
+        readings.FOLDS,
+    )
     return readings.choice_rows(params["study"], dict(zip(configs, runs)), params["positive"])

@@ -49,17 +49,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dmsmil", description="DMSMIL as a reproducible study: see README.md",
-                                     epilog=" ".join(__doc__.split("\n\n")[-1].split()))
+    parser = argparse.ArgumentParser(
+        "dmsmil",
+        description="DMSMIL as a reproducible study: see README.md",
+        epilog=" ".join(__doc__.split("\n\n")[-1].split()),
+    )
     parser.add_argument("--version", action="version", version=f"dmsmil {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,check,apply,export,export-bags,book,choose,"
-                                                                      "methods,bench}")
-    for verb, text in (("run", "run a study; start it again to continue"), ("check", "say what would go wrong"),
-                       ("book", "build the book of a study that has run")):
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="{run,check,apply,export,export-bags,book,choose,methods,bench}"
+    )
+    for verb, text in (
+        ("run", "run a study; start it again to continue"),
+        ("check", "say what would go wrong"),
+        ("book", "build the book of a study that has run"),
+    ):
         sub = verbs.add_parser(verb, help=text)
         sub.add_argument("params", help="a YAML file of parameters, such as params/demo.yaml")
-        sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                         help="set one parameter, as papermill does; results go to the folder of -p outputs FOLDER")
+        sub.add_argument(
+            "-p",
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("KEY", "VALUE"),
+            help="set one parameter, as papermill does; results go to the folder of -p outputs FOLDER",
+        )
         if verb == "run":
             sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name")
     applied = verbs.add_parser("apply", help="predict slides that a finished study has never seen")
@@ -78,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     bags.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter")
     sub = verbs.add_parser("choose", help="which reading of the paper is the default, by the rule of docs/readings.md")
     sub.add_argument("params", nargs="+", help="the studies whose cohorts choose")
-    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                     help="set one parameter in all of them")
+    sub.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter in all of them"
+    )
     sub = verbs.add_parser("methods", help="list the methods")
     sub.add_argument("--check", metavar="NAME", help="does this method keep the promises of the model contract?")
     sub = verbs.add_parser("bench", help="time the fast paths against the plain ones, interleaved")
@@ -127,8 +141,11 @@ def check(params: dict) -> int:
     for good, line in findings(params):
         problems += not good
         say(("ok       " if good else "PROBLEM  ") + line)
-    say(f"{problems} problem{'s' if problems > 1 else ''} to mend first" if problems else
-        "nothing stands in the way: dmsmil run")
+    say(
+        f"{problems} problem{'s' if problems > 1 else ''} to mend first"
+        if problems
+        else "nothing stands in the way: dmsmil run"
+    )
     return FAILED if problems else GOOD
 
 

@@ -62,6 +62,14 @@ def _papermill(notebook: Path, working: Path, params: dict, say: Callable[[str],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the temporary file is not called .ipynb
         # every file is whole when the last cell ends: a kernel that has PyTorch takes 2 s more to say goodbye
-        papermill.execute_notebook(*paths, own, cwd=ROOT, progress_bar=False, kernel_name="python3",
-                                   kernel_manager_class=OwnKernel, stdout_file=Lines(say), shutdown_kernel="immediate",
-                                   extra_arguments=["--log-level=CRITICAL"])
+        papermill.execute_notebook(
+            *paths,
+            own,
+            cwd=ROOT,
+            progress_bar=False,
+            kernel_name="python3",
+            kernel_manager_class=OwnKernel,
+            stdout_file=Lines(say),
+            shutdown_kernel="immediate",
+            extra_arguments=["--log-level=CRITICAL"],
+        )

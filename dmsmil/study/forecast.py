@@ -46,13 +46,21 @@ def trainings(params: dict, bags: Bags, folds: pd.DataFrame, count: int = 0) -> 
     forms = choose_variants(params["variants"], params["base"])
     readings, _ = variant_configs(bags, folds, forms, params["base"], lam=lam, **common)
     asked = {
-        "03_train": [(configure(bags, folds, params["method"], params["scale"], params["options"], lam=lam, **common),
-                      each)],
+        "03_train": [
+            (configure(bags, folds, params["method"], params["scale"], params["options"], lam=lam, **common), each)
+        ],
         "04_compare": [(c, each) for c in configure_all(bags, folds, params["methods"], lam=lam, **common)],
-        "05_ablation": [(c, each) for c in [*ablation_configs(bags, folds, lam=lam, **common),
-                                            *null_configs(bags, folds, lam=lam, **common), *readings.values()]]
+        "05_ablation": [
+            (c, each)
+            for c in [
+                *ablation_configs(bags, folds, lam=lam, **common),
+                *null_configs(bags, folds, lam=lam, **common),
+                *readings.values(),
+            ]
+        ]
         + [(c, once) for c in collapse_configs(bags, folds, params["collapse_lams"], **common).values()],
-        "06_lambda": [(c, each) for c in lam_configs(bags, folds, params["lams"], **common).values()]}
+        "06_lambda": [(c, each) for c in lam_configs(bags, folds, params["lams"], **common).values()],
+    }
     known: dict[str, int] = {}
     found: dict[str, list[tuple[RunConfig, int]]] = {}
     for notebook, configs in asked.items():
@@ -113,15 +121,17 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
 
 def stacked_step(config: RunConfig, data: Bags, together: int) -> Callable[[], None]:
     """A training step of `together` runs in one pass, a slide of `data` for each: as `together.py` makes it."""
-    models = [create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
-              for _ in range(together)]
+    models = [
+        create(config.method, data.x.shape[-1], len(data.classes), config.scales, **config.options)
+        for _ in range(together)
+    ]
     stack, geometry = Stack([model.to(data.x.device) for model in models]), models[0].geometry(data.mask, data.coords)
     optimiser = torch.optim.Adam(stack.parameters(), lr=config.lr, fused=True)
     rows = torch.arange(together) % len(data)
 
     def step():
         where = {name: value[rows] for name, value in geometry.items()}
-        slides = [data.x[row:row + 1] for row in rows.tolist()]
+        slides = [data.x[row : row + 1] for row in rows.tolist()]
         losses, _ = stack.loss(stack.forward(slides, data.mask[rows], data.coords[rows], where), data.labels[rows])
         optimiser.zero_grad(set_to_none=True)
         losses.sum().backward()
@@ -142,8 +152,10 @@ def in_words(works: list[Work], params: dict) -> str:
     alone = sum(work.seconds for work in works)
     where = "one GPU" if pick_device(params["device"]).type == "cuda" else f"{workers} core{'s' * (workers > 1)}"
     few = " (without those of witness_rates)" if params["witness_rates"] else ""
-    return (f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; tiles, "
-            "features and figures come on top")
+    return (
+        f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; tiles, "
+        "features and figures come on top"
+    )
 
 
 def workers_of(params: dict, works: list[Work]) -> int:
@@ -165,8 +177,9 @@ def minutes(seconds: float) -> str:
 def step_in_words(params: dict, channels: int, classes: list[str]) -> str:
     """What a step of the study's method costs at its K, and where the exact transport is most of it, the way out."""
     bags = made_up(params["scales"], channels, classes, params["k"])
-    config = configure(bags, bag_folds(bags, 2), params["method"], params["scale"], params["options"],
-                       lam=params["lam"])
+    config = configure(
+        bags, bag_folds(bags, 2), params["method"], params["scale"], params["options"], lam=params["lam"]
+    )
     seconds = step_seconds(config, bags, 1, params["device"])
     said = f"a step of {config.method} at K = {params['k']} takes {1000 * seconds:.3g} ms"
     if params["k"] < MANY or config.record()["options"].get("ot") != "exact":
@@ -174,5 +187,7 @@ def step_in_words(params: dict, channels: int, classes: list[str]) -> str:
     began = time.process_time()
     x = torch.randn(1, 2, params["k"], config.record()["options"]["projection_dim"])
     transport.distance(x, torch.ones(x.shape[:3], dtype=torch.bool))
-    return said + (f", {1000 * (time.process_time() - began):.3g} ms of it the exact transport, which grows as K^2.2: "
-                   "with {ot: blocks} among its options it grows with K")
+    return said + (
+        f", {1000 * (time.process_time() - began):.3g} ms of it the exact transport, which grows as K^2.2: "
+        "with {ot: blocks} among its options it grows with K"
+    )

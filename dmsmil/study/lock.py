@@ -29,8 +29,10 @@ def alone(home: Path) -> Iterator[None]:
     except Timeout as error:
         raise InputError(f"study '{home.name}' is being run {_holder(Path(lock.lock_file))}") from error
     except OSError as error:
-        raise InputError(f"the folder of study '{home.name}' cannot be written ({error.strerror}): give yourself the "
-                         "right and the room to, or name another with the key outputs") from error
+        raise InputError(
+            f"the folder of study '{home.name}' cannot be written ({error.strerror}): give yourself the "
+            "right and the room to, or name another with the key outputs"
+        ) from error
     try:
         yield
     finally:

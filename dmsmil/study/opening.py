@@ -67,8 +67,18 @@ def open_study(study: str, outputs: str, scales: list[int], tile_px: int, encode
     return Study(home, cohort, folds, Store(home, tile_px, tuple(scales), encoder), mpp)
 
 
-def cohort_table(cohort: str, home: Path, patients: int, rate: float, side: int, seed: int, workers: int = 0,
-                 scheduler: str = "", folder: Path | str = "", remote: Remote | None = None) -> Path:
+def cohort_table(
+    cohort: str,
+    home: Path,
+    patients: int,
+    rate: float,
+    side: int,
+    seed: int,
+    workers: int = 0,
+    scheduler: str = "",
+    folder: Path | str = "",
+    remote: Remote | None = None,
+) -> Path:
     """The CSV of a study's cohort: the one named; a painted one, made if need be; or a TCGA cohort by its name, asked
     of the GDC (`remote`) the first time. patients, rate (of planted alone), side: of a painted cohort; folder: of the
     slides, as `slides_folder` says."""
@@ -110,6 +120,8 @@ def tile_source(tiles: str, features: str = "") -> str:
     """The key `tiles` as `tile_cohort` takes it: a table or a folder. InputError beside the key `features`, whose tiles
     are in its files."""
     if tiles and features:
-        raise InputError("the keys 'tiles' and 'features' are both given, and features that were made elsewhere have "
-                         "tiles of their own: leave one of them empty")
+        raise InputError(
+            "the keys 'tiles' and 'features' are both given, and features that were made elsewhere have "
+            "tiles of their own: leave one of them empty"
+        )
     return str(resolve(tiles)) if tiles else ""

@@ -19,8 +19,9 @@ def notebooks() -> list[Path]:
     """The study's notebooks, in reading order."""
     found = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise InputError("there is no notebooks/ folder beside the package: install it from a checkout with "
-                         "pip install -e .")
+        raise InputError(
+            "there is no notebooks/ folder beside the package: install it from a checkout with pip install -e ."
+        )
     return found
 
 
@@ -34,8 +35,9 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
         if isinstance(node, ast.AnnAssign):
             kind, _, values = ast.unparse(node.annotation).rstrip("]").partition("[")  # list[int]
             words, *rules = lines[node.end_lineno - 1].partition("#")[2].strip().split("; ")
-            found[node.target.id] = Parameter(node.target.id, TYPES[kind], ast.literal_eval(node.value), words,
-                                              tuple(rules), TYPES.get(values))
+            found[node.target.id] = Parameter(
+                node.target.id, TYPES[kind], ast.literal_eval(node.value), words, tuple(rules), TYPES.get(values)
+            )
     return found
 
 
@@ -102,8 +104,9 @@ def _find(path: Path) -> Path:
             pass
     near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / "params").glob("*.yaml")], 1)
     hint = f"did you mean params/{near[0]}.yaml?" if near else f"see {ROOT / 'params'} for examples"
-    looked = "" if path.is_absolute() else " in " + " or ".join(str(folder) for folder in dict.fromkeys(
-        [Path.cwd(), ROOT]))
+    looked = (
+        "" if path.is_absolute() else " in " + " or ".join(str(folder) for folder in dict.fromkeys([Path.cwd(), ROOT]))
+    )
     raise InputError(f"there is no params file {path}{looked}: {hint}")
 
 

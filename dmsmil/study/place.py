@@ -47,8 +47,9 @@ def check_writable(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, why: str) -> InputError:
-    return InputError(f"the folder {folder.name or folder} cannot be written ({why}): mend that, or name another with "
-                      "the key outputs")
+    return InputError(
+        f"the folder {folder.name or folder} cannot be written ({why}): mend that, or name another with the key outputs"
+    )
 
 
 def shown(path: Path) -> str:

@@ -60,8 +60,13 @@ def findings(params: dict) -> Iterator[Finding]:
         away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
         to_fetch = _size_to_fetch(away, params["keep_slides"])
         if len(away):
-            yield True, (f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
-                         + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded"))
+            yield (
+                True,
+                (
+                    f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
+                    + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded")
+                ),
+            )
     count, found = counted("folds", lambda: _folds(cohort, params), 0)
     yield found
     for split in params["audit_splits"]:
@@ -102,11 +107,23 @@ def _painted(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame]]:
     yield True, f"cohort   {words} (made when the study runs)", cohort
     side = tile_size_level0(MAGNIFICATION, scales[0], params["tile_px"])
     if scales[-1] > MAGNIFICATION:
-        yield False, (f"slides   the cohort {name} is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
-                      "the scales"), cohort
+        yield (
+            False,
+            (
+                f"slides   the cohort {name} is made at {MAGNIFICATION}x and has no {scales[-1]}x tiles: lower "
+                "the scales"
+            ),
+            cohort,
+        )
     if side > params["demo_side"]:
-        yield False, (f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} "
-                      "px: raise demo_side or lower tile_px"), cohort
+        yield (
+            False,
+            (
+                f"slides   a slide of {params['demo_side']} px is smaller than one {scales[0]}x tile of {side} "
+                "px: raise demo_side or lower tile_px"
+            ),
+            cohort,
+        )
 
 
 def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
@@ -116,8 +133,9 @@ def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
             cohort, failures = _tcga(params), []
         else:
             folder = resolve(params["slides"]) if params["slides"] else ""
-            cohort, failures = load_cohort(resolve(params["cohort"]), folder, not params["features"], True,
-                                           notes.append)
+            cohort, failures = load_cohort(
+                resolve(params["cohort"]), folder, not params["features"], True, notes.append
+            )
     except InputError as error:
         yield False, f"cohort   {one_line(error)}", None
         return
@@ -151,6 +169,7 @@ def _size_to_fetch(away: pd.DataFrame, keep: bool) -> float:
 
 def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
     """Open every slide: its format, its magnification, its warnings, and whether it has the tiles asked for."""
+
     def look(row) -> list[Finding]:
         try:
             with open_slide(row.path, row.mpp, row.slide_id, params["mpp"]) as slide:
@@ -188,13 +207,14 @@ def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:
     """(how many folds, what to know of them); InputError when one cannot be trained, selected or tested on as the
     params ask."""
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
-    table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"],
-                               params["repeats"])
+    table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"], params["repeats"])
     folds = [name for name in table if name.startswith("fold_")]
     unselected = [name for name in folds if "val" not in set(table[name])]
     if params["select"] != "last" and unselected:
-        raise InputError(f"{unselected[0]} has no validation part, and select is {params['select']}: raise val_share, "
-                         "or use select: last")
+        raise InputError(
+            f"{unselected[0]} has no validation part, and select is {params['select']}: raise val_share, "
+            "or use select: last"
+        )
     if params["slide"] and not (table.loc[table.slide_id == params["slide"], folds] == "test").any(axis=None):
         near = difflib.get_close_matches(params["slide"], table.slide_id, 1, cutoff=0)[0]
         raise InputError(f"slide is '{params['slide']}', which no fold tests: name one that is, such as {near}")
@@ -228,5 +248,10 @@ def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path)
     there = next(place for place in (home, *home.parents) if place.exists())
     needed, free = features * 1.2 + painted + to_fetch + 2e8, shutil.disk_usage(there).free
     yield free > needed, f"disk     about {amount(needed)} needed, {amount(free)} free"
-    yield True, (f"memory   {amount(features)} of features, {amount(psutil.virtual_memory().available)} free: "
-                 + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower"))
+    yield (
+        True,
+        (
+            f"memory   {amount(features)} of features, {amount(psutil.virtual_memory().available)} free: "
+            + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower")
+        ),
+    )

@@ -1,9 +1,9 @@
 """What a parameter may be: its type, and the rules that stand in its comment after semicolons.
 
-    at least 1; above 0; below 1; from 0 to 1        a number, which is never nan or infinite
-    one of last, val_loss; one of empty, brca        a word (empty: "")
-    not empty; a name of letters, digits, - _ .      a text
-    one or more; two or more; each once; ascending   a list; `each at least 1` holds for each of its values
+at least 1; above 0; below 1; from 0 to 1        a number, which is never nan or infinite
+one of last, val_loss; one of empty, brca        a word (empty: "")
+not empty; a name of letters, digits, - _ .      a text
+one or more; two or more; each once; ascending   a list; `each at least 1` holds for each of its values
 """
 
 from __future__ import annotations

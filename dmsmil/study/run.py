@@ -63,8 +63,11 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         failed = {place: read_failures(place) for place in places}
     what = f"study '{params['study']}'" if whole else f"{', '.join(n.stem for n in chosen)} of '{params['study']}'"
     say(f"{what} done in {time.perf_counter() - started:.0f} s. Where to look:")
-    say(f"  {shown(home)}/notebooks/{REPORT if whole else chosen[-1].stem}.ipynb   "
-        + ("the result on one page" if whole else "what came last") + ", and the other notebooks beside it")
+    say(
+        f"  {shown(home)}/notebooks/{REPORT if whole else chosen[-1].stem}.ipynb   "
+        + ("the result on one page" if whole else "what came last")
+        + ", and the other notebooks beside it"
+    )
     say(f"  {shown(home)}/tables/ and figures/   every number and figure so far, with the data behind each")
     if applies:
         say(f"  {shown(home / OTHERS)}/index.html   a page for each slide that was asked about")
@@ -102,8 +105,9 @@ def choose(only: list[str] | None) -> list[Path]:
     return [notebook for notebook in there if not only or notebook.stem.startswith(tuple(only))]
 
 
-def _notebooks(chosen: list[Path], asked: bool, home: Path, params: dict, memory: Memory,
-               say: Callable[[str], None]) -> bool:
+def _notebooks(
+    chosen: list[Path], asked: bool, home: Path, params: dict, memory: Memory, say: Callable[[str], None]
+) -> bool:
     """Execute notebooks one after the other, and say so; False when one stopped. asked: whether the person named them;
     of others those are passed over that would give what they gave."""
     watch = None

@@ -32,8 +32,12 @@ class Bar:
     """Says lines above a progress bar in a terminal, which follows their `[done/all]`; plain lines elsewhere."""
 
     def __init__(self):
-        self.bar = tqdm(total=1, bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]", leave=False,
-                        disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=1,
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
 
     def __call__(self, line: str) -> None:
         with tqdm.external_write_mode(sys.stdout):

@@ -100,7 +100,8 @@ def _step(config: RunConfig, bags: Bags) -> None:
     except InputError:
         raise
     except Exception as error:  # whatever a network makes of a value that it was not made for
-        raise InputError(f"{config.method} does not run with {config.options} ({one_line(error)}): correct its "
-                         "options") from error
+        raise InputError(
+            f"{config.method} does not run with {config.options} ({one_line(error)}): correct its options"
+        ) from error
     if not torch.isfinite(loss):
         raise InputError(f"{config.method} has no finite loss with {config.options}: correct its options")

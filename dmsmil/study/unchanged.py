@@ -19,10 +19,28 @@ from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
 
 STATE = "done.json"
-NOT_RESULTS = ("notebooks", "book", "apply", STATE, "times.csv", "params.yaml", "environment.json", "failures.csv",
-               "running.lock")
-PLACES = ("cohort", "slides", "split", "tiles", "features", "encoder_weights", "audit_splits", "apply_to",
-          "model")  # parameters that name files
+NOT_RESULTS = (
+    "notebooks",
+    "book",
+    "apply",
+    STATE,
+    "times.csv",
+    "params.yaml",
+    "environment.json",
+    "failures.csv",
+    "running.lock",
+)
+PLACES = (
+    "cohort",
+    "slides",
+    "split",
+    "tiles",
+    "features",
+    "encoder_weights",
+    "audit_splits",
+    "apply_to",
+    "model",
+)  # parameters that name files
 
 Stat = tuple[int, int]  # bytes, nanoseconds of the last change
 

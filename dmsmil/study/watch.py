@@ -20,7 +20,7 @@ from dmsmil.training.progress import read_progress
 from dmsmil.training.results import marked
 
 SILENCE = 60.0  # seconds without a line after which one is said
-LOOK = 10.0     # seconds between two looks at what trains
+LOOK = 10.0  # seconds between two looks at what trains
 
 
 class Remaining:
@@ -110,8 +110,10 @@ class Watch:
     def _tell(self) -> None:
         parts = read_progress(self.home)
         self.remaining.under_way = sum(runs * epoch / epochs for runs, epoch, epochs in parts)
-        words = [f"{runs} together at epoch {epoch} of {epochs}" if runs > 1 else f"one at epoch {epoch} of {epochs}"
-                 for runs, epoch, epochs in parts]
+        words = [
+            f"{runs} together at epoch {epoch} of {epochs}" if runs > 1 else f"one at epoch {epoch} of {epochs}"
+            for runs, epoch, epochs in parts
+        ]
         left = self.remaining.seconds()
         if left is not None:
             words.append(f"about {minutes(left)} of training left in this study")
@@ -156,6 +158,10 @@ def result_lines(home: Path, notebook: str) -> list[str]:
     lines = [f"    {'':<{wide}}  " + " ".join(f"{name:>6}" for name in names) + f"  95 % of {names[-1]}"]
     for _, row in table.iterrows():
         numbers = " ".join(f"{row[f'{metric}_mean']:{max(6, len(name))}.3f}" for metric, name in zip(METRICS, names))
-        lines.append((f"    {row['name']:<{wide}}  {numbers}  "
-                      f"[{row.AUC_low:.2f}, {row.AUC_high:.2f}]  {', '.join(marked(row))}").rstrip())
+        lines.append(
+            (
+                f"    {row['name']:<{wide}}  {numbers}  "
+                f"[{row.AUC_low:.2f}, {row.AUC_high:.2f}]  {', '.join(marked(row))}"
+            ).rstrip()
+        )
     return lines

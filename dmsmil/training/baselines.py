@@ -39,8 +39,9 @@ def _agree(bags: Bags, folds: pd.DataFrame) -> None:
     known = folds.set_index("slide_id")
     for slide, patient, label in zip(bags.slide_ids, bags.patient_ids, bags.labels.tolist()):
         if slide in known.index and tuple(known.loc[slide, ["patient_id", "label"]]) != (patient, bags.classes[label]):
-            raise InputError(f"slide {slide} has another label or patient in folds.csv than in cohort.csv: run "
-                             "00_cohort again")
+            raise InputError(
+                f"slide {slide} has another label or patient in folds.csv than in cohort.csv: run 00_cohort again"
+            )
 
 
 def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
@@ -50,8 +51,13 @@ def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     for fold in range(fold_count(folds)):
         test = (here[f"fold_{fold}"] == "test").to_numpy()
         model = fit_colour(bags, folds, fold)
-        table = predictions_table(np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test],
-                                  model.predict_proba(np.asarray(bags.colour)[test]), list(model.classes_))
+        table = predictions_table(
+            np.asarray(bags.slide_ids)[test],
+            np.asarray(bags.patient_ids)[test],
+            names[test],
+            model.predict_proba(np.asarray(bags.colour)[test]),
+            list(model.classes_),
+        )
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
 

@@ -50,8 +50,12 @@ class RunConfig:
     def record(self) -> dict:
         """Everything as plain values: options with their defaults filled in, and the code that computes it."""
         row = method(self.method)
-        return {**asdict(self), "scales": list(self.scales), "options": {**row.options(), **self.options},
-                "code": code_version(row.where.split(":")[0])}
+        return {
+            **asdict(self),
+            "scales": list(self.scales),
+            "options": {**row.options(), **self.options},
+            "code": code_version(row.where.split(":")[0]),
+        }
 
     @property
     def name(self) -> str:
@@ -59,8 +63,15 @@ class RunConfig:
         return f"{self.method}-{fingerprint(self.record())}"
 
 
-def configure(bags: Bags, folds: pd.DataFrame, method_name: str, scale: int = 0, options: dict | None = None,
-              lam: float = 1.0, **settings) -> RunConfig:
+def configure(
+    bags: Bags,
+    folds: pd.DataFrame,
+    method_name: str,
+    scale: int = 0,
+    options: dict | None = None,
+    lam: float = 1.0,
+    **settings,
+) -> RunConfig:
     """A RunConfig for these bags and folds; scale picks one scale (needed by single-scale methods), 0 takes all.
 
     lam is handed to the methods whose loss has one. settings: epochs, lr, weight_decay, batch_size, select.
@@ -74,8 +85,15 @@ def configure(bags: Bags, folds: pd.DataFrame, method_name: str, scale: int = 0,
     options = {**({"lam": lam} if "lam" in known else {}), **(options or {})}
     positive_number("lam", options.get("lam", lam))
     options = {name: value for name, value in options.items() if name not in known or value != known[name]}
-    config = RunConfig(method_name, (scale,) if scale else tuple(bags.scales), options, **settings,
-                       features=bags.identity, labels=_labels(bags), folds=fingerprint(folds.to_csv(index=False)))
+    config = RunConfig(
+        method_name,
+        (scale,) if scale else tuple(bags.scales),
+        options,
+        **settings,
+        features=bags.identity,
+        labels=_labels(bags),
+        folds=fingerprint(folds.to_csv(index=False)),
+    )
     _check_settings(config)
     create(method_name, bags.x.shape[-1], len(bags.classes), config.scales, **config.options)  # speaks up early
     return config
@@ -94,8 +112,11 @@ def configure_all(bags: Bags, folds: pd.DataFrame, methods: list, **settings) ->
         name, own = _entry(entry)
         mine = {**settings, **{key: own.pop(key) for key in (*settings, "scale") if key in own}}
         takes = method(name).takes
-        scales = [mine.pop("scale")] if "scale" in mine else \
-            [*(bags.scales if takes != "many" else ()), *([0] if takes != "one" else ())]
+        scales = (
+            [mine.pop("scale")]
+            if "scale" in mine
+            else [*(bags.scales if takes != "many" else ()), *([0] if takes != "one" else ())]
+        )
         configs += [configure(bags, folds, name, scale, own, **mine) for scale in scales]
     if not configs:
         raise InputError("methods is empty: name at least one, such as dmsmil")
@@ -137,8 +158,9 @@ def _check_settings(config: RunConfig) -> None:
 def positive_number(name: str, value) -> float:
     """`value` as a float. Raises InputError, which calls it `name`, when it is no finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise InputError(f"{name} is {value!r}: give a number above 0, such as 0.1 (YAML reads 1e-1 as text, write "
-                         "1.0e-1)")
+        raise InputError(
+            f"{name} is {value!r}: give a number above 0, such as 0.1 (YAML reads 1e-1 as text, write 1.0e-1)"
+        )
     return float(value)
 
 
@@ -165,6 +187,11 @@ def code_version(model_module: str) -> str:
 def _forget_docstring(node: ast.AST) -> None:
     """Empty the docstring of a module, class or function."""
     body = getattr(node, "body", None)
-    if isinstance(body, list) and body and isinstance(body[0], ast.Expr) \
-            and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+    if (
+        isinstance(body, list)
+        and body
+        and isinstance(body[0], ast.Expr)
+        and isinstance(body[0].value, ast.Constant)
+        and isinstance(body[0].value.value, str)
+    ):
         body[0].value.value = ""

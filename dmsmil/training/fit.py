@@ -65,8 +65,16 @@ class Training:
         return self.seconds + time.perf_counter() - self.started
 
 
-def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path, device: str = "auto",
-        say: Callable[[str], None] = lambda line: None) -> Path:
+def fit(
+    bags: Bags,
+    folds: pd.DataFrame,
+    config: RunConfig,
+    fold: int,
+    seed: int,
+    folder: Path,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Train one run and write config.json, predictions.csv, history.csv and model.safetensors into `folder`.
 
     One thread on the CPU, so that the result does not depend on how many runs share the machine. A checkpoint is
@@ -90,8 +98,9 @@ def fit(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int
         return finish(run)
 
 
-def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path,
-            device: torch.device) -> Training:
+def prepare(
+    bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed: int, folder: Path, device: torch.device
+) -> Training:
     """A run before its first step. It sets the random state of torch, which its first epoch goes on from."""
     data = placed(bags.view(config.scales), device)
     parts = _parts(data, folds, config.select, fold)
@@ -105,7 +114,7 @@ def prepare(bags: Bags, folds: pd.DataFrame, config: RunConfig, fold: int, seed:
     geometry = _geometry(model, data)
     first = parts["train"][:16]
     start = predict(model, data, first, geometry, config.batch_size)[1]
-    start |= health.examine(model, data, first[:health.SLIDES], geometry, pulls=True)
+    start |= health.examine(model, data, first[: health.SLIDES], geometry, pulls=True)
     return Training(config, fold, seed, folder, data, parts, model, optimiser, order, geometry, start)
 
 
@@ -119,8 +128,10 @@ def _parts(data: Bags, folds: pd.DataFrame, select: str, fold: int) -> dict[str,
     elif not len(val):
         raise InputError(f"fold {fold} has no validation part to select on: use select: last, or raise val_share")
     elif select == "val_auc" and len(np.unique(labels[val])) < 2:
-        raise InputError(f"fold {fold} has one class in its validation part, where AUC is not defined: use select: "
-                         "val_loss, or raise val_share")
+        raise InputError(
+            f"fold {fold} has one class in its validation part, where AUC is not defined: use select: "
+            "val_loss, or raise val_share"
+        )
     if not len(test) or len(np.unique(labels[train])) < 2:
         raise InputError(f"fold {fold} has too few slides with features (train {len(train)}, test {len(test)})")
     return {"train": train, "val": val, "test": test}
@@ -128,8 +139,10 @@ def _parts(data: Bags, folds: pd.DataFrame, select: str, fold: int) -> dict[str,
 
 def one_epoch(run: Training) -> None:
     """One pass over the training slides."""
-    close_epoch(run, _epoch(run.model, run.optimiser, run.data, run.geometry, run.parts["train"],
-                            run.config.batch_size, run.order))
+    close_epoch(
+        run,
+        _epoch(run.model, run.optimiser, run.data, run.geometry, run.parts["train"], run.config.batch_size, run.order),
+    )
 
 
 def close_epoch(run: Training, means: dict[str, float]) -> None:
@@ -147,7 +160,7 @@ def close_epoch(run: Training, means: dict[str, float]) -> None:
             weights = {name: w.detach().cpu().clone() for name, w in run.model.state_dict().items()}
             run.best = {"value": value, "epoch": number, "model": weights}
     if health.watched(number, run.config.epochs):
-        row |= health.examine(run.model, run.data, run.parts["train"][:health.SLIDES], run.geometry, pulls=True)
+        row |= health.examine(run.model, run.data, run.parts["train"][: health.SLIDES], run.geometry, pulls=True)
     run.history.append(row)
 
 
@@ -162,8 +175,13 @@ def finish(run: Training) -> Path:
     if strange.any():
         first = data.slide_ids[test[strange][0]]
         raise InputError(f"the prediction of slide {first} is not finite: look at its features")
-    table = predictions_table(np.asarray(data.slide_ids)[test], np.asarray(data.patient_ids)[test],
-                              np.asarray(data.classes)[labels[test]], probabilities, data.classes)
+    table = predictions_table(
+        np.asarray(data.slide_ids)[test],
+        np.asarray(data.patient_ids)[test],
+        np.asarray(data.classes)[labels[test]],
+        probabilities,
+        data.classes,
+    )
     history = pd.DataFrame(run.history)
     write_csv(table, run.folder / "predictions.csv", digits=9)
     write_csv(history, run.folder / "history.csv", digits=9)
@@ -172,16 +190,28 @@ def finish(run: Training) -> Path:
     prior = np.bincount(labels[parts["train"]]) / len(parts["train"])
     attention = health.examine(model, data, test, run.geometry)
     last = history.iloc[-1]
-    write_record({
-        "config": config.record(), "fold": run.fold, "seed": run.seed,
-        "collapsed": health.collapsed(run.start.get("spread"), last.get("spread"), last.get("L_ce"), prior),
-        "learned_nothing": health.learned_nothing(last.get("L_ce"), prior),
-        "gathered": health.gathered(model, attention), "attention": attention,
-        "start": run.start, "spread_start": run.start.get("spread"),
-        "test_terms": test_terms, "prior_entropy": health.entropy(prior),
-        "epoch_used": run.best["epoch"] if run.best else config.epochs, "parameters": count_parameters(model),
-        "slides": {name: len(rows) for name, rows in parts.items()}, "seconds": round(run.spent(), 2),
-        "device": next(model.parameters()).device.type, "torch": torch.__version__}, run.folder)
+    write_record(
+        {
+            "config": config.record(),
+            "fold": run.fold,
+            "seed": run.seed,
+            "collapsed": health.collapsed(run.start.get("spread"), last.get("spread"), last.get("L_ce"), prior),
+            "learned_nothing": health.learned_nothing(last.get("L_ce"), prior),
+            "gathered": health.gathered(model, attention),
+            "attention": attention,
+            "start": run.start,
+            "spread_start": run.start.get("spread"),
+            "test_terms": test_terms,
+            "prior_entropy": health.entropy(prior),
+            "epoch_used": run.best["epoch"] if run.best else config.epochs,
+            "parameters": count_parameters(model),
+            "slides": {name: len(rows) for name, rows in parts.items()},
+            "seconds": round(run.spent(), 2),
+            "device": next(model.parameters()).device.type,
+            "torch": torch.__version__,
+        },
+        run.folder,
+    )
     run.checkpoint.unlink(missing_ok=True)
     return run.folder
 
@@ -189,8 +219,10 @@ def finish(run: Training) -> Path:
 def _geometry(model: MIL, data: Bags) -> dict[str, torch.Tensor]:
     """What the model needs of tile positions, once for all slides."""
     device = next(model.parameters()).device
-    parts = [model.geometry(data.mask[i:i + 16].to(device), data.coords[i:i + 16].to(device))
-             for i in range(0, len(data), 16)]
+    parts = [
+        model.geometry(data.mask[i : i + 16].to(device), data.coords[i : i + 16].to(device))
+        for i in range(0, len(data), 16)
+    ]
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
@@ -202,8 +234,9 @@ def placed(data: Bags, device: torch.device) -> Bags:
     return data
 
 
-def _batches(model: MIL, data: Bags, geometry: dict, rows: np.ndarray, batch_size: int,
-             order: torch.Generator | None = None):
+def _batches(
+    model: MIL, data: Bags, geometry: dict, rows: np.ndarray, batch_size: int, order: torch.Generator | None = None
+):
     """Yield (output, labels, rows) a batch of slides, on the model's device; shuffled by `order` if given."""
     device = next(model.parameters()).device
     for x, mask, coords, labels, batch in data.batches(rows, batch_size, order, device):
@@ -226,8 +259,9 @@ def _epoch(model, optimiser, data, geometry, rows, batch_size, order) -> dict[st
 
 
 @torch.inference_mode()
-def predict(model: MIL, data: Bags, rows: np.ndarray, geometry: dict | None = None,
-            batch_size: int = 1) -> tuple[np.ndarray, dict[str, float]]:
+def predict(
+    model: MIL, data: Bags, rows: np.ndarray, geometry: dict | None = None, batch_size: int = 1
+) -> tuple[np.ndarray, dict[str, float]]:
     """Probabilities (len(rows), n_classes) of slides, and the mean of each loss term over them."""
     model.eval()
     geometry = _geometry(model, data) if geometry is None else geometry
@@ -249,11 +283,21 @@ def _validate(model, data, geometry, rows, batch_size) -> dict[str, float]:
 
 def _keep(run: Training) -> None:
     """Write the checkpoint: all that a new process needs to end with the same numbers."""
-    write_checkpoint({
-        "config": fingerprint(run.config.record()), "history": run.history, "best": run.best, "start": run.start,
-        "seconds": run.spent(), "model": run.model.state_dict(), "optimiser": run.optimiser.state_dict(),
-        "order": run.order.get_state(), "rng": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, run.checkpoint)
+    write_checkpoint(
+        {
+            "config": fingerprint(run.config.record()),
+            "history": run.history,
+            "best": run.best,
+            "start": run.start,
+            "seconds": run.spent(),
+            "model": run.model.state_dict(),
+            "optimiser": run.optimiser.state_dict(),
+            "order": run.order.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+        run.checkpoint,
+    )
 
 
 def _resume(run: Training) -> bool:

@@ -57,8 +57,9 @@ def examine(model: MIL, data: Bags, rows: np.ndarray, geometry: dict[str, Tensor
             seen |= {f"{name}_{scale:g}x": float(value[0, s]) for s, scale in enumerate(model.scales)}
         for name, value in seen.items():
             found.setdefault(name, []).append(value)
-    return {name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-            for name, values in found.items()}
+    return {
+        name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for name, values in found.items()
+    }
 
 
 def collapsed(spread_start: float | None, spread: float | None, ce: float | None, prior: np.ndarray) -> bool:

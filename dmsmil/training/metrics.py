@@ -74,8 +74,10 @@ def scored(classes: list[str], positive: str = "") -> str:
     if len(classes) == 2:
         return f"F1 and AUC are about the class {name}."
     asked = f"set {name} against the rest" if name else NEEDS_TWO.replace("needs", "need")
-    return (f"macro-F1 and one-vs-rest AUC are means over the {len(classes)} classes, each against the rest; DeLong's "
-            f"test and the decision curve {asked}.")
+    return (
+        f"macro-F1 and one-vs-rest AUC are means over the {len(classes)} classes, each against the rest; DeLong's "
+        f"test and the decision curve {asked}."
+    )
 
 
 def score(predictions: pd.DataFrame, positive: str = "") -> dict[str, float]:
@@ -102,8 +104,10 @@ def score(predictions: pd.DataFrame, positive: str = "") -> dict[str, float]:
 
 def score_by_fold(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame:
     """One row a (fold, seed): fold, seed, slides, ACC, F1, AUC."""
-    rows = [{"fold": fold, "seed": seed, "slides": len(part), **score(part, positive)}
-            for (fold, seed), part in predictions.groupby(["fold", "seed"])]
+    rows = [
+        {"fold": fold, "seed": seed, "slides": len(part), **score(part, positive)}
+        for (fold, seed), part in predictions.groupby(["fold", "seed"])
+    ]
     return pd.DataFrame(rows)
 
 
@@ -122,14 +126,19 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
     low, high = bootstrap(predictions if by_fold.AUC.notna().any() else whole, positive, draws, seed)
     result = {}
     for name in METRICS:
-        result |= {f"{name}_mean": float(by_fold[name].mean()), f"{name}_std": float(by_fold[name].std(ddof=1)),
-                   f"{name}_low": low[name], f"{name}_high": high[name], f"{name}_pooled": float(pooled[name].mean())}
-    return {**result, "undefined": int(by_fold[list(METRICS)].isna().any(axis=1).sum()),
-            **counted_classes(predictions)}
+        result |= {
+            f"{name}_mean": float(by_fold[name].mean()),
+            f"{name}_std": float(by_fold[name].std(ddof=1)),
+            f"{name}_low": low[name],
+            f"{name}_high": high[name],
+            f"{name}_pooled": float(pooled[name].mean()),
+        }
+    return {**result, "undefined": int(by_fold[list(METRICS)].isna().any(axis=1).sum()), **counted_classes(predictions)}
 
 
-def bootstrap(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0,
-              level: float = 0.95) -> tuple[dict[str, float], dict[str, float]]:
+def bootstrap(
+    predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[dict[str, float], dict[str, float]]:
     """Percentile interval of each metric on the pooled predictions, when patients, not slides, are drawn again.
 
     Each class's patients are drawn among themselves, so that no draw lacks a class. With several seeds or repeats a
@@ -153,8 +162,9 @@ def patient_draws(predictions: pd.DataFrame, draws: int, rng: np.random.Generato
     return counts[:, patients.index.get_indexer(predictions.patient_id)]
 
 
-def mean_interval(values, patients, draws: int = 1000, seed: int = 0,
-                  level: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(
+    values, patients, draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
     """Mean over patients of a value a slide (a patient's slides averaged first), and its interval when patients are
     drawn again: (mean, low, high). NaN values are left out; all NaN where none is left."""
     means = pd.Series(np.asarray(values, float)).groupby(np.asarray(patients)).mean().dropna().to_numpy()
@@ -228,8 +238,16 @@ def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) ->
     name = positive_class(class_names(predictions), positive)
     ordered = predictions.sort_values(f"prob_{name}", kind="stable")
     parts = [p for p in np.array_split(np.arange(len(ordered)), min(bins, len(ordered))) if len(p)]
-    table = pd.DataFrame([{"predicted": ordered[f"prob_{name}"].iloc[p].mean(),
-                           "observed": ordered.label.eq(name).iloc[p].mean(), "predictions": len(p)} for p in parts])
+    table = pd.DataFrame(
+        [
+            {
+                "predicted": ordered[f"prob_{name}"].iloc[p].mean(),
+                "observed": ordered.label.eq(name).iloc[p].mean(),
+                "predictions": len(p),
+            }
+            for p in parts
+        ]
+    )
     gap = (table.observed - table.predicted).abs()
     return table, float((gap * table.predictions).sum() / table.predictions.sum())
 

@@ -25,30 +25,51 @@ SECONDS = "epoch_seconds"
 FITTED = ("lr", "weight_decay", "batch_size", "select")  # of RunConfig, besides epochs
 
 
-def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame,
-                 positive: str = "") -> pd.DataFrame:
+def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame, positive: str = "") -> pd.DataFrame:
     """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
     Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
     what `metrics.summarise` says of ACC, F1 and AUC, runs and their `marks`, parameters, and epoch_seconds
     (the median run's time by its epochs; 0 for what is not trained by epochs).
     """
-    rows = [{"name": name, "method": r.config.method, "scales": scales_name(r.config.scales),
-             **summarise(r.predictions, positive), **marks(r), "parameters": int(r.records.parameters[0]),
-             SECONDS: float(r.records.seconds.median()) / r.config.epochs}
-            for name, r in zip(run_names(runs), runs)]
+    rows = [
+        {
+            "name": name,
+            "method": r.config.method,
+            "scales": scales_name(r.config.scales),
+            **summarise(r.predictions, positive),
+            **marks(r),
+            "parameters": int(r.records.parameters[0]),
+            SECONDS: float(r.records.seconds.median()) / r.config.epochs,
+        }
+        for name, r in zip(run_names(runs), runs)
+    ]
     for name, predictions in baseline_predictions(bags, folds, cohort).items():
-        rows.append({"name": name, "method": "", "scales": "", **summarise(predictions, positive),
-                     "runs": predictions.groupby(["fold", "seed"]).ngroups, **NO_MARKS, "parameters": 0,
-                     SECONDS: 0.0})
+        rows.append(
+            {
+                "name": name,
+                "method": "",
+                "scales": "",
+                **summarise(predictions, positive),
+                "runs": predictions.groupby(["fold", "seed"]).ngroups,
+                **NO_MARKS,
+                "parameters": 0,
+                SECONDS: 0.0,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def marks(runs: Runs) -> dict[str, float]:
     """How the runs of a row went: runs; how many of them collapsed, have learned_nothing, have gathered their
     attention; and effective, the share of a slide's tiles over which it is spread."""
-    return {"runs": len(runs.records), COLLAPSED: runs.collapsed, NOTHING: runs.learned_nothing,
-            GATHERED: runs.gathered, EFFECTIVE: runs.effective}
+    return {
+        "runs": len(runs.records),
+        COLLAPSED: runs.collapsed,
+        NOTHING: runs.learned_nothing,
+        GATHERED: runs.gathered,
+        EFFECTIVE: runs.effective,
+    }
 
 
 def unlearned(table: pd.DataFrame) -> pd.Series:
@@ -71,16 +92,19 @@ def marked_sentences(table: pd.DataFrame) -> list[str]:
         names = [f"{row['name']} ({row[NOTHING]} of {row.runs} runs)" for _, row in nothing.iterrows()]
         lines.append(f"Learned nothing: {as_written('; '.join(names))}.")
     if len(gathered):
-        names = [f"{row['name']} ({row[GATHERED]} of {row.runs} runs, {row[EFFECTIVE]:.0%} of the tiles)"
-                 for _, row in gathered.iterrows()]
+        names = [
+            f"{row['name']} ({row[GATHERED]} of {row.runs} runs, {row[EFFECTIVE]:.0%} of the tiles)"
+            for _, row in gathered.iterrows()
+        ]
         lines.append(f"Attention gathered on few tiles: {as_written('; '.join(names))}.")
     return lines
 
 
 def whole_history(runs: Runs) -> pd.DataFrame:
     """history.csv of all runs, and as epoch 0 what was seen before the first step."""
-    start = pd.DataFrame(list(runs.records.start)).assign(epoch=0, fold=list(runs.records.fold),
-                                                          seed=list(runs.records.seed))
+    start = pd.DataFrame(list(runs.records.start)).assign(
+        epoch=0, fold=list(runs.records.fold), seed=list(runs.records.seed)
+    )
     return pd.concat([start[[name for name in runs.history if name in start]], runs.history], ignore_index=True)
 
 
@@ -186,29 +210,36 @@ def verdict(table: pd.DataFrame) -> str:
     first, lines = table.iloc[0], []
     title = as_written(first["name"])
     if first[COLLAPSED]:
-        lines.append(f"**{title} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
-                     "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result.")
+        lines.append(
+            f"**{title} collapsed in {first[COLLAPSED]} of {first.runs} runs**: the features shrank "
+            "to a point while L_ce stayed at the entropy of the class shares. Its numbers are no result."
+        )
     elif first.get(NOTHING, 0):
-        lines.append(f"**{title} learned nothing in {first[NOTHING]} of {first.runs} runs**: L_ce stayed at the "
-                     "entropy of the class shares. Its numbers say what these runs are, not what the method can.")
+        lines.append(
+            f"**{title} learned nothing in {first[NOTHING]} of {first.runs} runs**: L_ce stayed at the "
+            "entropy of the class shares. Its numbers say what these runs are, not what the method can."
+        )
     if first.get(GATHERED, 0):
-        lines.append(f"**Its attention has gathered in {first[GATHERED]} of {first.runs} runs**: at the scale where it "
-                     f"is least it is spread over {first[EFFECTIVE]:.0%} of a slide's tiles, mean over the runs.")
+        lines.append(
+            f"**Its attention has gathered in {first[GATHERED]} of {first.runs} runs**: at the scale where it "
+            f"is least it is spread over {first[EFFECTIVE]:.0%} of a slide's tiles, mean over the runs."
+        )
     for name in [name for name in CHEAP if (table.name == name).any()]:
         other = table[table.name == name].iloc[0]
         metric = "AUC" if name in (COLOUR, SITE) else "ACC"
         (said, mine), (_, theirs) = number(first, metric), number(other, metric)
         if math.isnan(mine) or math.isnan(theirs):
-            lines.append(f"{title} cannot be compared with *{name}*: {metric} is not defined, one class was "
-                         "tested.")
+            lines.append(f"{title} cannot be compared with *{name}*: {metric} is not defined, one class was tested.")
             continue
         word = "above" if mine > theirs else "not above"
         lines.append(f"{title} is {word} *{name}*: {said} {mine:.3f} against {theirs:.3f}.")
     low, high = first.AUC_low, first.AUC_high
     if not math.isnan(low):
         sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
-        lines.append(f"The 95 % interval of its {number(first, 'AUC')[0]}, [{low:.2f}, {high:.2f}], {sure} 0.5, "
-                     "which is guessing.")
+        lines.append(
+            f"The 95 % interval of its {number(first, 'AUC')[0]}, [{low:.2f}, {high:.2f}], {sure} 0.5, "
+            "which is guessing."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -219,18 +250,27 @@ def health_sentences(runs: Runs, bags) -> str:
     if seen.get("gradient_ot", pd.Series([0.0])).max() > 0:
         (size, pull), (later_size, later_pull) = [
             (_times(row.L_ot, lam * row.L_ce), _times(row.gradient_ot, row.gradient_ce))
-            for row in (seen.iloc[0], seen.iloc[-1])]
-        lines.append(f"Before the first step L_ot is {size} λ L_ce and pulls {pull} as hard at the projection; at the "
-                     f"end it is {later_size} λ L_ce and pulls {later_pull} as hard.")
+            for row in (seen.iloc[0], seen.iloc[-1])
+        ]
+        lines.append(
+            f"Before the first step L_ot is {size} λ L_ce and pulls {pull} as hard at the projection; at the "
+            f"end it is {later_size} λ L_ce and pulls {later_pull} as hard."
+        )
     tiles = bags.view(runs.config.scales).mask.sum(-1).float().mean(0).tolist()
     shares = [pd.DataFrame(list(runs.records.attention))[f"effective_{s:g}x"].mean() for s in runs.config.scales]
-    spread = [f"{share:.0%} at {scale}x (about {share * count:.0f} of {count:.0f})"
-              for share, count, scale in zip(shares, tiles, runs.config.scales) if not math.isnan(share)]
+    spread = [
+        f"{share:.0%} at {scale}x (about {share * count:.0f} of {count:.0f})"
+        for share, count, scale in zip(shares, tiles, runs.config.scales)
+        if not math.isnan(share)
+    ]
     if spread:
         lines.append(f"On the tested slides the scores are spread over so many of the tiles: {', '.join(spread)}.")
     marked = note(pd.Series(marks(runs), dtype=object))
-    lines.append(f"Marked: {marked}." if marked else
-                 "No run is marked: none collapsed, learned nothing, or gathered its attention on few tiles.")
+    lines.append(
+        f"Marked: {marked}."
+        if marked
+        else "No run is marked: none collapsed, learned nothing, or gathered its attention on few tiles."
+    )
     return " ".join(lines)
 
 

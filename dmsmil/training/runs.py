@@ -63,8 +63,9 @@ class Runs:
     def effective(self) -> float:
         """Over what share of a tested slide's tiles the scores are spread, mean over runs of the scale where it is
         least (`health.effective_share`)."""
-        shares = [[value for name, value in seen.items() if name.startswith("effective_")]
-                  for seen in self.records.attention]
+        shares = [
+            [value for name, value in seen.items() if name.startswith("effective_")] for seen in self.records.attention
+        ]
         return float(np.mean(np.min(shares, axis=1)))
 
 
@@ -85,10 +86,19 @@ def finished(folder: Path, config: RunConfig) -> dict | None:
     return record
 
 
-def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunConfig | list[RunConfig],
-             seeds: list[int] | tuple[int, ...] = (0,), workers: int = 0, device: str = "auto",
-             report: Callable[[str], None] = print, stage: str = "train", scheduler: str = "",
-             only_folds: tuple[int, ...] | None = None) -> list[Runs]:
+def get_runs(
+    study: str | Path,
+    bags: Bags,
+    folds: pd.DataFrame,
+    configs: RunConfig | list[RunConfig],
+    seeds: list[int] | tuple[int, ...] = (0,),
+    workers: int = 0,
+    device: str = "auto",
+    report: Callable[[str], None] = print,
+    stage: str = "train",
+    scheduler: str = "",
+    only_folds: tuple[int, ...] | None = None,
+) -> list[Runs]:
     """The runs of each configuration over all folds and seeds: read where they exist, trained where they do not.
 
     Runs that can train in one pass do (`together`), each as it would alone. One single-thread process a unit, as many
@@ -127,8 +137,10 @@ def get_runs(study: str | Path, bags: Bags, folds: pd.DataFrame, configs: RunCon
                 line = f"{name} failed: {row['reason']}"
             report(f"[{number}/{len(missing)}] {line}")
     write_failures(study, stage, rows)
-    return [_gather(config, [(args, records[name]) for name, args in wanted.items()
-                             if name.startswith(f"{config.name}/")]) for config in configs]
+    return [
+        _gather(config, [(args, records[name]) for name, args in wanted.items() if name.startswith(f"{config.name}/")])
+        for config in configs
+    ]
 
 
 def check_seeds(seeds) -> list[int]:
@@ -137,8 +149,9 @@ def check_seeds(seeds) -> list[int]:
         if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
             raise InputError(f"seeds holds {seed!r}: give whole numbers, 0 or more")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds is {list(seeds)}: name one or more, each once, for a second run of one seed is the "
-                         "same run")
+        raise InputError(
+            f"seeds is {list(seeds)}: name one or more, each once, for a second run of one seed is the same run"
+        )
     return [int(seed) for seed in seeds]
 
 
@@ -188,15 +201,16 @@ def in_units(missing: dict[str, tuple], workers: int, limit: int) -> list[list[s
     for names in shapes.values():
         count = max(-(-len(names) // limit), min(workers, len(names) // ENOUGH))
         size = -(-len(names) // count)
-        units += [names[at:at + size] for at in range(0, len(names), size)]
+        units += [names[at : at + size] for at in range(0, len(names), size)]
     while len(units) < workers and max(map(len, units)) > 1:
         largest = units.pop(max(range(len(units)), key=lambda at: len(units[at])))
-        units += [largest[:len(largest) // 2], largest[len(largest) // 2:]]
+        units += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
     return sorted(units, key=len, reverse=True)
 
 
-def _train(missing: dict[str, tuple], units: list[list[str]], stage: str, workers: int, held: tuple,
-           scheduler: str) -> Iterator[tuple[str, str, dict | None]]:
+def _train(
+    missing: dict[str, tuple], units: list[list[str]], stage: str, workers: int, held: tuple, scheduler: str
+) -> Iterator[tuple[str, str, dict | None]]:
     """Yield (name, line, failure row or None) of every run as it ends. Where a worker died with several runs, each of
     them is tried once more alone."""
     named = {names[0]: ({name: missing[name] for name in names}, stage) for names in units}
@@ -218,8 +232,12 @@ def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | Non
     names, units, device = list(runs), [args[:4] for args in runs.values()], next(iter(runs.values()))[4]
     together = stacks(units[0][0], pick_device(device).type == "cpu")
     ended = fit_together(*_held, units, device) if together else _fit_alone(units[0], device)
-    return [(names[place], _said(*units[place], note), None) if error is None
-            else (names[place], "", failure_row(names[place], stage, error)) for place, error, note in ended]
+    return [
+        (names[place], _said(*units[place], note), None)
+        if error is None
+        else (names[place], "", failure_row(names[place], stage, error))
+        for place, error, note in ended
+    ]
 
 
 def _fit_alone(unit: tuple, device: str) -> Iterator[tuple[int, Exception | None, str]]:
@@ -246,16 +264,20 @@ def _said(config: RunConfig, fold: int, seed: int, folder: Path, note: str) -> s
     if record["gathered"]:
         notes.append("GATHERED: its attention is spread over fewer than a tenth of the tiles")
     scores = score(read_predictions(folder))
-    numbers = [f"{name} not defined" if math.isnan(scores[name]) else f"{name} {scores[name]:.3f}"
-               for name in ("ACC", "AUC")]
+    numbers = [
+        f"{name} not defined" if math.isnan(scores[name]) else f"{name} {scores[name]:.3f}" for name in ("ACC", "AUC")
+    ]
     scales = "+".join(f"{scale}x" for scale in config.scales)
     return "  ".join([f"{config.method} {scales}", f"fold {fold}", f"seed {seed}", *numbers, *notes])
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
     """predictions.csv of a run; ids and labels stay text."""
-    return pd.read_csv(folder / "predictions.csv", dtype={c: str for c in ("slide_id", "patient_id", "label", "pred")},
-                       keep_default_na=False)
+    return pd.read_csv(
+        folder / "predictions.csv",
+        dtype={c: str for c in ("slide_id", "patient_id", "label", "pred")},
+        keep_default_na=False,
+    )
 
 
 def _gather(config: RunConfig, made: list[tuple[tuple, dict | None]]) -> Runs:
@@ -269,5 +291,10 @@ def _gather(config: RunConfig, made: list[tuple[tuple, dict | None]]) -> Runs:
             folders[fold, seed] = folder
     if not predictions:
         raise InputError(f"no run of {config.method} succeeded: see failures.csv")
-    return Runs(config, pd.concat(predictions, ignore_index=True), pd.concat(history, ignore_index=True),
-                pd.DataFrame(records), folders)
+    return Runs(
+        config,
+        pd.concat(predictions, ignore_index=True),
+        pd.concat(history, ignore_index=True),
+        pd.DataFrame(records),
+        folders,
+    )

@@ -65,8 +65,9 @@ class Member:
         self.rows, self.at = train[torch.randperm(len(train), generator=self.run.order)], 0
 
 
-def fit_together(bags: Bags, folds: pd.DataFrame, units: list[Unit],
-                 device: str = "auto") -> Iterator[tuple[int, Exception | None, str]]:
+def fit_together(
+    bags: Bags, folds: pd.DataFrame, units: list[Unit], device: str = "auto"
+) -> Iterator[tuple[int, Exception | None, str]]:
     """Train the runs `units`, which have one `shape_of`; yield (place in units, error or None, note) as each ends.
 
     A run that fails ends alone, the others go on. One thread on the CPU. Checkpoints are kept while training: what was
@@ -109,8 +110,9 @@ class _Training:
         self.members, self.device = members, device
         self.data, self.geometry = first.data, first.geometry
         self.stack = Stack([member.run.model for member in members])
-        self.optimiser = torch.optim.Adam(self.stack.parameters(), lr=first.config.lr,
-                                          weight_decay=first.config.weight_decay, fused=True)
+        self.optimiser = torch.optim.Adam(
+            self.stack.parameters(), lr=first.config.lr, weight_decay=first.config.weight_decay, fused=True
+        )
         self.sums: dict[str, Tensor] = {}
         if members[0].steps:
             self._take_over()
@@ -146,9 +148,10 @@ class _Training:
     def _step(self) -> None:
         """One slide of each run: forward, loss, backward, Adam."""
         rows = torch.stack([member.rows[member.at] for member in self.members])
-        slides = [self._there(self.data.x[row:row + 1]) for row in rows.tolist()]
-        mask, coords, labels = (self._there(part[rows.to(part.device)])
-                                for part in (self.data.mask, self.data.coords, self.data.labels))
+        slides = [self._there(self.data.x[row : row + 1]) for row in rows.tolist()]
+        mask, coords, labels = (
+            self._there(part[rows.to(part.device)]) for part in (self.data.mask, self.data.coords, self.data.labels)
+        )
         where = {name: value[rows.to(value.device)] for name, value in self.geometry.items()}
         losses, terms = self.stack.loss(self.stack.forward(slides, mask, coords, where), labels)
         self.optimiser.zero_grad(set_to_none=True)
@@ -170,8 +173,9 @@ class _Training:
         """The end of an epoch of one run, and of the run after its last; what went wrong, if anything."""
         number = self.members.index(member)
         row = {name: float(value[number]) / len(member.rows) for name, value in self.sums.items()}
-        self.sums = {name: value.index_fill(0, torch.tensor(number, device=value.device), 0)
-                     for name, value in self.sums.items()}
+        self.sums = {
+            name: value.index_fill(0, torch.tensor(number, device=value.device), 0) for name, value in self.sums.items()
+        }
         run = member.run
         epoch = len(run.history) + 1
         last = epoch == run.config.epochs
@@ -210,14 +214,30 @@ class _Training:
         self._share_time()
         for number, member in enumerate(self.members):
             run = member.run
-            moments = {name: {key: self.stack.of_runs(self.optimiser.state[value][key], name)[number].cpu().clone()
-                              for key in ("exp_avg", "exp_avg_sq")} for name, value in self.stack.trained().items()}
-            write_checkpoint({
-                "config": fingerprint(run.config.record()), "history": run.history, "best": run.best,
-                "start": run.start, "seconds": run.seconds, "order": run.order.get_state(), "rows": member.rows,
-                "at": member.at, "steps": member.steps, "moments": moments,
-                "model": {name: value.cpu() for name, value in self.stack.weights(number).items()},
-                "sums": {name: float(value[number]) for name, value in self.sums.items()}}, run.checkpoint)
+            moments = {
+                name: {
+                    key: self.stack.of_runs(self.optimiser.state[value][key], name)[number].cpu().clone()
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
+                for name, value in self.stack.trained().items()
+            }
+            write_checkpoint(
+                {
+                    "config": fingerprint(run.config.record()),
+                    "history": run.history,
+                    "best": run.best,
+                    "start": run.start,
+                    "seconds": run.seconds,
+                    "order": run.order.get_state(),
+                    "rows": member.rows,
+                    "at": member.at,
+                    "steps": member.steps,
+                    "moments": moments,
+                    "model": {name: value.cpu() for name, value in self.stack.weights(number).items()},
+                    "sums": {name: float(value[number]) for name, value in self.sums.items()},
+                },
+                run.checkpoint,
+            )
 
     def _take_over(self) -> None:
         """Put into the optimiser and the sums what the checkpoints of the members say."""
@@ -225,10 +245,15 @@ class _Training:
             parts = [member.moments[name] for member in self.members]
             self.optimiser.state[value] = {
                 "step": torch.tensor(float(self.members[0].steps), device=self.device),
-                **{key: self.stack.joined(name, [part[key].to(self.device) for part in parts])
-                   for key in ("exp_avg", "exp_avg_sq")}}
-        self.sums = {name: torch.tensor([member.sums[name] for member in self.members], device=self.device)
-                     for name in self.members[0].sums}
+                **{
+                    key: self.stack.joined(name, [part[key].to(self.device) for part in parts])
+                    for key in ("exp_avg", "exp_avg_sq")
+                },
+            }
+        self.sums = {
+            name: torch.tensor([member.sums[name] for member in self.members], device=self.device)
+            for name in self.members[0].sums
+        }
 
 
 def _resume(member: Member, saved: dict) -> None:

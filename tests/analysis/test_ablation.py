@@ -61,16 +61,32 @@ def made(collapsed=0, signal=1.0, noise=0, spread=1.0):
     """Runs of three folds and two epochs on the same 60 made-up slides, `collapsed` of them collapsed."""
     labels = np.arange(60) // 2 % 2
     value = signal * (2 * labels - 1) + np.random.default_rng(noise).normal(size=60)
-    table = predictions_table([f"s{i}" for i in range(60)], [f"p{i // 2}" for i in range(60)],
-                              np.array(["a", "b"])[labels], np.stack([expit(-value), expit(value)], 1), ["a", "b"])
+    table = predictions_table(
+        [f"s{i}" for i in range(60)],
+        [f"p{i // 2}" for i in range(60)],
+        np.array(["a", "b"])[labels],
+        np.stack([expit(-value), expit(value)], 1),
+        ["a", "b"],
+    )
     keys = {"fold": range(3), "seed": 0}
-    history = pd.concat([pd.DataFrame({**keys, "epoch": e, "L_ot": 0.5 / e, "L_ce": 0.7 / e, "spread": spread / e})
-                         for e in (1, 2)])
-    records = pd.DataFrame({**keys, "collapsed": [i < collapsed for i in range(3)], "spread_start": 2.0,
-                            "learned_nothing": False, "gathered": False, "attention": [{"effective_10x": 0.5}] * 3,
-                            "prior_entropy": math.log(2), "parameters": 7})
-    return Runs(None, table.assign(fold=np.arange(60) % 3, seed=0), history, records,
-                {(fold, 0): None for fold in range(3)})
+    history = pd.concat(
+        [pd.DataFrame({**keys, "epoch": e, "L_ot": 0.5 / e, "L_ce": 0.7 / e, "spread": spread / e}) for e in (1, 2)]
+    )
+    records = pd.DataFrame(
+        {
+            **keys,
+            "collapsed": [i < collapsed for i in range(3)],
+            "spread_start": 2.0,
+            "learned_nothing": False,
+            "gathered": False,
+            "attention": [{"effective_10x": 0.5}] * 3,
+            "prior_entropy": math.log(2),
+            "parameters": 7,
+        }
+    )
+    return Runs(
+        None, table.assign(fold=np.arange(60) % 3, seed=0), history, records, {(fold, 0): None for fold in range(3)}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ Tables 4 and 5
@@ -88,7 +104,7 @@ def test_the_rows_are_those_of_the_paper_and_end_with_the_run_of_the_other_noteb
 def test_the_table_says_which_parts_and_stands_beside_the_baselines(rows, tmp_path):
     _, _, _, runs, table = rows
     assert list(table.columns[:4]) == ["name", "fusion", "ot", "deformable"] and "scales" in table
-    assert list(table.name[len(runs):]) == ["six colour numbers", "always the majority"]
+    assert list(table.name[len(runs) :]) == ["six colour numbers", "always the majority"]
     save_table(table, tmp_path, "05_ablation")
     read = saved_tables(tmp_path)["05_ablation"]
     for part in ("fusion", "ot", "deformable"):
@@ -100,9 +116,18 @@ def test_the_papers_values_stand_only_where_it_prints_them(rows):
     assert not any("paper" in column for column in pretty_ablation(table))
     shown = pretty_ablation(table, "nsclc")["ACC in the paper, TCGA-NSCLC"].tolist()
     assert shown == ["0.8481±0.0208"] * 2 + ["0.8760±0.0346"] * 2 + [
-        "0.8857±0.0210", "0.8897±0.0194", "0.9020±0.0185", "0.9200", "", ""]
+        "0.8857±0.0210",
+        "0.8897±0.0194",
+        "0.9020±0.0185",
+        "0.9200",
+        "",
+        "",
+    ]
     assert pretty_ablation(table)[["fusion", "ot", "deformable"]].iloc[[0, 5, -1]].to_numpy().tolist() == [
-        ["–", "–", "–"], ["✓", "✓", "–"], ["", "", ""]]
+        ["–", "–", "–"],
+        ["✓", "✓", "–"],
+        ["", "", ""],
+    ]
     with pytest.raises(InputError, match="paper is 'luad'"):
         pretty_ablation(table, "luad")
 
@@ -111,8 +136,9 @@ def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
     """ACC made up as .5 + .1 for fusion + .2 for OT - .05 for deformable attention: each pair must say just that."""
     _, _, _, runs, table = rows
     worth = {"fusion": 0.1, "ot": 0.2, "deformable": -0.05}
-    made_up = table.assign(ACC_mean=0.5 + sum(table[part].eq(True) * value for part, value in worth.items()),
-                           learned_nothing=0)
+    made_up = table.assign(
+        ACC_mean=0.5 + sum(table[part].eq(True) * value for part, value in worth.items()), learned_nothing=0
+    )
     gains = part_gains(made_up)
     assert gains.groupby("part").size().to_dict() == {"fusion": 4, "ot": 2, "deformable": 4}
     np.testing.assert_allclose(gains.ACC_gain, gains.part.map(worth))
@@ -159,8 +185,9 @@ def test_a_reading_is_chosen_by_name():
 
 def test_the_parts_of_the_method_that_chooses_are_taken_away_one_by_one(study):
     bags, folds = study
-    configs, left_out = variant_configs(bags, folds, choose_variants(["all"], "dmsmil_select"), "dmsmil_select",
-                                        **SETTINGS)
+    configs, left_out = variant_configs(
+        bags, folds, choose_variants(["all"], "dmsmil_select"), "dmsmil_select", **SETTINGS
+    )
     assert list(configs) == ["default", *PARTS] and not left_out
     assert {config.method for config in configs.values()} == {"dmsmil_select"}
     assert len({config.name for config in configs.values()}) == len(configs), "each is another run"
@@ -170,8 +197,9 @@ def test_the_parts_of_the_method_that_chooses_are_taken_away_one_by_one(study):
 
 def test_what_cannot_run_here_is_left_out_with_its_reason():
     bags = toy_bags(24, 10, channels=18)
-    frame = pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids,
-                          "label": [bags.classes[i] for i in bags.labels]})
+    frame = pd.DataFrame(
+        {"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": [bags.classes[i] for i in bags.labels]}
+    )
     configs, left_out = variant_configs(bags, make_folds(frame, 2, val_share=0.0), VARIANTS, **SETTINGS)
     assert set(left_out) == {"map_tile", "select_val_loss"} and not set(left_out) & set(configs)
     assert "18 features" in left_out["map_tile"] and "raise val_share" in left_out["select_val_loss"]
@@ -205,8 +233,11 @@ def test_a_collapsed_reading_is_no_result_and_so_is_everything_beside_a_collapse
 
 def test_no_reading_at_all_is_an_empty_table_and_a_sentence(tmp_path):
     table = variant_table({"default": made()}, 60)
-    assert table.empty and pretty_variants(table).empty and list(table) == list(
-        variant_table({"default": made(), "shared": made()}, 60))
+    assert (
+        table.empty
+        and pretty_variants(table).empty
+        and list(table) == list(variant_table({"default": made(), "shared": made()}, 60))
+    )
     figures.variant_differences(table, tmp_path / "v")
     assert variant_sentences(table, {"map_tile": "why"}).splitlines()[1] == "- `map_tile` cannot run here: why"
 
@@ -226,8 +257,10 @@ def test_the_sentence_about_readings_turns_with_p():
 
 
 def test_the_figure_of_readings_holds_the_numbers_and_marks_what_is_no_result(tmp_path):
-    runs = {"default": made(), **{name: made(3 * (name == "activation_relu"), noise=i + 1)
-                                  for i, name in enumerate(VARIANTS)}}
+    runs = {
+        "default": made(),
+        **{name: made(3 * (name == "activation_relu"), noise=i + 1) for i, name in enumerate(VARIANTS)},
+    }
     table = variant_table(runs, 60)
     figure = figures.variant_differences(table, tmp_path / "v")
     np.testing.assert_allclose(drawn(figure, tmp_path / "v").AUC_difference, table.AUC_difference, rtol=1e-5)

@@ -30,8 +30,21 @@ PARTS = ("fusion", "ot", "deformable")
 
 def paired(differences, reference, p=0.01, **more):
     """A tests table: name -> difference of ACC."""
-    return pd.DataFrame([dict(reference=reference, name=name, ACC_difference=d, ACC_low=d - 0.02, ACC_high=d + 0.02,
-                              ACC_p_holm=p, ACC_note="", **more) for name, d in differences.items()])
+    return pd.DataFrame(
+        [
+            dict(
+                reference=reference,
+                name=name,
+                ACC_difference=d,
+                ACC_low=d - 0.02,
+                ACC_high=d + 0.02,
+                ACC_p_holm=p,
+                ACC_note="",
+                **more,
+            )
+            for name, d in differences.items()
+        ]
+    )
 
 
 def found(home, words):
@@ -44,12 +57,15 @@ def found(home, words):
 
 def compared(home, dmsmil=0.9, damil=0.85, p=0.01, collapsed=0):
     """A finished 04_compare: DSMIL 0.8 and ABMIL 10x 0.8 beside DMSMIL and DAMIL, mean pooling 0.88."""
-    rows = [row("DMSMIL", dmsmil, 0.9, method="dmsmil", scales="10x+20x", collapsed=collapsed),
-            row("DSMIL", 0.8, 0.8, method="dsmil", scales="10x+20x"),
-            row("DAMIL 10x", damil, 0.8, method="damil", scales="10x"),
-            row("ABMIL 10x", 0.8, 0.8, method="abmil", scales="10x"),
-            row("Mean pooling", 0.88, 0.9, method="meanpool", scales="10x+20x"),
-            row("six colour numbers", 0.6, 0.7), row("always the majority", 0.6, 0.5)]
+    rows = [
+        row("DMSMIL", dmsmil, 0.9, method="dmsmil", scales="10x+20x", collapsed=collapsed),
+        row("DSMIL", 0.8, 0.8, method="dsmil", scales="10x+20x"),
+        row("DAMIL 10x", damil, 0.8, method="damil", scales="10x"),
+        row("ABMIL 10x", 0.8, 0.8, method="abmil", scales="10x"),
+        row("Mean pooling", 0.88, 0.9, method="meanpool", scales="10x+20x"),
+        row("six colour numbers", 0.6, 0.7),
+        row("always the majority", 0.6, 0.5),
+    ]
     save_table(pd.DataFrame(rows), home, "04_compare")
     gaps = {name: dmsmil - acc for name, acc in (("DSMIL", 0.8), ("DAMIL 10x", damil), ("Mean pooling", 0.88))}
     save_table(paired(gaps, "DMSMIL", p), home, "04_tests")
@@ -76,9 +92,16 @@ def test_a_study_without_tables_has_shown_nothing(tmp_path):
 # ------------------------------------------------------------------------------------------------ 04
 
 
-@pytest.mark.parametrize("acc, p, several, everywhere", [
-    (0.90, 0.01, HELD, HELD), (0.90, 0.30, NOT_SHOWN, NOT_SHOWN), (0.85, 0.01, HELD, NOT_HELD),
-    (0.80, 0.01, NOT_HELD, NOT_HELD), (0.70, 0.01, NOT_HELD, NOT_HELD)])
+@pytest.mark.parametrize(
+    "acc, p, several, everywhere",
+    [
+        (0.90, 0.01, HELD, HELD),
+        (0.90, 0.30, NOT_SHOWN, NOT_SHOWN),
+        (0.85, 0.01, HELD, NOT_HELD),
+        (0.80, 0.01, NOT_HELD, NOT_HELD),
+        (0.70, 0.01, NOT_HELD, NOT_HELD),
+    ],
+)
 def test_highest_is_asked_of_the_best_other_and_pooling_counts_among_all(tmp_path, acc, p, several, everywhere):
     compared(tmp_path, acc, p=p)
     assert found(tmp_path, "of the multi-scale methods .by")[0] == several
@@ -112,8 +135,18 @@ def test_a_part_is_equivalent_to_its_lack_only_where_every_pair_is_near(tmp_path
 def test_lam_one_is_equivalent_where_acc_and_auc_both_are(tmp_path):
     swept(tmp_path, 0.805)
     for by_auc, verdict in ((0.03, EQUIVALENT), (0.2, NOT_SHOWN)):
-        tests = paired({"λ = 0.1": 0.005}, "λ = 1", 0.4, ACC_p_equivalent_holm=0.03, AUC_p_holm=0.4, AUC_low=-0.01,
-                       AUC_high=0.01, AUC_difference=0.0, AUC_note="", AUC_p_equivalent_holm=by_auc)
+        tests = paired(
+            {"λ = 0.1": 0.005},
+            "λ = 1",
+            0.4,
+            ACC_p_equivalent_holm=0.03,
+            AUC_p_holm=0.4,
+            AUC_low=-0.01,
+            AUC_high=0.01,
+            AUC_difference=0.0,
+            AUC_note="",
+            AUC_p_equivalent_holm=by_auc,
+        )
         save_table(tests.drop(columns="reference"), tmp_path, "06_tests")
         assert found(tmp_path, "λ = 1 is best")[0] == verdict
 
@@ -149,16 +182,31 @@ def ablated(home, accs, collapsed=(), tests=None):
     for key, acc in accs.items():
         for scales in ("10x+20x",) if key[0] else ("10x", "20x"):
             name = "DMSMIL" if all(key) else f"{key} {scales}"
-            rows.append(row(name, acc, 0.8, method="dmsmil" if key[0] else "damil", scales=scales,
-                            collapsed=int(key in collapsed)) | dict(zip(PARTS, key)))
+            rows.append(
+                row(
+                    name,
+                    acc,
+                    0.8,
+                    method="dmsmil" if key[0] else "damil",
+                    scales=scales,
+                    collapsed=int(key in collapsed),
+                )
+                | dict(zip(PARTS, key))
+            )
     rows.append(row("always the majority", 0.5, 0.5) | dict.fromkeys(PARTS))
     save_table(pd.DataFrame(rows), home, "05_ablation")
     if tests:
         save_table(paired({f"{key} 10x+20x": d for key, d in tests.items()}, "DMSMIL"), home, "05_tests")
 
 
-PAPERS = {(False, False, False): 0.80, (False, False, True): 0.805, (True, False, False): 0.806,
-          (True, True, False): 0.815, (True, False, True): 0.845, (True, True, True): 0.854}
+PAPERS = {
+    (False, False, False): 0.80,
+    (False, False, True): 0.805,
+    (True, False, False): 0.806,
+    (True, True, False): 0.815,
+    (True, False, True): 0.845,
+    (True, True, True): 0.854,
+}
 
 
 def test_the_papers_own_table_goes_its_way_and_is_held_only_where_paired(tmp_path):
@@ -203,8 +251,15 @@ def test_control_and_readings_are_named_beside_what_they_bear_on(tmp_path):
 
 
 def swept(home, at_one, others=0.8, collapsed=0, p=None):
-    rows = [{"lam": lam, **{f"{m}_mean": at_one if lam == 1 else others for m in METRICS}, "runs": 5,
-             "collapsed": collapsed if lam == 1 else int(lam == 0.01)} for lam in (0.01, 0.1, 1.0, 10.0, math.inf)]
+    rows = [
+        {
+            "lam": lam,
+            **{f"{m}_mean": at_one if lam == 1 else others for m in METRICS},
+            "runs": 5,
+            "collapsed": collapsed if lam == 1 else int(lam == 0.01),
+        }
+        for lam in (0.01, 0.1, 1.0, 10.0, math.inf)
+    ]
     rows[0]["ACC_mean"] = 0.99  # collapsed, and so no result
     save_table(pd.DataFrame(rows), home, "06_lambda")
     if p is not None:
@@ -223,22 +278,33 @@ def test_lam_one_must_be_above_every_other_that_did_not_collapse(tmp_path):
 
 
 def test_costs_are_ordered_among_published_methods_of_several_scales(tmp_path):
-    rows = [("DMSMIL", "dmsmil", "10x+20x", 600, 2.0, 9.0), ("DSMIL", "dsmil", "10x+20x", 500, 3.0, 9.0),
-            ("HiFuse", "hifuse", "10x+20x", 900, 4.0, 9.5), ("Mean pooling", "meanpool", "10x+20x", 1, 0.1, 0.1),
-            ("ABMIL 10x", "abmil", "10x", 2, 0.2, 0.2)]
+    rows = [
+        ("DMSMIL", "dmsmil", "10x+20x", 600, 2.0, 9.0),
+        ("DSMIL", "dsmil", "10x+20x", 500, 3.0, 9.0),
+        ("HiFuse", "hifuse", "10x+20x", 900, 4.0, 9.5),
+        ("Mean pooling", "meanpool", "10x+20x", 1, 0.1, 0.1),
+        ("ABMIL 10x", "abmil", "10x", 2, 0.2, 0.2),
+    ]
     columns = ["name", "method", "scales", "parameters", "epoch_median_s", "inference_median_ms"]
     save_table(pd.DataFrame(rows, columns=columns), tmp_path, "08_cost")
     assert found(tmp_path, "fewest parameters") == (
-        NOT_HELD, "600 parameters against 500 parameters of DSMIL, the least of the others; place 2 of 3")
+        NOT_HELD,
+        "600 parameters against 500 parameters of DSMIL, the least of the others; place 2 of 3",
+    )
     assert found(tmp_path, "trains fastest")[0] == HELD and "2 s an epoch against 3 s" in found(tmp_path, "trains")[1]
     assert found(tmp_path, "answers fastest")[0] == NOT_HELD, "a tie"
 
 
-@pytest.mark.parametrize("deformable, full, verdict", [(1.0, 2.0, HELD), (0.8, 1.8, HELD), (1.0, 1.5, NOT_SHOWN),
-                                                       (1.5, 2.0, NOT_SHOWN), (1.4, 1.5, NOT_HELD)])
+@pytest.mark.parametrize(
+    "deformable, full, verdict",
+    [(1.0, 2.0, HELD), (0.8, 1.8, HELD), (1.0, 1.5, NOT_SHOWN), (1.5, 2.0, NOT_SHOWN), (1.4, 1.5, NOT_HELD)],
+)
 def test_growth_is_read_off_the_slopes(tmp_path, deformable, full, verdict):
-    rows = [dict(part=name, k=k, median_ms=1.0, slope_time=slope, slope_memory=slope)
-            for name, slope in (("deformable", deformable), ("full", full), ("ot", 2.4)) for k in (50, 5000)]
+    rows = [
+        dict(part=name, k=k, median_ms=1.0, slope_time=slope, slope_memory=slope)
+        for name, slope in (("deformable", deformable), ("full", full), ("ot", 2.4))
+        for k in (50, 5000)
+    ]
     save_table(pd.DataFrame(rows), tmp_path, "08_growth")
     got, number = found(tmp_path, "grows linearly")
     assert got == verdict and f"{deformable:.2f} (deformable), {full:.2f} (full), 2.40 (ot)" in number
@@ -275,8 +341,15 @@ def test_the_board_shows_every_claim(tmp_path):
 
 
 def test_a_board_of_all_verdicts_has_a_mark_a_colour_and_a_count_for_each(tmp_path):
-    rows = pd.DataFrame({"claim": list(VERDICTS), "in the paper": "Table 1", "tested in": "04_compare",
-                         "verdict": VERDICTS, "number": "so"})
+    rows = pd.DataFrame(
+        {
+            "claim": list(VERDICTS),
+            "in the paper": "Table 1",
+            "tested in": "04_compare",
+            "verdict": VERDICTS,
+            "number": "so",
+        }
+    )
     figure = figures.claims_board(rows, tmp_path / "f")
     texts = figure.axes[0].texts
     marks = [text for text in texts if text.get_text() in "✓≈~✗–"]
@@ -300,8 +373,10 @@ def test_the_comparison_figure_ranks_methods_and_draws_what_they_must_beat(tmp_p
 
 
 def test_rows_of_one_method_are_told_apart_in_the_figure(tmp_path):
-    rows = [row(name, 0.7, 0.7, method="dmsmil", scales="10x+20x", collapsed=c) for name, c in
-            (("DMSMIL", 0), ("DMSMIL, lam=0.1", 0), ("DMSMIL, lam=10.0", 1))]
+    rows = [
+        row(name, 0.7, 0.7, method="dmsmil", scales="10x+20x", collapsed=c)
+        for name, c in (("DMSMIL", 0), ("DMSMIL, lam=0.1", 0), ("DMSMIL, lam=10.0", 1))
+    ]
     rows.append(row("HiFuse, 8 epochs", 0.6, 0.6, method="hifuse", scales="10x+20x"))
     figure = figures.method_comparison({"all": pd.DataFrame(rows)}, tmp_path / "f")
     assert list(drawn(figure, tmp_path / "f").label) == ["DMSMIL", "DMSMIL, lam=0.1", "DMSMIL, lam=10.0", "HiFuse*"]

@@ -27,8 +27,13 @@ def predictions(truth, value, slides_a_patient=1, folds=5, seed=0):
     """A predictions table of slides s0, s1, ... whose positive probability rises with `value`."""
     n, p = len(truth), 1 / (1 + np.exp(-np.asarray(value, float)))
     patients = [f"p{i // slides_a_patient}" for i in range(n)]
-    table = predictions_table([f"s{i}" for i in range(n)], patients, np.asarray(CLASSES)[np.asarray(truth, int)],
-                              np.stack([1 - p, p], 1), CLASSES)
+    table = predictions_table(
+        [f"s{i}" for i in range(n)],
+        patients,
+        np.asarray(CLASSES)[np.asarray(truth, int)],
+        np.stack([1 - p, p], 1),
+        CLASSES,
+    )
     return table.assign(fold=np.arange(n) // (2 * slides_a_patient) % folds, seed=seed)
 
 
@@ -105,9 +110,11 @@ def test_under_the_null_the_corrected_test_keeps_its_level_and_the_plain_one_doe
     """Really trained models on overlapping training sets; and seeds must not pass for folds."""
     rng = np.random.default_rng(2)
     gaps = [cross_validated_differences(rng) for _ in range(500)]
-    rate = {"corrected": np.mean([corrected_resampled_ttest(g.mean(1), 0.2).p < 0.05 for g in gaps]),
-            "plain": np.mean([stats.ttest_1samp(g.mean(1), 0).pvalue < 0.05 for g in gaps]),
-            "seeds as folds": np.mean([corrected_resampled_ttest(g.ravel(), 0.2).p < 0.05 for g in gaps])}
+    rate = {
+        "corrected": np.mean([corrected_resampled_ttest(g.mean(1), 0.2).p < 0.05 for g in gaps]),
+        "plain": np.mean([stats.ttest_1samp(g.mean(1), 0).pvalue < 0.05 for g in gaps]),
+        "seeds as folds": np.mean([corrected_resampled_ttest(g.ravel(), 0.2).p < 0.05 for g in gaps]),
+    }
     assert 0.02 < rate["corrected"] < 0.08, rate
     assert rate["plain"] > 0.09 and rate["seeds as folds"] > 0.08, rate
 
@@ -152,10 +159,12 @@ def test_equivalence_is_the_90_per_cent_interval_inside_the_margin():
 
 def test_at_the_margin_equivalence_is_said_as_often_as_the_level_allows():
     rng, share, n = np.random.default_rng(10), 0.2, 10
-    d = EQUIVALENT_WITHIN + 0.005 * (np.sqrt(share) * rng.normal(size=(2000, 1))
-                                     + np.sqrt(1 - share) * rng.normal(size=(2000, n)))
-    assert np.mean([corrected_resampled_ttest(row, share).p_equivalent < 0.05 for row in d]) == pytest.approx(0.05,
-                                                                                                           abs=0.015)
+    d = EQUIVALENT_WITHIN + 0.005 * (
+        np.sqrt(share) * rng.normal(size=(2000, 1)) + np.sqrt(1 - share) * rng.normal(size=(2000, n))
+    )
+    assert np.mean([corrected_resampled_ttest(row, share).p_equivalent < 0.05 for row in d]) == pytest.approx(
+        0.05, abs=0.015
+    )
 
 
 def test_what_does_not_vary_is_not_called_equivalent():
@@ -168,8 +177,10 @@ def near(shift=0.0, n=400, folds=10):
     rng = np.random.default_rng(11)
     truth = np.arange(n) % 2 == 1
     value = 1.5 * truth + rng.normal(size=n)
-    return (predictions(truth, value + shift * truth, folds=folds),
-            predictions(truth, value + 0.05 * rng.normal(size=n), folds=folds))
+    return (
+        predictions(truth, value + shift * truth, folds=folds),
+        predictions(truth, value + 0.05 * rng.normal(size=n), folds=folds),
+    )
 
 
 def test_the_sentence_sets_equivalent_apart_from_not_shown():
@@ -177,8 +188,11 @@ def test_the_sentence_sets_equivalent_apart_from_not_shown():
     row = compare(reference, {"twin": other}, "ILC").iloc[0]
     assert row.AUC_p_equivalent_holm < 0.05 < row.AUC_p_holm and equivalents(row.to_frame().T) == "twin by AUC"
     said = sentence(row, "DMSMIL")
-    assert said.startswith("DMSMIL and twin are equivalent: they differ by less than 0.02 AUC, ") and \
-        f"{row.AUC_difference:+.3f} [" in said and said.endswith(f"corrected p {_told(row.AUC_p_equivalent_holm)}.")
+    assert (
+        said.startswith("DMSMIL and twin are equivalent: they differ by less than 0.02 AUC, ")
+        and f"{row.AUC_difference:+.3f} [" in said
+        and said.endswith(f"corrected p {_told(row.AUC_p_equivalent_holm)}.")
+    )
     open_question = row.copy()
     open_question["AUC_p_equivalent_holm"] = 0.051
     assert sentence(open_question, "DMSMIL").startswith("DMSMIL is not shown to be better than twin")
@@ -241,8 +255,9 @@ def test_delongs_error_is_the_bootstraps():
     draws, up, down = [], np.flatnonzero(truth), np.flatnonzero(~truth)
     for _ in range(800):
         i, j = rng.choice(up, len(up)), rng.choice(down, len(down))
-        draws.append(np.subtract(*[(v[i][:, None] > v[j]).mean() + 0.5 * (v[i][:, None] == v[j]).mean()
-                                   for v in values]))
+        draws.append(
+            np.subtract(*[(v[i][:, None] > v[j]).mean() + 0.5 * (v[i][:, None] == v[j]).mean() for v in values])
+        )
     assert test.difference / test.statistic == pytest.approx(np.std(draws), rel=0.1)
 
 
@@ -340,8 +355,11 @@ def test_ranks_by_hand_ties_and_gaps():
     assert friedman_nemenyi(np.exp(table)).ranks.equals(got.ranks)  # ranks alone count
     assert np.isnan(friedman_nemenyi(pd.DataFrame(np.ones((3, 4)))).p)
     twice = friedman_nemenyi(pd.concat([table, table], axis=1), 2)  # the folds of two repeats: no further patients
-    assert (twice.ranks.to_dict(), twice.cd, twice.p) == (got.ranks.to_dict(), pytest.approx(got.cd),
-                                                          pytest.approx(got.p)) and twice.blocks == 3
+    assert (twice.ranks.to_dict(), twice.cd, twice.p) == (
+        got.ranks.to_dict(),
+        pytest.approx(got.cd),
+        pytest.approx(got.p),
+    ) and twice.blocks == 3
     for few in (table.iloc[:2], table.iloc[:, 2:]):
         with pytest.raises(InputError, match="at least 3 methods and 2 folds"):
             friedman_nemenyi(few)
@@ -355,8 +373,16 @@ def study(seeds=2, signals={"DMSMIL": 1.5, "ABMIL": 1.4, "mean": 0.0, "best": 6.
     rng = np.random.default_rng(13)
     truth = np.arange(n) % 2 == 1
     common = rng.normal(size=n)
-    return {name: pd.concat([predictions(truth, signal * (truth - 0.5) + common + 0.5 * rng.normal(size=n), 1, folds, s)
-                             for s in range(seeds)], ignore_index=True) for name, signal in signals.items()}
+    return {
+        name: pd.concat(
+            [
+                predictions(truth, signal * (truth - 0.5) + common + 0.5 * rng.normal(size=n), 1, folds, s)
+                for s in range(seeds)
+            ],
+            ignore_index=True,
+        )
+        for name, signal in signals.items()
+    }
 
 
 def test_metric_table_is_each_folds_mean_over_seeds():
@@ -428,8 +454,10 @@ def test_repeats_are_further_resamples_of_the_same_share_and_no_further_slides()
     folds = metric_table(tables, "AUC", "ILC")
     expected = corrected_resampled_ttest(folds.loc["DMSMIL"] - folds.loc["mean"], 1 / 5)
     assert (row.folds, row.slides) == (10, 200) and row.AUC_p == pytest.approx(expected.p)
-    pooled = {name: t.assign(prob_ILC=t.groupby("slide_id").prob_ILC.transform("mean")).drop_duplicates("slide_id")
-              for name, t in tables.items()}
+    pooled = {
+        name: t.assign(prob_ILC=t.groupby("slide_id").prob_ILC.transform("mean")).drop_duplicates("slide_id")
+        for name, t in tables.items()
+    }
     assert row.DeLong_p == pytest.approx(delong(pooled["DMSMIL"], pooled["mean"], "ILC").test.p)
 
 
@@ -451,8 +479,9 @@ def test_the_sentence_follows_from_the_numbers():
     said = {name: sentence(row, "DMSMIL") for name, row in table.iterrows()}
     assert said["mean"].startswith(f"DMSMIL is better than mean by {table.AUC_difference['mean']:.3f} AUC [")
     assert said["best"].startswith(f"DMSMIL is worse than best by {-table.AUC_difference['best']:.3f} AUC [")
-    assert said["ABMIL"].startswith("DMSMIL is not shown to be better than ABMIL: "
-                                    f"{table.AUC_difference['ABMIL']:+.3f} AUC [")
+    assert said["ABMIL"].startswith(
+        f"DMSMIL is not shown to be better than ABMIL: {table.AUC_difference['ABMIL']:+.3f} AUC ["
+    )
     assert f"[{-table.AUC_high['best']:.3f}, {-table.AUC_low['best']:.3f}]" in said["best"]
     row = table.loc["mean"].copy()
     assert "pooled AUC" in sentence(row, "DMSMIL", "DeLong")
@@ -466,8 +495,10 @@ def test_the_sentence_says_so_when_there_is_no_test():
     truth = np.arange(40) % 2 == 1
     perfect, blind = predictions(truth, 9.0 * truth - 4.5), predictions(truth, np.zeros(40))
     row = compare(perfect, {"blind": blind}, "ILC").iloc[0]
-    assert sentence(row, "DMSMIL") == ("DMSMIL against blind by AUC (+0.500) is not tested: the difference does not "
-                                       "vary: its error cannot be estimated.")
+    assert sentence(row, "DMSMIL") == (
+        "DMSMIL against blind by AUC (+0.500) is not tested: the difference does not "
+        "vary: its error cannot be estimated."
+    )
     same = compare(perfect, {"twin": perfect}, "ILC").iloc[0]
     assert sentence(same, "DMSMIL") == "DMSMIL is not shown to be better than twin: +0.000 AUC, corrected p = 1.00."
 
@@ -477,8 +508,13 @@ def test_of_three_classes_the_pooled_test_names_the_one_it_sets_against_the_rest
     tables = []
     for _ in range(2):
         p = rng.dirichlet([1, 1, 1], 30)
-        table = predictions_table([f"s{i}" for i in range(30)], [f"p{i}" for i in range(30)],
-                                  np.array(["a", "b", "c"])[np.arange(30) % 3], p, ["a", "b", "c"])
+        table = predictions_table(
+            [f"s{i}" for i in range(30)],
+            [f"p{i}" for i in range(30)],
+            np.array(["a", "b", "c"])[np.arange(30) % 3],
+            p,
+            ["a", "b", "c"],
+        )
         tables.append(table.assign(fold=np.arange(30) // 3 % 2, seed=0))
     row = compare(tables[0], {"other": tables[1]}, "b").iloc[0]
     assert row.DeLong_class == "b" and "pooled AUC of b against the rest" in sentence(row, "DMSMIL", "DeLong")
@@ -491,11 +527,18 @@ def test_of_three_classes_the_pooled_test_names_the_one_it_sets_against_the_rest
 
 def test_where_none_of_three_classes_is_named_the_pooled_test_needs_two():
     p = np.random.default_rng(3).dirichlet([1, 1, 1], 30)
-    table = predictions_table([f"s{i}" for i in range(30)], [f"p{i}" for i in range(30)],
-                              np.array(["a", "b", "c"])[np.arange(30) % 3], p, ["a", "b", "c"])
-    row = compare(table.assign(fold=np.arange(30) // 3 % 2, seed=0),
-                  {"other": table.assign(fold=np.arange(30) // 3 % 2, seed=0)}).iloc[0]
+    table = predictions_table(
+        [f"s{i}" for i in range(30)],
+        [f"p{i}" for i in range(30)],
+        np.array(["a", "b", "c"])[np.arange(30) % 3],
+        p,
+        ["a", "b", "c"],
+    )
+    row = compare(
+        table.assign(fold=np.arange(30) // 3 % 2, seed=0), {"other": table.assign(fold=np.arange(30) // 3 % 2, seed=0)}
+    ).iloc[0]
     assert np.isnan(row.DeLong_p) and row.DeLong_class == "" and not np.isnan(row.AUC_p)
     assert sentence(row, "DMSMIL", "DeLong") == (
         "DMSMIL against other by pooled AUC is not tested: it needs two classes, or one that the key positive "
-        "sets against the rest.")
+        "sets against the rest."
+    )

@@ -33,8 +33,9 @@ METHODS = ["dmsmil", "damil", "meanpool"]
 def leave_one_out(cohort):
     """A fold a slide, which alone is tested."""
     folds = cohort[["slide_id", "patient_id", "label"]]
-    return folds.assign(**{f"fold_{fold}": np.where(np.arange(len(folds)) == fold, "test", "train")
-                           for fold in range(len(folds))})
+    return folds.assign(
+        **{f"fold_{fold}": np.where(np.arange(len(folds)) == fold, "test", "train") for fold in range(len(folds))}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,14 @@ def test_sentences_compare_what_can_be_compared(left):
     cheap = cheap_tests(runs, bags, folds, cohort)
     one, scatter = scale_tests(runs, len(bags)), seed_scatter(runs)
     assert average_ranks(runs) is None
-    for text in (said, ranking(table), words, cheap_sentences(cheap), scale_sentences(table, one),
-                 seed_sentence(scatter)):
+    for text in (
+        said,
+        ranking(table),
+        words,
+        cheap_sentences(cheap),
+        scale_sentences(table, one),
+        seed_sentence(scatter),
+    ):
         assert "nan" not in text.replace("meanpool", "")
     for name, rows in (("04_compare", table), ("04_tests", tests), ("04_tests_cheap", cheap)):
         save_table(rows, home, name)
@@ -97,8 +104,9 @@ def test_sentences_compare_what_can_be_compared(left):
 
 def test_readings_and_lams_are_compared_by_what_is_defined(left):
     home, bags, folds, _, _ = left
-    configs, left_out = variant_configs(bags, folds, {name: VARIANTS[name] for name in ("map_tile", "select_val_loss")},
-                                        **SETTINGS)
+    configs, left_out = variant_configs(
+        bags, folds, {name: VARIANTS[name] for name in ("map_tile", "select_val_loss")}, **SETTINGS
+    )
     found = get_runs(home, bags, folds, list(configs.values()), [0], 1, report=lambda line: None, stage="variants")
     table = variant_table(dict(zip(configs, found)), len(bags))
     said = variant_sentences(table, left_out)
@@ -128,6 +136,7 @@ def test_figures_draw_it(left, tmp_path):
 def test_a_reading_that_is_the_studys_own_setting_is_left_out(left):
     """Else the default would be compared with itself, and cost every other comparison power."""
     _, bags, folds, _, _ = left
-    configs, left_out = variant_configs(bags, folds, {"batch_size_16": VARIANTS["batch_size_16"]},
-                                        **{**SETTINGS, "batch_size": 16})
+    configs, left_out = variant_configs(
+        bags, folds, {"batch_size_16": VARIANTS["batch_size_16"]}, **{**SETTINGS, "batch_size": 16}
+    )
     assert list(configs) == ["default"] and left_out == {"batch_size_16": "it is what this study does by default"}

@@ -18,10 +18,21 @@ from tests.analysis.test_report import row
 from tests.training.test_baselines import cohort_of
 from tests.training.test_fit import folds_of, make_bags, quick
 
-OWN = {"03_train": ("method", "scale", "seeds", "positive", "device"), "04_compare": ("methods", "seeds", "positive"),
-       "06_lambda": ("lams", "seeds", "positive")}
-PARAMS = dict(method="dmsmil", scale=0, scales=[10, 20], seeds=[0], positive="b", device="auto",
-              methods=["dmsmil", "abmil"], lams=[0.1, 1.0])
+OWN = {
+    "03_train": ("method", "scale", "seeds", "positive", "device"),
+    "04_compare": ("methods", "seeds", "positive"),
+    "06_lambda": ("lams", "seeds", "positive"),
+}
+PARAMS = dict(
+    method="dmsmil",
+    scale=0,
+    scales=[10, 20],
+    seeds=[0],
+    positive="b",
+    device="auto",
+    methods=["dmsmil", "abmil"],
+    lams=[0.1, 1.0],
+)
 
 
 def ran(home, notebook, **other):
@@ -31,8 +42,9 @@ def ran(home, notebook, **other):
 
 
 def results(home, name, *methods):
-    save_table(pd.DataFrame([row(method, 0.8, 0.8, method=method.lower(), scales="10x+20x") for method in methods]),
-               home, name)
+    save_table(
+        pd.DataFrame([row(method, 0.8, 0.8, method=method.lower(), scales="10x+20x") for method in methods]), home, name
+    )
 
 
 @pytest.fixture
@@ -59,7 +71,8 @@ def test_a_method_that_is_no_longer_named_is_not_in_the_report(home):
     assert list(saved_results(home).name) == ["DMSMIL", "ABMIL 10x"]
     assert leftover_sentence(home) == (
         "Not shown here, for it was made with other parameters: `03_damil_10x_predictions` (method or scale), "
-        "`03_damil_10x_results` (method or scale).")
+        "`03_damil_10x_results` (method or scale)."
+    )
 
 
 @pytest.mark.parametrize("other", [dict(seeds=[0, 1]), dict(positive="a"), dict(seeds=[1], positive="a")])
@@ -79,8 +92,9 @@ def test_what_decides_no_result_is_no_other_parameter(home):
 
 
 def test_a_claim_is_judged_by_present_tables_alone(home):
-    table = pd.DataFrame([row(f"λ = {lam:g}", acc, acc) | {"lam": lam, "F1_mean": acc}
-                          for lam, acc in ((1, 0.9), (0.1, 0.5))])
+    table = pd.DataFrame(
+        [row(f"λ = {lam:g}", acc, acc) | {"lam": lam, "F1_mean": acc} for lam, acc in ((1, 0.9), (0.1, 0.5))]
+    )
     save_table(table, home, "06_lambda")
     assert claims(home).set_index("claim").verdict["λ = 1 is best, in ACC, F1 and AUC"] == "not shown"
     ran(home, "06_lambda", lams=[0.1, 1.0, 10.0])
@@ -108,13 +122,26 @@ def test_a_study_without_runs_has_an_empty_ledger(tmp_path):
     assert run_ledger(tmp_path).empty
 
 
-@pytest.mark.parametrize("classes, positive, said", [
-    (["a", "b"], "", "F1 and AUC are about the class b."), (["a", "b"], "a", "F1 and AUC are about the class a."),
-    (["a", "b", "c"], "b", "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; "
-                           "DeLong's test and the decision curve set b against the rest."),
-    (["a", "b", "c"], "", "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; DeLong's "
-                          "test and the decision curve need two classes, or one that the key positive sets against the "
-                          "rest.")])
+@pytest.mark.parametrize(
+    "classes, positive, said",
+    [
+        (["a", "b"], "", "F1 and AUC are about the class b."),
+        (["a", "b"], "a", "F1 and AUC are about the class a."),
+        (
+            ["a", "b", "c"],
+            "b",
+            "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; "
+            "DeLong's test and the decision curve set b against the rest.",
+        ),
+        (
+            ["a", "b", "c"],
+            "",
+            "macro-F1 and one-vs-rest AUC are means over the 3 classes, each against the rest; DeLong's "
+            "test and the decision curve need two classes, or one that the key positive sets against the "
+            "rest.",
+        ),
+    ],
+)
 def test_what_the_numbers_are_about_is_said_for_two_classes_and_for_three(tmp_path, classes, positive, said):
     cohort = cohort_of(make_bags()).assign(label=[classes[i % len(classes)] for i in range(24)])
     save_cohort(tmp_path, cohort, make_folds(cohort, 2), [])

@@ -23,9 +23,11 @@ def rows(head):
     """The cells of the markdown table of PAPER.md whose head line begins so."""
     lines = text("PAPER.md").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(head))
-    body = lines[start + 2:]
-    return [[cell.strip() for cell in line.strip("| ").split("|")]
-            for line in body[:next(i for i, line in enumerate(body) if not line.startswith("|"))]]
+    body = lines[start + 2 :]
+    return [
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in body[: next(i for i, line in enumerate(body) if not line.startswith("|"))]
+    ]
 
 
 @pytest.mark.parametrize("paper", COHORTS)

@@ -50,8 +50,10 @@ def test_where_nothing_is_known_nothing_is_said():
 def runs_of(tables):
     """Runs with these predictions, named as their methods."""
     config = dict(scales=(10,), options={}, lr=1, weight_decay=0, batch_size=1, select="last", epochs=1)
-    return [SimpleNamespace(predictions=table, config=SimpleNamespace(method=name, **config))
-            for name, table in tables.items()]
+    return [
+        SimpleNamespace(predictions=table, config=SimpleNamespace(method=name, **config))
+        for name, table in tables.items()
+    ]
 
 
 @pytest.fixture
@@ -84,26 +86,55 @@ def test_the_table_counts_the_tests_and_takes_the_share_of_the_study(runs):
 
 
 def test_two_repeats_are_ten_folds_that_each_test_a_fifth(runs):
-    again = [SimpleNamespace(config=r.config, predictions=pd.concat(
-        [r.predictions, r.predictions.assign(fold=(r.predictions.fold + 1) % 5 + 5)], ignore_index=True)) for r in runs]
+    again = [
+        SimpleNamespace(
+            config=r.config,
+            predictions=pd.concat(
+                [r.predictions, r.predictions.assign(fold=(r.predictions.fold + 1) % 5 + 5)], ignore_index=True
+            ),
+        )
+        for r in runs
+    ]
     table = power_table(again, 100, "ILC")
     assert (table.resamples == 10).all() and (table.test_share == 0.2).all()
     assert (table.alone < power_table(runs, 100, "ILC").alone).all() and (table.alone > table.floor).all()
 
 
 def test_the_words_follow_from_the_numbers():
-    rows = [dict(metric="AUC", spread=0.02, source="pilot", resamples=25, test_share=0.2, tests=32, alone=0.0314,
-                 corrected=0.052, floor=0.028),
-            dict(metric="ACC", spread=0.9, source="runs", resamples=2, test_share=0.5, tests=32, alone=18.0,
-                 corrected=500.0, floor=2.5)]
+    rows = [
+        dict(
+            metric="AUC",
+            spread=0.02,
+            source="pilot",
+            resamples=25,
+            test_share=0.2,
+            tests=32,
+            alone=0.0314,
+            corrected=0.052,
+            floor=0.028,
+        ),
+        dict(
+            metric="ACC",
+            spread=0.9,
+            source="runs",
+            resamples=2,
+            test_share=0.5,
+            tests=32,
+            alone=18.0,
+            corrected=500.0,
+            floor=2.5,
+        ),
+    ]
     said = power_sentences(pd.DataFrame(rows)).splitlines()
     assert said[0] == (
         "- **A difference of 0.031 in AUC would be found in 80 % of such studies** by one test alone; after the "
         "correction for 32 tests, 0.052 (the spread of a difference over folds is 0.020 in an earlier study, with 25 "
-        "folds).")
+        "folds)."
+    )
     assert said[1].startswith("- **No difference in ACC would be found** in 80 % of such studies: it would have to be")
     assert "to 0.028 AUC at best" in said[2] and "to 0.016, as far as" in said[2] and len(said) == 3
     assert "none at all (the spread" in power_sentences(pd.DataFrame(rows[:1]).assign(corrected=1.2))
     unknown = power_sentences(pd.DataFrame(rows).assign(alone=math.nan))
     assert "repeats" not in unknown and unknown.splitlines()[0] == (
-        "- What difference in AUC would be found cannot be said: no spread over folds is known.")
+        "- What difference in AUC would be found cannot be said: no spread over folds is known."
+    )

@@ -15,10 +15,22 @@ from tests.training.test_fit import folds_of
 def rows(scores, marked=(), cohorts=("a", "b")):
     """Rows of all candidates: their scores by name (default .7); marked: (name, cohort) with one run that learned
     nothing."""
-    return pd.DataFrame([{"cohort": cohort, "name": name, "AUC": scores.get(name, 0.7) + shift, "runs": 3,
-                          "collapsed": 0, "learned_nothing": int((name, cohort) in marked), "gathered": 0,
-                          "effective": 0.5}
-                         for cohort, shift in zip(cohorts, (0.05, -0.05)) for name in (*CANDIDATES, CONTROL)])
+    return pd.DataFrame(
+        [
+            {
+                "cohort": cohort,
+                "name": name,
+                "AUC": scores.get(name, 0.7) + shift,
+                "runs": 3,
+                "collapsed": 0,
+                "learned_nothing": int((name, cohort) in marked),
+                "gathered": 0,
+                "effective": 0.5,
+            }
+            for cohort, shift in zip(cohorts, (0.05, -0.05))
+            for name in (*CANDIDATES, CONTROL)
+        ]
+    )
 
 
 def test_the_nearest_of_those_that_tie():

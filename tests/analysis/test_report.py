@@ -25,15 +25,25 @@ from tests.training.test_fit import folds_of, make_bags, quick
 
 def row(name, acc, auc, low=0.4, high=0.9, collapsed=0, method="", scales=""):
     means = {"ACC": acc, "F1": 0.5, "AUC": auc}
-    return {"name": name, "method": method, "scales": scales, **{f"{m}_mean": v for m, v in means.items()},
-            **{f"{m}_std": 0.1 for m in means}, **{f"{m}_low": low for m in means},
-            **{f"{m}_high": high for m in means}, "runs": 5, "collapsed": collapsed,
-            "parameters": 636386, "epoch_seconds": 0.5}
+    return {
+        "name": name,
+        "method": method,
+        "scales": scales,
+        **{f"{m}_mean": v for m, v in means.items()},
+        **{f"{m}_std": 0.1 for m in means},
+        **{f"{m}_low": low for m in means},
+        **{f"{m}_high": high for m in means},
+        "runs": 5,
+        "collapsed": collapsed,
+        "parameters": 636386,
+        "epoch_seconds": 0.5,
+    }
 
 
 def table(acc=0.8, auc=0.8, **more):
-    return pd.DataFrame([row("DMSMIL", acc, auc, **more), row("six colour numbers", 0.6, 0.7),
-                         row("always the majority", 0.6, 0.5)])
+    return pd.DataFrame(
+        [row("DMSMIL", acc, auc, **more), row("six colour numbers", 0.6, 0.7), row("always the majority", 0.6, 0.5)]
+    )
 
 
 def test_the_sentence_turns_with_the_number():
@@ -82,10 +92,16 @@ def test_two_runs_of_one_table_never_share_a_name(tmp_path):
 
 def grid():
     """A result table with methods of one scale and of two."""
-    rows = [("DMSMIL", 0.7, "dmsmil", "10x+20x"), ("DAMIL 10x", 0.8, "damil", "10x"),
-            ("DAMIL 20x", 0.6, "damil", "20x"), ("Mean pooling 10x", 0.9, "meanpool", "10x"),
-            ("Mean pooling", 0.9, "meanpool", "10x+20x"), ("ABMIL 10x", 0.75, "abmil", "10x"),
-            ("HiFuse, 8 epochs", 0.6, "hifuse", "10x+20x"), ("DMSMIL, lam=0.1", 0.5, "dmsmil", "10x+20x")]
+    rows = [
+        ("DMSMIL", 0.7, "dmsmil", "10x+20x"),
+        ("DAMIL 10x", 0.8, "damil", "10x"),
+        ("DAMIL 20x", 0.6, "damil", "20x"),
+        ("Mean pooling 10x", 0.9, "meanpool", "10x"),
+        ("Mean pooling", 0.9, "meanpool", "10x+20x"),
+        ("ABMIL 10x", 0.75, "abmil", "10x"),
+        ("HiFuse, 8 epochs", 0.6, "hifuse", "10x+20x"),
+        ("DMSMIL, lam=0.1", 0.5, "dmsmil", "10x+20x"),
+    ]
     rows = [row(name, value, value, method=method, scales=scales) for name, value, method, scales in rows]
     return pd.DataFrame([*rows, row("six colour numbers", 0.6, 0.7), row("always the majority", 0.6, 0.5)])
 
@@ -110,8 +126,13 @@ def test_the_papers_values_stand_beside_the_rows_they_belong_to():
 
 
 def test_the_ranking_names_who_is_above_and_who_learned_nothing():
-    both = pd.concat([table(0.8, 0.75), pd.DataFrame([row("MEANPOOL", 0.9, 0.9), row("ABMIL 10x", 0.5, 0.6),
-                                                      row("RELU", 0.99, 0.99, collapsed=1)])], ignore_index=True)
+    both = pd.concat(
+        [
+            table(0.8, 0.75),
+            pd.DataFrame([row("MEANPOOL", 0.9, 0.9), row("ABMIL 10x", 0.5, 0.6), row("RELU", 0.99, 0.99, collapsed=1)]),
+        ],
+        ignore_index=True,
+    )
     said = ranking(both)
     assert "Highest AUC: **MEANPOOL**, 0.900" in said and "1 of 5 rows are above it: MEANPOOL" in said
     assert "Not above the six colour numbers: ABMIL 10x." in said and "Collapsed, and so no result: RELU." in said
@@ -121,8 +142,14 @@ def test_the_ranking_names_who_is_above_and_who_learned_nothing():
 def test_what_was_adapted_is_said_wherever_it_is_shown(tmp_path):
     bags = make_bags(channels=32)
     folds = folds_of(bags)
-    runs = get_runs(tmp_path, bags, folds, [quick(bags, folds, "multiattn", epochs=1), quick(bags, folds, epochs=1)],
-                    workers=1, report=lambda line: None)
+    runs = get_runs(
+        tmp_path,
+        bags,
+        folds,
+        [quick(bags, folds, "multiattn", epochs=1), quick(bags, folds, epochs=1)],
+        workers=1,
+        report=lambda line: None,
+    )
     assert "Wibawa (2022), not" in adaptations(runs) and adaptations(runs[1:]) == "Nothing was adapted here."
 
 

@@ -58,8 +58,9 @@ def test_the_sweep_shares_its_ends_with_the_other_notebooks(study):
 def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
     bags, folds = study
     configs = lam_configs(bags, folds, [0.1], **SETTINGS)
-    runs = dict(zip(configs, get_runs(tmp_path, bags, folds, list(configs.values()), workers=1,
-                                      report=lambda line: None)))
+    runs = dict(
+        zip(configs, get_runs(tmp_path, bags, folds, list(configs.values()), workers=1, report=lambda line: None))
+    )
     table = save_table(lam_table(runs), tmp_path, "06_lambda").set_index("lam")
     for lam, r in runs.items():
         last = r.history[r.history.epoch == 3]
@@ -102,10 +103,19 @@ def test_a_collapse_is_seen_where_it_is(tmp_path):
     """Toy bags without a class: L_ot wins over a small λ behind a ReLU, and cannot where the length is fixed."""
     bags = make_bags(16, signal=0.0)
     folds = folds_of(bags)
-    configs = {key: config for key, config in collapse_configs(bags, folds, [0.001], epochs=60, lr=1e-2).items()
-               if key[0] in ("ReLU", "unit norm")}
-    runs = dict(zip(configs, get_runs(tmp_path, bags, folds, list(configs.values()), workers=1,
-                                      report=lambda line: None, only_folds=(0,))))
+    configs = {
+        key: config
+        for key, config in collapse_configs(bags, folds, [0.001], epochs=60, lr=1e-2).items()
+        if key[0] in ("ReLU", "unit norm")
+    }
+    runs = dict(
+        zip(
+            configs,
+            get_runs(
+                tmp_path, bags, folds, list(configs.values()), workers=1, report=lambda line: None, only_folds=(0,)
+            ),
+        )
+    )
     table = collapse_table(runs).set_index("placement")
     assert table.collapsed.to_dict() == {"ReLU": True, "unit norm": False}
     for (name, _), r in runs.items():
@@ -123,18 +133,29 @@ def placed(*rows):
     acts, that of L_ce 0.5; marks by the rules."""
     table = pd.DataFrame(rows, columns=["placement", "lam", "spread_relative", "ce_relative", "effective"])
     nothing = table.ce_relative > 0.9
-    return table.assign(gradient_ot=3.0 * (table.placement != "frozen features"), gradient_ce=0.5 * table.lam,
-                        learned_nothing=nothing, collapsed=nothing & (table.spread_relative < 0.01),
-                        gathered=table.effective < 0.1)
+    return table.assign(
+        gradient_ot=3.0 * (table.placement != "frozen features"),
+        gradient_ce=0.5 * table.lam,
+        learned_nothing=nothing,
+        collapsed=nothing & (table.spread_relative < 0.01),
+        gathered=table.effective < 0.1,
+    )
 
 
 def test_small_features_that_still_classify_are_told_from_a_collapse():
-    table = placed(("a", 0.1, 0.001, 1.0, 0.5), ("a", 1, 0.002, 0.1, 0.75), ("b", 0.1, 0.004, 0.2, 0.05),
-                   ("b", 1, 1.1, 0.1, 0.5), ("c", 0.1, 0.011, 1.0, 1), ("c", 1, 0.5, 0.1, 1),
-                   ("frozen features", 1, 1, 0.1, 1))
+    table = placed(
+        ("a", 0.1, 0.001, 1.0, 0.5),
+        ("a", 1, 0.002, 0.1, 0.75),
+        ("b", 0.1, 0.004, 0.2, 0.05),
+        ("b", 1, 1.1, 0.1, 0.5),
+        ("c", 0.1, 0.011, 1.0, 1),
+        ("c", 1, 0.5, 0.1, 1),
+        ("frozen features", 1, 1, 0.1, 1),
+    )
     first, second, third, fourth, last = collapse_sentences(table).splitlines()
-    assert first == ("- **a**: collapsed at λ = 0.1, not at 1. Attention is spread over 50% of the tiles at λ = 0.1, "
-                     "75% at 1.")
+    assert first == (
+        "- **a**: collapsed at λ = 0.1, not at 1. Attention is spread over 50% of the tiles at λ = 0.1, 75% at 1."
+    )
     assert third.startswith("- **c**: no collapse.") and "At λ = 0.1 nothing was learned all the same" in third
     assert "spread down to 0.011 times its start" in third and "nothing was learned" not in first + second + fourth
     assert "at λ = 0.1 the spread falls to 0.004 times its start, yet the classifier still reads" in second
@@ -148,10 +169,19 @@ def test_the_collapse_table_has_the_first_step_and_the_marks(study, tmp_path):
     """The gradient of λ L_ce before the first step grows with λ, that of L_ot does not; on the frozen features L_ot has
     none."""
     bags, folds = study
-    configs = {key: config for key, config in collapse_configs(bags, folds, [0.1, 10], epochs=1, lr=1e-3).items()
-               if key[0] in ("linear projection", "frozen features")}
-    runs = dict(zip(configs, get_runs(tmp_path, bags, folds, list(configs.values()), workers=1,
-                                      report=lambda line: None, only_folds=(0,))))
+    configs = {
+        key: config
+        for key, config in collapse_configs(bags, folds, [0.1, 10], epochs=1, lr=1e-3).items()
+        if key[0] in ("linear projection", "frozen features")
+    }
+    runs = dict(
+        zip(
+            configs,
+            get_runs(
+                tmp_path, bags, folds, list(configs.values()), workers=1, report=lambda line: None, only_folds=(0,)
+            ),
+        )
+    )
     table = collapse_table(runs).set_index(["placement", "lam"])
     start = runs["linear projection", 10].records.start.iloc[0]
     ten = table.loc[("linear projection", 10)]
@@ -166,8 +196,13 @@ def test_the_collapse_table_has_the_first_step_and_the_marks(study, tmp_path):
 
 
 def test_figures_hold_the_numbers_and_outlive_a_dead_representation(tmp_path):
-    table = placed(*[(name, lam, spread, ce, 0.5) for name in PLACEMENTS
-                     for lam, spread, ce in ((0.01, 0.0, 1.0), (1.0, 0.5, 1.0), (10.0, 0.9, 0.1))])
+    table = placed(
+        *[
+            (name, lam, spread, ce, 0.5)
+            for name in PLACEMENTS
+            for lam, spread, ce in ((0.01, 0.0, 1.0), (1.0, 0.5, 1.0), (10.0, 0.9, 0.1))
+        ]
+    )
     figure = figures.collapse_curves(table, tmp_path / "c")
     assert (drawn(figure, tmp_path / "c").spread_relative == table.spread_relative).all()
     assert min(min(line.get_ydata(), default=1) for line in figure.axes[1].lines) > 0, "a log axis"

@@ -39,8 +39,11 @@ def test_damil_is_tested_within_its_scale_alone(compared):
     tests = scale_tests(runs, len(bags))
     assert list(tests.columns[:3]) == ["scales", "reference", "name"] and set(tests.reference) == {"DAMIL 10x"}
     assert list(tests.name) == ["ABMIL 10x", "Mean pooling 10x"], "20x has no DAMIL, and so no question"
-    alone = compare(runs[1].predictions, {"ABMIL 10x": runs[2].predictions, "Mean pooling 10x": runs[3].predictions},
-                    slides=len(bags))
+    alone = compare(
+        runs[1].predictions,
+        {"ABMIL 10x": runs[2].predictions, "Mean pooling 10x": runs[3].predictions},
+        slides=len(bags),
+    )
     pd.testing.assert_frame_equal(tests[alone.columns], alone)
     assert scale_tests(runs[:1], len(bags)).empty
 
@@ -75,8 +78,21 @@ def test_the_best_other_is_no_pooling_no_variant_and_not_collapsed():
 
 def paired(differences, p=0.01):
     """A tests table of DAMIL 10x: method -> difference of ACC."""
-    return pd.DataFrame([dict(scales="10x", reference="DAMIL 10x", name=name, ACC_difference=d, ACC_low=d - 0.02,
-                              ACC_high=d + 0.02, ACC_p_holm=p, ACC_note="") for name, d in differences.items()])
+    return pd.DataFrame(
+        [
+            dict(
+                scales="10x",
+                reference="DAMIL 10x",
+                name=name,
+                ACC_difference=d,
+                ACC_low=d - 0.02,
+                ACC_high=d + 0.02,
+                ACC_p_holm=p,
+                ACC_note="",
+            )
+            for name, d in differences.items()
+        ]
+    )
 
 
 def test_the_sentence_about_damil_turns_with_the_number():
@@ -105,8 +121,18 @@ def test_seed_scatter_is_the_arithmetic_it_says(compared):
 
 def test_the_word_on_seeds_follows_the_larger_part():
     def said(seeds, folds):
-        return seed_sentence(pd.DataFrame([{"name": "a", "seeds": 3, **{f"{m}_seeds": seeds for m in METRICS},
-                                            **{f"{m}_folds": folds for m in METRICS}}]))
+        return seed_sentence(
+            pd.DataFrame(
+                [
+                    {
+                        "name": "a",
+                        "seeds": 3,
+                        **{f"{m}_seeds": seeds for m in METRICS},
+                        **{f"{m}_folds": folds for m in METRICS},
+                    }
+                ]
+            )
+        )
 
     assert "more patients would" in said(0.01, 0.08) and "among the 3 seeds" in said(0.01, 0.08)
     assert "worth their time" in said(0.08, 0.01)
@@ -118,8 +144,14 @@ def test_a_method_of_ones_own_decides_no_claim(monkeypatch):
     from dmsmil.analysis.verdicts import best_other
     from dmsmil.models import METHODS, Method
 
-    table = pd.DataFrame({"method": ["dmsmil", "abmil", "mine"], "name": ["DMSMIL", "ABMIL 10x", "Mine"],
-                          "ACC_mean": [0.6, 0.7, 0.9], "collapsed": 0})
+    table = pd.DataFrame(
+        {
+            "method": ["dmsmil", "abmil", "mine"],
+            "name": ["DMSMIL", "ABMIL 10x", "Mine"],
+            "ACC_mean": [0.6, 0.7, 0.9],
+            "collapsed": 0,
+        }
+    )
     assert best_other(table, "dmsmil")["name"] == "Mine"
     monkeypatch.setitem(METHODS, "mine", Method("mine", "Mine", "topk:TopK", "many", "me", published=False))
     assert best_other(table, "dmsmil")["name"] == "ABMIL 10x"

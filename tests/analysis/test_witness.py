@@ -71,7 +71,7 @@ def steps(tiles, points):
     for parameter in layer.parameters():
         parameter.zero_()
     layer.query.weight[0] = torch.eye(2)
-    layer.plan.weight[0, :, :2 * points] = torch.eye(2).repeat(1, points)
+    layer.plan.weight[0, :, : 2 * points] = torch.eye(2).repeat(1, points)
     maps = lay_out(torch.ones(1, 1, tiles, dtype=torch.bool))
     place = torch.stack([maps.cell % maps.width, maps.cell // maps.width], -1)[0, 0].double()
     return layer, place, maps, torch.full((1, 1, tiles), 1 / tiles).double()
@@ -130,7 +130,7 @@ def test_the_share_of_a_tile_is_that_of_its_pixels():
     truth = {"signal": signal, "downsample": np.int64(16)}
     pixels = np.kron(signal, np.ones((16, 16)))
     coords, side = np.stack([rng.integers(0, 160 - 37, 50), rng.integers(0, 192 - 37, 50)], 1), 37
-    expected = [pixels[y:y + side, x:x + side].mean() for x, y in coords]
+    expected = [pixels[y : y + side, x : x + side].mean() for x, y in coords]
     np.testing.assert_allclose(witness_share(truth, coords, side), expected, atol=1e-12)
     beyond = witness_share({"signal": np.ones((4, 4), bool), "downsample": 16}, np.array([[32, 0], [64, 64]]), 64)
     np.testing.assert_allclose(beyond, [0.5, 0], atol=1e-12)
@@ -238,8 +238,9 @@ def demo(tmp_path):
     for row, slide_id in enumerate(bags.slide_ids):
         here = np.zeros((3, 8), bool)  # tiles of the toy lie on a grid eight wide, 1024 px apart
         here.flat[rng.permutation(18)[:9]] = True
-        np.savez(tmp_path / f"cohort/truth/{slide_id}.npz", signal=np.kron(here, np.ones((64, 64), bool)),
-                 downsample=16)
+        np.savez(
+            tmp_path / f"cohort/truth/{slide_id}.npz", signal=np.kron(here, np.ones((64, 64), bool)), downsample=16
+        )
         bags.x[row, :, :, 0] += torch.from_numpy(here.ravel() & bags.mask[row, 0].numpy()) * (6.0 * bags.labels[row])
     return tmp_path, bags, bag_folds(bags, 2)
 
@@ -264,8 +265,14 @@ def test_the_experiment_from_truth_to_figure(demo, capsys, tmp_path):
     assert (table.largest_weight <= 1 + 1e-6).all() and (table.witness_weight[table.rate == 0] == 0).all()
 
     said = witness_sentences(found, table)
-    for part in ("left out", "with 0 of", "DMSMIL minus ABMIL 10x", "DMSMIL minus DMSMIL, deformable=False",
-                 "the lowest rate", "Largest weight"):
+    for part in (
+        "left out",
+        "with 0 of",
+        "DMSMIL minus ABMIL 10x",
+        "DMSMIL minus DMSMIL, deformable=False",
+        "the lowest rate",
+        "Largest weight",
+    ):
         assert part in said, part
     data = drawn(figures.witness_rates(table, tmp_path / "f"), tmp_path / "f")
     assert list(data.name) == list(table.name)
@@ -313,8 +320,14 @@ def made(monkeypatch):
         rng, truth, runs = np.random.default_rng(0), np.arange(100) % 2 == 1, []
         for signal, (name, scales) in zip(signals, (("dmsmil", (10, 20)), ("abmil", (10,)), ("abmil", (20,)))):
             table = predictions(truth, signal * truth + rng.normal(size=100))
-            records = pd.DataFrame({"collapsed": False, "learned_nothing": False, "gathered": False,
-                                    "attention": [{"effective_10x": 0.5}] * 5})
+            records = pd.DataFrame(
+                {
+                    "collapsed": False,
+                    "learned_nothing": False,
+                    "gathered": False,
+                    "attention": [{"effective_10x": 0.5}] * 5,
+                }
+            )
             runs.append(Runs(RunConfig(name, scales), table, table, records, {}))
         one = diluted(toy_bags(100), np.tile([0.9, 0.1], (100, 2, 16)), [0.1], 10)[0]
         found = witness.Witness([runs], [one])
@@ -323,10 +336,15 @@ def made(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("signals, verdict", [
-    ((0, 4, 4), "**Where 10% of the tiles carry the signal, DMSMIL falls below ABMIL 10x, ABMIL 20x.**"),
-    ((0, 0, 4), "DMSMIL falls below ABMIL 20x.**"),
-    ((4, 0, 0), "is not shown to fall below ABMIL"), ((1, 1, 1), "is not shown to fall below ABMIL")])
+@pytest.mark.parametrize(
+    "signals, verdict",
+    [
+        ((0, 4, 4), "**Where 10% of the tiles carry the signal, DMSMIL falls below ABMIL 10x, ABMIL 20x.**"),
+        ((0, 0, 4), "DMSMIL falls below ABMIL 20x.**"),
+        ((4, 0, 0), "is not shown to fall below ABMIL"),
+        ((1, 1, 1), "is not shown to fall below ABMIL"),
+    ],
+)
 def test_the_verdict_follows_from_the_numbers(made, signals, verdict):
     found, table = made(signals)
     said = witness_sentences(found, table)
@@ -344,8 +362,10 @@ def test_the_rates_are_compared_at_the_lowest_where_a_signal_is_seen(made):
     low, table = made((0, 4, 4))
     high = replace(low.bags[0], rate=0.5)
     found = witness.Witness([*low.runs, *low.runs], [*low.bags, high])
-    for seen, said in ((0.4, "At 50%, the lowest rate where a method is above chance:"), (0.6, "At 10%, the lowest rate"
-                       " where a method is above chance:")):
+    for seen, said in (
+        (0.4, "At 50%, the lowest rate where a method is above chance:"),
+        (0.6, "At 10%, the lowest rate where a method is above chance:"),
+    ):
         both = pd.concat([table.assign(AUC_low=seen), table.assign(rate=0.5, witnesses=5, AUC_low=0.6)])
         assert said in witness_sentences(found, both.reset_index(drop=True))
     assert "At 10%, the lowest rate: " in witness_sentences(low, table.assign(AUC_low=0.4))

@@ -36,8 +36,9 @@ def applied(copy):
     done = dmsmil("apply", "params/smoke.yaml", copy / "new", "-p", "outputs", copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "smoke/params.yaml").read_bytes() == before
-    return done, pd.read_csv(copy / "smoke/tables/10_apply.csv", dtype={"known": str, "unlike": str},
-                             keep_default_na=False)
+    return done, pd.read_csv(
+        copy / "smoke/tables/10_apply.csv", dtype={"known": str, "unlike": str}, keep_default_na=False
+    )
 
 
 def test_apply_predicts_and_says_it(copy, applied):
@@ -56,9 +57,11 @@ def test_apply_predicts_and_says_it(copy, applied):
 
 
 def test_what_differs_is_one_line_that_names_it(copy):
-    for key, value, said in (("k", "13", "k is 13, and the study was made with 12"),
-                             ("tile_px", "512", "tile_px is 512, and the study was made with 256"),
-                             ("encoder", "resnet18", "encoder is 'resnet18', and the study was made with")):
+    for key, value, said in (
+        ("k", "13", "k is 13, and the study was made with 12"),
+        ("tile_px", "512", "tile_px is 512, and the study was made with 256"),
+        ("encoder", "resnet18", "encoder is 'resnet18', and the study was made with"),
+    ):
         done = dmsmil("apply", "params/smoke.yaml", copy / "new/other-0.svs", "-p", "outputs", copy, "-p", key, value)
         assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
 
@@ -108,8 +111,9 @@ def test_a_study_that_has_not_run_is_one_line(copy, tmp_path):
 def test_with_nothing_to_predict_the_notebook_says_so_and_ends(tmp_path):
     done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", tmp_path, "--only", "10")
     assert done.returncode == 0, done.stdout + done.stderr
-    cells = [cell for cell in nbformat.read(tmp_path / "smoke/notebooks/10_apply.ipynb", 4).cells
-             if cell.cell_type == "code"]
+    cells = [
+        cell for cell in nbformat.read(tmp_path / "smoke/notebooks/10_apply.ipynb", 4).cells if cell.cell_type == "code"
+    ]
     shown = [json.dumps(cell.outputs) for cell in cells]
     assert sum("nothing to apply to: dmsmil apply" in text for text in shown) >= 6
     assert "{'slides': 0}" in shown[-1] and not any("error" in text for text in shown)

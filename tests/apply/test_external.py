@@ -69,18 +69,31 @@ def test_one_class_has_no_auc_and_says_so(made, labelled):
 
 
 def row(where, auc, low, high, name="DMSMIL"):
-    numbers = {f"{metric}{part}": value for metric in ("ACC", "F1", "AUC")
-               for part, value in (("", auc), ("_low", low), ("_high", high))}
+    numbers = {
+        f"{metric}{part}": value
+        for metric in ("ACC", "F1", "AUC")
+        for part, value in (("", auc), ("_low", low), ("_high", high))
+    }
     return {"name": name, "where": where, "slides": 9, "patients": 8, **numbers, "ECE": 0.1}
 
 
-@pytest.mark.parametrize("here, word, told", [
-    ((0.70, 0.60, 0.80), "0.200 lower", "does not hold the study's value"),
-    ((0.85, 0.70, 0.95), "0.050 lower", "holds the study's value: no change is shown"),
-    ((0.95, 0.92, 0.99), "0.050 higher", "does not hold the study's value")])
+@pytest.mark.parametrize(
+    "here, word, told",
+    [
+        ((0.70, 0.60, 0.80), "0.200 lower", "does not hold the study's value"),
+        ((0.85, 0.70, 0.95), "0.050 lower", "holds the study's value: no change is shown"),
+        ((0.95, 0.92, 0.99), "0.050 higher", "does not hold the study's value"),
+    ],
+)
 def test_the_drop_is_said_and_whether_it_is_shown(here, word, told):
-    table = pd.DataFrame([row("study", 0.9, 0.8, 1.0), row("one", *here), row("mean", *here),
-                          *(row(where, 0.75, 0.5, 1.0, "Mean pooling") for where in ("study", "one", "mean"))])
+    table = pd.DataFrame(
+        [
+            row("study", 0.9, 0.8, 1.0),
+            row("one", *here),
+            row("mean", *here),
+            *(row(where, 0.75, 0.5, 1.0, "Mean pooling") for where in ("study", "one", "mean")),
+        ]
+    )
     said = external_sentences(table)
     assert f"{word}; the interval here {told}." in said and "9 slides of 8 patients" in said
     assert f"It is {'above' if here[0] > 0.75 else 'not above'} *Mean pooling*" in said

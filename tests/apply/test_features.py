@@ -40,8 +40,9 @@ def study(tmp_path_factory):
     """A study on features of TRIDENT: its kit, its cohort with two slides that it has not, and all their bags."""
     place = tmp_path_factory.mktemp("foreign")
     job, home = job_of(place / "job", OWN + NEW), place / "mine"
-    whole = pd.DataFrame({"slide_id": OWN + NEW, "patient_id": OWN + NEW, "label": list("ababab"), "site": "",
-                          "path": "", "mpp": 0.25})
+    whole = pd.DataFrame(
+        {"slide_id": OWN + NEW, "patient_id": OWN + NEW, "label": list("ababab"), "site": "", "path": "", "mpp": 0.25}
+    )
     cohort, store = whole[:4], Store(home, PX, (10, 20), "uni_v1")
     take_features(store, cohort, job, K, workers=1, report=quiet)
     bags, folds = load_bags(store, cohort, K), make_folds(cohort, 2)
@@ -85,12 +86,18 @@ def test_a_model_that_travels_takes_them_too(study, slides, tmp_path):
 
 REFUSED = {
     "none": (lambda place: "", "features of this study were made elsewhere: name those of the new slides with the key"),
-    "another width": (lambda place: job_of(place / "job", NEW + OWN, dim=9),
-                      "the encoder's dim is 9, and the study was made with 6: it is applied as it was made"),
-    "another encoder": (lambda place: job_of(place / "job", NEW + OWN, encoder="conch_v15"),
-                        "has no features by the study's encoder 'uni_v1', but by conch_v15"),
-    "another program": (lambda place: str([clam(place / "feats_{scale}x", name, grids(name)) for name in NEW + OWN][0]),
-                        "the encoder's made by is 'CLAM', and the study was made with 'TRIDENT'"),
+    "another width": (
+        lambda place: job_of(place / "job", NEW + OWN, dim=9),
+        "the encoder's dim is 9, and the study was made with 6: it is applied as it was made",
+    ),
+    "another encoder": (
+        lambda place: job_of(place / "job", NEW + OWN, encoder="conch_v15"),
+        "has no features by the study's encoder 'uni_v1', but by conch_v15",
+    ),
+    "another program": (
+        lambda place: str([clam(place / "feats_{scale}x", name, grids(name)) for name in NEW + OWN][0]),
+        "the encoder's made by is 'CLAM', and the study was made with 'TRIDENT'",
+    ),
     "random numbers": (lambda place: "drawn", "and the study was made with"),
 }
 

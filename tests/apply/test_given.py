@@ -54,8 +54,15 @@ def test_the_table_is_in_the_features_and_another_one_renames_features_and_runs(
     config = bags.store.features_made_by(bags.slide_ids[0]).config
     assert config["tiles"] == "table" and len(config["corners"]) == 16 and "min_density" not in config
     store = Store(tmp_path / "study", TILE, SCALES, ENCODER)
-    encode_cohort(store, made.cohort, K, px=32, workers=1, report=quiet,
-                  tiles=table_of(tmp_path / "tiles.csv", made.cohort.slide_id, shift=1))
+    encode_cohort(
+        store,
+        made.cohort,
+        K,
+        px=32,
+        workers=1,
+        report=quiet,
+        tiles=table_of(tmp_path / "tiles.csv", made.cohort.slide_id, shift=1),
+    )
     other = load_bags(store, made.cohort, K, SCALES)
     assert other.identity != bags.identity
     names = {configure(one, folds, "meanpool", **SETTINGS).name for one in (bags, other)}
@@ -93,5 +100,6 @@ def test_a_model_that_travels_says_whose_tiles_it_needs(made, study, tmp_path):
     with pytest.raises(InputError, match="name those of the new slides with the key 'tiles'"):
         ask(read_kit(folder), made, tmp_path / "elsewhere")
     check_same({"tile_px": TILE, "min_density": 0.3}, made_by(home, made.cohort.slide_id))  # no density was asked
-    assert np.isfinite(ask(read_kit(folder), made, tmp_path / "elsewhere", tiles=table_of(
-        tmp_path / "new.csv", NEW)).x.numpy()).all()
+    assert np.isfinite(
+        ask(read_kit(folder), made, tmp_path / "elsewhere", tiles=table_of(tmp_path / "new.csv", NEW)).x.numpy()
+    ).all()

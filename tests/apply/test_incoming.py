@@ -47,10 +47,15 @@ def test_two_files_of_one_name_are_rows_and_the_others_go_on(folder):
     assert {row["unit"] for row in failures} == {"a", "A"} and "2 slide files are called" in failures[0]["reason"]
 
 
-@pytest.mark.parametrize("text, patients, labels", [
-    ("slide_id\na\nb\n", ["", ""], ["", ""]), ("slide_id,label\na,\nb,ILC\n", ["", ""], ["", "ILC"]),
-    ("slide_id;patient_id\na;p\nb;q\n", ["p", "q"], ["", ""]),
-    ("slide_id,patient_id,label\na,p,IDC\nb,p,IDC\n", ["p", "p"], ["IDC", "IDC"])])
+@pytest.mark.parametrize(
+    "text, patients, labels",
+    [
+        ("slide_id\na\nb\n", ["", ""], ["", ""]),
+        ("slide_id,label\na,\nb,ILC\n", ["", ""], ["", "ILC"]),
+        ("slide_id;patient_id\na;p\nb;q\n", ["p", "q"], ["", ""]),
+        ("slide_id,patient_id,label\na,p,IDC\nb,p,IDC\n", ["p", "p"], ["IDC", "IDC"]),
+    ],
+)
 def test_a_table_needs_no_more_than_the_slides(folder, text, patients, labels):
     slides, failures = read(table(folder, text))
     assert list(slides.slide_id) == ["a", "b"] and not failures
@@ -62,10 +67,15 @@ def test_a_row_without_a_file_is_a_failure(folder):
     assert list(slides.slide_id) == ["a"] and failures[0]["unit"] == "lost"
 
 
-@pytest.mark.parametrize("text, said", [
-    ("slide_id,label\na,ductal\n", "mine.csv has the label 'ductal', and the study's classes are IDC, ILC"),
-    ("name\na\n", "no column 'slide_id'"), ("slide_id\nlost\n", "no usable slide .*nothing can be said of it"),
-    ("slide_id\n", "no rows")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("slide_id,label\na,ductal\n", "mine.csv has the label 'ductal', and the study's classes are IDC, ILC"),
+        ("name\na\n", "no column 'slide_id'"),
+        ("slide_id\nlost\n", "no usable slide .*nothing can be said of it"),
+        ("slide_id\n", "no rows"),
+    ],
+)
 def test_a_table_that_will_not_do_is_one_line(folder, text, said):
     with pytest.raises(InputError, match=said) as caught:
         read(table(folder, text))

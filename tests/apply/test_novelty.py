@@ -29,8 +29,9 @@ def test_a_strange_slide_is_marked_in_table_and_words(made, tmp_path, kind, unli
     row = made.apply(strange(tmp_path, kind), home=tmp_path)[0].table.iloc[0]
     assert row.unlike == unlike and row.distance_colours > 1.5
     assert row.models == 2 and row.known == "", "models answer whatever they are shown"
-    assert next(warnings_of(row.to_dict())) == (f"Unlike the training slides, in its {unlike.replace(', ', ' and ')}: "
-                                                "what is said of it rests on nothing.")
+    assert next(warnings_of(row.to_dict())) == (
+        f"Unlike the training slides, in its {unlike.replace(', ', ' and ')}: what is said of it rests on nothing."
+    )
 
 
 def test_slides_of_the_same_painter_are_not_marked(whole):
@@ -56,7 +57,7 @@ def test_the_distance_is_the_local_outlier_factor_of_a_slide_without_its_patient
         rest = [other for other in range(12) if patients[other] != patients[row]]
         mean, spread = values[rest].mean(0), values[rest].std(0)
         detector = LocalOutlierFactor(n_neighbors=len(rest) // 3, novelty=True).fit((values[rest] - mean) / spread)
-        assert found[row] == pytest.approx(-detector.score_samples((values[row:row + 1] - mean) / spread)[0])
+        assert found[row] == pytest.approx(-detector.score_samples((values[row : row + 1] - mean) / spread)[0])
 
 
 def test_beyond_the_border_is_one_in_a_hundred_of_its_own():

@@ -36,8 +36,9 @@ def page(made):
 
 
 def words(path):
-    return " ".join(unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", Path(path).read_text(encoding="utf-8"),
-                                    flags=re.S)).split())
+    return " ".join(
+        unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", Path(path).read_text(encoding="utf-8"), flags=re.S)).split()
+    )
 
 
 def test_every_page_says_its_numbers_and_what_it_is_not_for(page):
@@ -87,24 +88,46 @@ def test_the_page_names_the_file_that_was_asked_for(made, page, tmp_path, kind, 
 
 def test_a_known_slide_says_so(page):
     home, _ = page
-    assert "The study knows this slide (its name, its patient, what its tiles show): only models" in \
-        words(home / "pages/demo-A000-1.html")
+    assert "The study knows this slide (its name, its patient, what its tiles show): only models" in words(
+        home / "pages/demo-A000-1.html"
+    )
     assert "The study knows" not in words(home / f"pages/{NEW[0]}.html")
 
 
 def test_names_are_shown_as_they_were_written(made):
     about = {**made.kit.about, "study": "<b>&", "classes": ["<i>", "b"], "positive": "b"}
-    said = {"slide_id": "s", "models": 2, "pred": "<i>", "prob_<i>": 0.5, "prob_b": 0.5, "spread": 0.1, "lowest": 0.1,
-            "highest": 0.9, "label": "<u>", "patient_id": "p&q", "tiles": 3, "known": "", "unlike": "",
-            "distance_features": 0.5}
+    said = {
+        "slide_id": "s",
+        "models": 2,
+        "pred": "<i>",
+        "prob_<i>": 0.5,
+        "prob_b": 0.5,
+        "spread": 0.1,
+        "lowest": 0.1,
+        "highest": 0.9,
+        "label": "<u>",
+        "patient_id": "p&q",
+        "tiles": 3,
+        "known": "",
+        "unlike": "",
+        "distance_features": 0.5,
+    }
     text = pages._said(said, about)
     assert "<i>" not in text and "<u>" not in text and "<b>" not in text.replace("<b>", "", 0) and "p&amp;q" in text
 
 
 def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
     home, applied = page
-    slides = pd.DataFrame({"slide_id": applied.table.slide_id, "patient_id": "", "label": "", "site": "",
-                           "path": ["/nowhere/a.svs", str(made.slides / f"{NEW[0]}.svs")], "mpp": 0.0})
+    slides = pd.DataFrame(
+        {
+            "slide_id": applied.table.slide_id,
+            "patient_id": "",
+            "label": "",
+            "site": "",
+            "path": ["/nowhere/a.svs", str(made.slides / f"{NEW[0]}.svs")],
+            "mpp": 0.0,
+        }
+    )
     store = made.apply(made.place / "two.csv")[1].store
     index = make_pages(made.kit, applied, slides, store, workers=1, report=quiet)
     failed = read_failures(store.home)

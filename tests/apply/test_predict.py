@@ -54,9 +54,11 @@ def test_a_slide_of_the_study_gets_its_out_of_fold_prediction(made, whole):
 
 
 def test_rivals_are_fitted_as_the_study_fits_them(made, whole):
-    own = {"six colour numbers": colour_predictions(made.bags, made.folds),
-           "always the majority": majority_predictions(made.folds),
-           "Mean pooling": pd.concat([read_predictions(folder) for folder in runs_of(made, "meanpool")])}
+    own = {
+        "six colour numbers": colour_predictions(made.bags, made.folds),
+        "always the majority": majority_predictions(made.folds),
+        "Mean pooling": pd.concat([read_predictions(folder) for folder in runs_of(made, "meanpool")]),
+    }
     assert list(made.kit.panels) == ["DMSMIL", "Mean pooling", "six colour numbers", "always the majority"]
     for name, predictions in own.items():
         said = whole[0].means[name].set_index("slide_id").loc[list(predictions.slide_id)]
@@ -70,17 +72,23 @@ def test_a_patient_and_a_copy_are_recognised_as_well(made, tmp_path):
     shutil.copy(first.path, tmp_path / "renamed.svs")
     shutil.copy(made.slides / "demo-A007-1.svs", tmp_path / "second.svs")
     pd.DataFrame({"slide_id": ["renamed", "second"], "patient_id": ["someone", first.patient_id.lower()]}).to_csv(
-        tmp_path / "two.csv", index=False)
+        tmp_path / "two.csv", index=False
+    )
     table = made.apply(tmp_path / "two.csv", home=tmp_path)[0].table.set_index("slide_id")
     assert table.known.to_dict() == {"renamed": "content", "second": "patient"}
     tests = [fold for fold in (0, 1) if made.folds.set_index("slide_id").loc[first.slide_id, f"fold_{fold}"] == "test"]
     assert (table.models == len(tests)).all() and len(tests) == 1
     model = load_model(runs_of(made, "dmsmil")[tests[0]], 1280, 2)
-    bags = load_bags(Store(tmp_path / "apply", TILE, SCALES, ENCODER),
-                     pd.DataFrame({"slide_id": ["renamed"], "patient_id": ["x"], "label": ["x"]}), K, SCALES)
+    bags = load_bags(
+        Store(tmp_path / "apply", TILE, SCALES, ENCODER),
+        pd.DataFrame({"slide_id": ["renamed"], "patient_id": ["x"], "label": ["x"]}),
+        K,
+        SCALES,
+    )
     said = predict(model, bags, np.arange(1))[0][0]
-    np.testing.assert_allclose(table.loc["renamed", [f"prob_{name}" for name in made.kit.classes]].astype(float), said,
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        table.loc["renamed", [f"prob_{name}" for name in made.kit.classes]].astype(float), said, atol=1e-6
+    )
 
 
 def test_where_every_model_has_seen_a_slide_nothing_is_predicted(made, whole):
@@ -102,7 +110,9 @@ def test_scores_are_the_mean_of_shares(made, whole):
     row = bags.slide_ids.index(NEW[2])
     shares = []
     for folder in runs_of(made, "dmsmil"):
-        output = load_model(folder, 1280, 2)(bags.x[row:row + 1], bags.mask[row:row + 1], bags.coords[row:row + 1])
+        output = load_model(folder, 1280, 2)(
+            bags.x[row : row + 1], bags.mask[row : row + 1], bags.coords[row : row + 1]
+        )
         score = output.scores[0].detach().double().numpy()
         shares.append(score / score.sum(1, keepdims=True))
     found = applied.scores[applied.scores.slide_id == NEW[2]]
@@ -131,16 +141,23 @@ def test_a_slide_that_fails_is_a_row_and_the_others_go_on(made, tmp_path):
 # ------------------------------------------------------------------------------------------------ the same, or refused
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"k": 7}, "k is 7, and the study was made with 6"),
-    ({"tile_px": 512}, "tile_px is 512, and the study was made with 256"),
-    ({"scales": [10]}, r"scales is \[10\], and the study was made with \[10, 20\]"),
-    ({"black": "tissue"}, "black is 'tissue', and the study was made with 'padding'"),
-    ({"seed": 1}, "seed is 1, and the study was made with 0"),
-    ({"fallback_mpp": 0.25}, "mpp is 0.25, and the study was made with 0.0"),
-    ({"encoder": {"name": "resnet101"}}, "encoder is 'resnet101', and the study was made with 'efficientnet_lite0'"),
-    ({"encoder": {"name": ENCODER, "weights": "0" * 16}}, "the encoder's weights is '0000000000000000'"),
-    ({"encoder": {"name": ENCODER, "px": 256}}, "the encoder's px is 256, and the study was made with 224")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"k": 7}, "k is 7, and the study was made with 6"),
+        ({"tile_px": 512}, "tile_px is 512, and the study was made with 256"),
+        ({"scales": [10]}, r"scales is \[10\], and the study was made with \[10, 20\]"),
+        ({"black": "tissue"}, "black is 'tissue', and the study was made with 'padding'"),
+        ({"seed": 1}, "seed is 1, and the study was made with 0"),
+        ({"fallback_mpp": 0.25}, "mpp is 0.25, and the study was made with 0.0"),
+        (
+            {"encoder": {"name": "resnet101"}},
+            "encoder is 'resnet101', and the study was made with 'efficientnet_lite0'",
+        ),
+        ({"encoder": {"name": ENCODER, "weights": "0" * 16}}, "the encoder's weights is '0000000000000000'"),
+        ({"encoder": {"name": ENCODER, "px": 256}}, "the encoder's px is 256, and the study was made with 224"),
+    ],
+)
 def test_what_differs_is_refused_by_its_name(made, change, said):
     have = made_by(made.home, made.cohort.slide_id)
     check_same(have[-1], have)

@@ -41,8 +41,15 @@ def test_without_the_study_it_says_the_same(made, whole, folder, tmp_path):
 
 def test_the_folder_is_what_the_design_says(folder, made):
     names = {path.name for path in folder.iterdir()}
-    assert names == {"model.json", "weights.safetensors", "reference.safetensors", "trained_on.csv", "results.csv",
-                     "out_of_fold.csv", "MODEL_CARD.md"}
+    assert names == {
+        "model.json",
+        "weights.safetensors",
+        "reference.safetensors",
+        "trained_on.csv",
+        "results.csv",
+        "out_of_fold.csv",
+        "MODEL_CARD.md",
+    }
     about = read_model(folder)["about"]
     assert about["classes"] == ["ductal-like", "lobular-like"] and about["made"]["k"] == 6
     assert about["made"]["encoder"]["weights"] and about["config"]["method"] == "dmsmil"
@@ -69,8 +76,9 @@ def test_reading_executes_nothing(folder, monkeypatch):
     assert read_kit(folder).classes == ["ductal-like", "lobular-like"]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "reference.safetensors", "trained_on.csv", "results.csv",
-                                  "out_of_fold.csv"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "reference.safetensors", "trained_on.csv", "results.csv", "out_of_fold.csv"]
+)
 def test_a_changed_byte_is_refused(folder, name):
     content = bytearray((folder / name).read_bytes())
     content[-3] ^= 1
@@ -80,8 +88,14 @@ def test_a_changed_byte_is_refused(folder, name):
     assert_one_line(caught, name)
 
 
-@pytest.mark.parametrize("change", [lambda found: found["about"].update(classes=["lobular-like", "ductal-like"]),
-                                    lambda found: found["about"]["made"].update(k=48), lambda found: found.clear()])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["about"].update(classes=["lobular-like", "ductal-like"]),
+        lambda found: found["about"]["made"].update(k=48),
+        lambda found: found.clear(),
+    ],
+)
 def test_changed_words_are_refused(folder, change):
     found = read_json(folder / MODEL)
     change(found)
@@ -105,10 +119,12 @@ def resealed(folder, change):
 
 def test_other_weights_are_refused_even_with_right_hashes(folder):
     """Every model is asked about a made-up slide, and must say what it said."""
+
     def other(weights):
         name = next(name for name in weights if name.startswith("DMSMIL/fold1-seed0/") and weights[name].ndim == 2)
-        weights[name] = weights[name] + 0.5 * torch.randn(weights[name].shape,
-                                                          generator=torch.Generator().manual_seed(0))
+        weights[name] = weights[name] + 0.5 * torch.randn(
+            weights[name].shape, generator=torch.Generator().manual_seed(0)
+        )
 
     resealed(folder, lambda weights: None)
     read_kit(folder)
@@ -149,7 +165,7 @@ def test_a_lost_file_is_named(folder):
 
 
 def test_a_safetensors_file_of_a_wrong_shape_is_one_line(folder):
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2 ** 40) + b"{}")
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**40) + b"{}")
     whole = read_json(folder / MODEL)
     import hashlib
 
@@ -181,8 +197,11 @@ def test_the_card_says_what_it_is_not_for_and_so_does_the_studys(folder, made):
     assert NOT_FOR in text and "at most 6 tiles of 256 px at 10x and 20x" in text
     assert "7 slides of 6 patients" in text and "| Mean pooling |" in text
     assert NOT_FOR in " ".join((ROOT / "docs/model_card.md").read_text(encoding="utf-8").split())
-    assert NOT_FOR in " ".join("".join(json.loads((ROOT / "notebooks/10_apply.ipynb").read_text(
-        encoding="utf-8"))["cells"][0]["source"]).replace("**", "").split())
+    assert NOT_FOR in " ".join(
+        "".join(json.loads((ROOT / "notebooks/10_apply.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"])
+        .replace("**", "")
+        .split()
+    )
 
 
 def test_a_slide_held_out_is_predicted_by_the_copy(folder, made, whole, tmp_path):

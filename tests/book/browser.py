@@ -19,9 +19,21 @@ from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 needed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at pages with (chromium, google-chrome)")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-         "--no-proxy-server", "--window-size=1280,1000", "--remote-debugging-port=0", "--remote-allow-origins=*")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--no-proxy-server",
+    "--window-size=1280,1000",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+)
 PATIENCE = 120  # seconds, on a loaded machine
 
 
@@ -72,8 +84,10 @@ class Page:
 
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of the first element that a CSS selector finds, scrolled into view, in pixels of the window."""
-        box = self.js(f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getBoundingClientRect().toJSON()))"
-                      f"(document.querySelector({json.dumps(selector)}))")
+        box = self.js(
+            f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getBoundingClientRect().toJSON()))"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def wheel(self, selector: str, delta: float):
@@ -99,13 +113,17 @@ class Page:
 def browse(url: str, folder: Path):
     """The page at `url` in a browser of its own, whose profile lies in `folder`."""
     profile = Path(folder) / "chromium"
-    process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         port = profile / "DevToolsActivePort"
         where = until(lambda: port.exists() and port.read_text().count("\n") and port.read_text().split(), "Chromium")
-        socket = websocket.create_connection(f"ws://127.0.0.1:{where[0]}{where[1]}", timeout=PATIENCE,
-                                             http_no_proxy=["127.0.0.1"])
+        socket = websocket.create_connection(
+            f"ws://127.0.0.1:{where[0]}{where[1]}", timeout=PATIENCE, http_no_proxy=["127.0.0.1"]
+        )
         page = Page(socket)
         page.call("Page.navigate", url=url)
         yield page

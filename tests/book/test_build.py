@@ -55,7 +55,7 @@ def shown(kind, data, **more):
 def write_notebook(path, title, *cells):
     path.parent.mkdir(parents=True, exist_ok=True)
     intro = new_markdown_cell(f"# {title}\n\nThe **claim** of a page (Fig. 3), said\nat once. *And* more.\n\nMore.")
-    parameters = new_code_cell('k: int = 3  # K: tiles a slide and scale, at most', metadata={"tags": ["parameters"]})
+    parameters = new_code_cell("k: int = 3  # K: tiles a slide and scale, at most", metadata={"tags": ["parameters"]})
     injected = new_code_cell("# Parameters\nk = 12\n", metadata={"tags": ["injected-parameters"]})
     notebook = new_notebook(cells=[intro, parameters, injected, new_code_cell("import os\nfrom re import sub"), *cells])
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -65,10 +65,22 @@ def write_notebook(path, title, *cells):
 
 def results(*names):
     """A result table: AUC falls from row to row."""
-    rows = [{"name": name, "method": "x", "scales": "10x+20x", "runs": 2, "collapsed": 0, "parameters": 7,
-             **{f"{m}_{part}": value for m in ("ACC", "F1", "AUC")
-                for part, value in zip(("mean", "std", "low", "high"), (0.9 - 0.01 * i, 0.1, 0.6, 0.95))}}
-            for i, name in enumerate(names)]
+    rows = [
+        {
+            "name": name,
+            "method": "x",
+            "scales": "10x+20x",
+            "runs": 2,
+            "collapsed": 0,
+            "parameters": 7,
+            **{
+                f"{m}_{part}": value
+                for m in ("ACC", "F1", "AUC")
+                for part, value in zip(("mean", "std", "low", "high"), (0.9 - 0.01 * i, 0.1, 0.6, 0.95))
+            },
+        }
+        for i, name in enumerate(names)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -78,33 +90,51 @@ def make_study(home):
     save_cohort(home, frame, make_folds(frame, 2), [])
     write_csv(results("DMSMIL", "ABMIL 10x", *CHEAP), home / "tables/03_dmsmil_results.csv")
     table = pd.DataFrame({"AUC": ["0.833 ± 0.236 [0.25, 1.00]"], "note": ["a <b> & more"]}, index=["DMSMIL"])
-    write_notebook(home / "notebooks/00_cohort.ipynb", "00 · The cohort", new_code_cell(
-        "print(1)", outputs=[new_output("stream", text="first line\n"), new_output("stream", text="second line\n")]))
     write_notebook(
-        home / "notebooks/03_train.ipynb", "03 · Train", new_markdown_cell("## How it *errs*"),
+        home / "notebooks/00_cohort.ipynb",
+        "00 · The cohort",
+        new_code_cell(
+            "print(1)", outputs=[new_output("stream", text="first line\n"), new_output("stream", text="second line\n")]
+        ),
+    )
+    write_notebook(
+        home / "notebooks/03_train.ipynb",
+        "03 · Train",
+        new_markdown_cell("## How it *errs*"),
         new_code_cell("figures.roc(runs)", outputs=[shown("image/png", picture(400, 300))]),
         new_code_cell("show(x)", outputs=[shown("image/png", picture(720, 300, 1))]),
         new_code_cell("table", outputs=[shown("text/html", table.to_html())]),
-        new_code_cell("Markdown(x)", outputs=[
-            shown("text/markdown", "- it is **so**\n\n| a | b |\n|---|---|\n| p | q |")]))
+        new_code_cell(
+            "Markdown(x)", outputs=[shown("text/markdown", "- it is **so**\n\n| a | b |\n|---|---|\n| p | q |")]
+        ),
+    )
     write_notebook(
-        home / "notebooks/09_report.ipynb", "09 · The report", new_markdown_cell("Transport: [03](03_train.ipynb)."),
-        new_code_cell("record", outputs=[shown("text/plain", "{'tiles': 3}")]))
+        home / "notebooks/09_report.ipynb",
+        "09 · The report",
+        new_markdown_cell("Transport: [03](03_train.ipynb)."),
+        new_code_cell("record", outputs=[shown("text/plain", "{'tiles': 3}")]),
+    )
     (home / "notebooks/04_compare.failed.ipynb").write_text("{}")
     return home
 
 
 def make_checkout(root):
     """A project of two walkthroughs, a page that is none of the book's, and the package `shelf` of one wing."""
-    answer = ("<details><summary>Answer</summary>\n\nIt is **hidden** until asked for.\n\n"
-              "```python\n# no heading\n```\n</details>")
+    answer = (
+        "<details><summary>Answer</summary>\n\nIt is **hidden** until asked for.\n\n"
+        "```python\n# no heading\n```\n</details>"
+    )
     links = "[it](../../shelf/wing/first.py), [a file](../../README.md), [03](../03_train.ipynb), `03_train`, `first`"
     lessons = root / "notebooks/walkthroughs"
     write_notebook(
-        lessons / "2_later.ipynb", "2 · Later", new_markdown_cell(f"Links: {links}."),
-        new_markdown_cell(f"## An exercise\n\nWhy?\n\n{answer}"), new_markdown_cell("after"),
+        lessons / "2_later.ipynb",
+        "2 · Later",
+        new_markdown_cell(f"Links: {links}."),
+        new_markdown_cell(f"## An exercise\n\nWhy?\n\n{answer}"),
+        new_markdown_cell("after"),
         new_code_cell("from drawings import curves as draw"),
-        new_code_cell("slider(draw.roc, k=[1])", outputs=[shown("image/png", picture(300, 200, 2))]))
+        new_code_cell("slider(draw.roc, k=[1])", outputs=[shown("image/png", picture(300, 200, 2))]),
+    )
     write_notebook(lessons / "1_first.ipynb", "1 · First")
     (lessons / "drawings").mkdir()
     (lessons / "drawings/curves.py").write_text('def roc(k):\n    """How k bends it. And more."""\n')
@@ -112,7 +142,8 @@ def make_checkout(root):
     (root / "shelf/__init__.py").write_text("")
     (root / "shelf/wing/__init__.py").write_text('"""Which is first?"""\n')
     (root / "shelf/wing/first.py").write_text(
-        '"""What is *first* <here>."""\n\n\ndef begin(k: int = 3) -> str:\n    """Begins."""\n')
+        '"""What is *first* <here>."""\n\n\ndef begin(k: int = 3) -> str:\n    """Begins."""\n'
+    )
     (root / "shelf/wing/other.py").write_text('"""The `first.begin` of others."""\n')
     (root / "README.md").write_text("# It\n")
     return root
@@ -234,8 +265,11 @@ def test_links_to_the_checkout_lead_to_pages(study):
     _, pages, said = study
     links = re.search(r"<p>Links: .*?</p>", pages["2_later"])[0]
     found = [(target, text(words)) for target, words in re.findall(r'<a [^>]*href="([^"]+)"[^>]*>(.*?)</a>', links)]
-    assert found == [("../../reference/shelf.wing.first.html", "it"), ("../03_train.html", "03"),
-                     ("../03_train.html", "03_train")]
+    assert found == [
+        ("../../reference/shelf.wing.first.html", "it"),
+        ("../03_train.html", "03"),
+        ("../03_train.html", "03_train"),
+    ]
     assert "a file, " in text(links) and not [line for line in said if "2_later" in line]
 
 
@@ -260,10 +294,18 @@ def odd(tmp_path_factory):
     save_cohort(home, frame, make_folds(frame, 2), [])
     write_csv(results(f"Mine {ODD[0]} {ODD[2]}", f"Yours {ODD[5]}", *CHEAP), home / "tables/03_dmsmil_results.csv")
     table = pd.DataFrame({"class": ODD}, index=pd.Index(ODD, name=ODD[0]))
-    write_notebook(home / "notebooks/03_train.ipynb", "03 · Train", new_code_cell("table", outputs=[
-        shown("text/html", table.to_html())]), new_code_cell("said", outputs=[
-            shown("text/markdown", "\n".join(f"- **{as_written(name)}** is {as_written(name)}." for name in ODD))]),
-        new_code_cell("print(names)", outputs=[new_output("stream", text="\n".join(ODD))]))
+    write_notebook(
+        home / "notebooks/03_train.ipynb",
+        "03 · Train",
+        new_code_cell("table", outputs=[shown("text/html", table.to_html())]),
+        new_code_cell(
+            "said",
+            outputs=[
+                shown("text/markdown", "\n".join(f"- **{as_written(name)}** is {as_written(name)}." for name in ODD))
+            ],
+        ),
+        new_code_cell("print(names)", outputs=[new_output("stream", text="\n".join(ODD))]),
+    )
     said = []
     return book.build(home, said.append, home.parent / "none", ""), said
 
@@ -384,8 +426,12 @@ def drawn(figure, out):
 def test_the_cover_draws_whatever_there_is(slide, tmp_path):
     out, table = tmp_path / "cover", results("DMSMIL", *CHEAP)
     one = {**slide, "scores": {20: slide["scores"][20]}, "plans": []}
-    for part, rows, wanted in ((slide, table, {"10x", "20x", "DMSMIL"}), (None, table, {"DMSMIL"}),
-                               (slide, None, {"10x", "20x"}), (one, table, {"20x", "DMSMIL"})):
+    for part, rows, wanted in (
+        (slide, table, {"10x", "20x", "DMSMIL"}),
+        (None, table, {"DMSMIL"}),
+        (slide, None, {"10x", "20x"}),
+        (one, table, {"20x", "DMSMIL"}),
+    ):
         texts = drawn(figures.cover(rows, part, out), out)
         assert wanted <= set(texts) and ("10x" in texts) == ("10x" in wanted)
         assert any("100% of the mass; chance 17%" in t for t in texts) == (part is slide)
@@ -404,8 +450,10 @@ def test_the_cover_shows_the_tiles_that_were_in_the_bag(tmp_path):
         tiles = select_tiles(opened, 9, 64)
     store.write_tiles(tiles, {})
     store.write_features(name, {scale: np.ones((9, 3), np.float32) for scale in (10, 20)}, tiles, {"encoder": "net"})
-    write_json({"method": "dmsmil", "scale": 0, "tile_px": 64, "scales": [10, 20], "encoder": "net", "k": 4,
-                "mpp": 0.0}, home / "params.yaml")
+    write_json(
+        {"method": "dmsmil", "scale": 0, "tile_px": 64, "scales": [10, 20], "encoder": "net", "k": 4, "mpp": 0.0},
+        home / "params.yaml",
+    )
     write_csv(pd.DataFrame({"slide_id": [name]}), home / "tables/03_dmsmil_predictions.csv")
     (home / "figures").mkdir()
     np.savez(home / "figures/03_dmsmil_scores.npz", scores_10=np.arange(4.0), scores_20=np.arange(4.0))
@@ -462,11 +510,29 @@ def audit(folder, tmp_path, *flags):
     pages = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*.html"))] + ["search.html?q=transport"]
     (folder / "audit.html").write_text(AUDIT.replace("PAGES", json.dumps(pages)))
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         "--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=20000",
-         f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", (folder / "audit.html").as_uri()],
-        capture_output=True, text=True, timeout=120)
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            "--allow-file-access-from-files",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            *flags,
+            "--dump-dom",
+            (folder / "audit.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     (folder / "audit.html").unlink()
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.S)
     assert found and found[1], done.stderr[-2000:]
@@ -545,8 +611,12 @@ def test_the_smoke_study_has_a_book_with_its_slide_on_the_cover(smoke, tmp_path)
     home, said = smoke
     assert "book/index.html" in said and "the cover shows no slide" not in said and "book: " not in said
     pages = {p.stem for p in (home / "book/notebooks").rglob("*.html")}
-    assert pages == {p.stem for folder in (home / "notebooks", book.ROOT / book.LESSONS)
-                     for p in folder.glob("*.ipynb") if "." not in p.stem}
+    assert pages == {
+        p.stem
+        for folder in (home / "notebooks", book.ROOT / book.LESSONS)
+        for p in folder.glob("*.ipynb")
+        if "." not in p.stem
+    }
     rooms = {p.stem for p in (home / "book/reference").glob("dmsmil.*.html")}
     assert {"dmsmil.features.bags", "dmsmil.models.topk", "dmsmil.figures.train"} <= rooms
     cover = np.load(home / "figures/cover.npz")

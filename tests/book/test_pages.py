@@ -12,8 +12,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from dmsmil import figures
 from dmsmil.book.pages import _aligned, _drawn, _linked, alt_text, first_sentence, opening
 
-KNOWN = {"notebooks/03_train.ipynb", "notebooks/walkthroughs/1_first.ipynb", "reference/dmsmil.models.md",
-         "reference/dmsmil.features.bags.md"}
+KNOWN = {
+    "notebooks/03_train.ipynb",
+    "notebooks/walkthroughs/1_first.ipynb",
+    "reference/dmsmil.models.md",
+    "reference/dmsmil.features.bags.md",
+}
 
 
 def text(html):
@@ -30,31 +34,44 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("here, there", [
-    ("[a](../../dmsmil/features/bags.py)", "[a](../../reference/dmsmil.features.bags.md)"),
-    ("[a](../../dmsmil/models/__init__.py#L3)", "[a](../../reference/dmsmil.models.md)"),
-    ("see [`mine.yaml`](../../params/mine.yaml), now", "see `mine.yaml`, now"),
-    ("[a](../../dmsmil/unknown.py)", "a"),
-    ("[a](../03_train.ipynb)", "[a](../03_train.ipynb)"),
-    ("[a](https://example.org/dmsmil/features/bags.py)", "[a](https://example.org/dmsmil/features/bags.py)"),
-    ("[a](gone.md)", "[a](gone.md)"),
-    ("as `03_train` and `dmsmil.features.bags` say", "as [`03_train`](../03_train.ipynb) and "
-                                            "[`dmsmil.features.bags`](../../reference/dmsmil.features.bags.md) say"),
-    ("`1_first`, `other`, [`03_train`](../03_train.ipynb)", "`1_first`, `other`, [`03_train`](../03_train.ipynb)")])
+@pytest.mark.parametrize(
+    "here, there",
+    [
+        ("[a](../../dmsmil/features/bags.py)", "[a](../../reference/dmsmil.features.bags.md)"),
+        ("[a](../../dmsmil/models/__init__.py#L3)", "[a](../../reference/dmsmil.models.md)"),
+        ("see [`mine.yaml`](../../params/mine.yaml), now", "see `mine.yaml`, now"),
+        ("[a](../../dmsmil/unknown.py)", "a"),
+        ("[a](../03_train.ipynb)", "[a](../03_train.ipynb)"),
+        ("[a](https://example.org/dmsmil/features/bags.py)", "[a](https://example.org/dmsmil/features/bags.py)"),
+        ("[a](gone.md)", "[a](gone.md)"),
+        (
+            "as `03_train` and `dmsmil.features.bags` say",
+            "as [`03_train`](../03_train.ipynb) and "
+            "[`dmsmil.features.bags`](../../reference/dmsmil.features.bags.md) say",
+        ),
+        ("`1_first`, `other`, [`03_train`](../03_train.ipynb)", "`1_first`, `other`, [`03_train`](../03_train.ipynb)"),
+    ],
+)
 def test_links_lead_to_pages_or_are_words(root, here, there):
     assert _linked(here, "notebooks/walkthroughs/1_first.ipynb", KNOWN, root) == there
 
 
 def test_a_link_is_relative_to_its_page(root):
-    assert _linked("`dmsmil.features.bags`", "notebooks/03_train.ipynb", KNOWN, root) == \
-        "[`dmsmil.features.bags`](../reference/dmsmil.features.bags.md)"
+    assert (
+        _linked("`dmsmil.features.bags`", "notebooks/03_train.ipynb", KNOWN, root)
+        == "[`dmsmil.features.bags`](../reference/dmsmil.features.bags.md)"
+    )
 
 
-@pytest.mark.parametrize("how, call", [
-    ("from dmsmil import figures", "figures.roc(x)"),
-    ("from drawings import bags", "x = 3\nbags.roc(runs)"),
-    ("import os\nfrom drawings import base, bags as draw", "slider(draw.roc, k=[1, 2])"),
-    ("%matplotlib inline", "figures.roc(x)")])
+@pytest.mark.parametrize(
+    "how, call",
+    [
+        ("from dmsmil import figures", "figures.roc(x)"),
+        ("from drawings import bags", "x = 3\nbags.roc(runs)"),
+        ("import os\nfrom drawings import base, bags as draw", "slider(draw.roc, k=[1, 2])"),
+        ("%matplotlib inline", "figures.roc(x)"),
+    ],
+)
 def test_a_picture_is_described_by_who_drew_it(how, call, tmp_path):
     """The drawings of a walkthrough are read where they lie, and not run."""
     said = inspect.getdoc(figures.roc)
@@ -80,8 +97,16 @@ def test_a_page_opens_with_its_claim():
 
 
 def test_columns_of_words_read_from_the_left():
-    frame = pd.DataFrame({"number": [1.5, -2], "words": ["", "good so far"], "code": ["04_compare", "3"],
-                          "scale": ["10x", "10x+20x"], "gap": [np.nan, np.inf], "dash": ["—", "0.8 ± 0.1 [0.7, 0.9]"]})
+    frame = pd.DataFrame(
+        {
+            "number": [1.5, -2],
+            "words": ["", "good so far"],
+            "code": ["04_compare", "3"],
+            "scale": ["10x", "10x+20x"],
+            "gap": [np.nan, np.inf],
+            "dash": ["—", "0.8 ± 0.1 [0.7, 0.9]"],
+        }
+    )
     html = frame.to_html()
     marked = _aligned(html)
     assert text(marked) == text(html)

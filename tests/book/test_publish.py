@@ -42,8 +42,9 @@ def opened(data):
 
 
 def shown(count=1, **data):
-    return new_output("execute_result", {name.replace("_", "/", 1): value for name, value in data.items()},
-                      execution_count=count)
+    return new_output(
+        "execute_result", {name.replace("_", "/", 1): value for name, value in data.items()}, execution_count=count
+    )
 
 
 @pytest.fixture
@@ -52,11 +53,17 @@ def project(tmp_path):
     home, notebooks = tmp_path / "outputs/mine", tmp_path / "notebooks"
     (home / "notebooks").mkdir(parents=True)
     notebooks.mkdir()
-    source = new_notebook(cells=[new_markdown_cell(text, id=f"cell-{i}") if kind == "markdown" else
-                                 new_code_cell(text, id=f"cell-{i}") for i, (kind, text) in enumerate(SOURCES)])
+    source = new_notebook(
+        cells=[
+            new_markdown_cell(text, id=f"cell-{i}") if kind == "markdown" else new_code_cell(text, id=f"cell-{i}")
+            for i, (kind, text) in enumerate(SOURCES)
+        ]
+    )
     source.cells[1].metadata["tags"], source.cells[3].metadata["tags"] = ["parameters"], ["record"]
-    source.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                       "language_info": {"name": "python"}}
+    source.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     nbformat.write(source, notebooks / "03_train.ipynb")
     source.cells.insert(2, new_code_cell("# Parameters\nk = 12\n", metadata={"tags": [INJECTED]}))
     for count, cell in enumerate([cell for cell in source.cells if cell.cell_type == "code"], 1):
@@ -75,6 +82,7 @@ def project(tmp_path):
 @pytest.fixture
 def change(project):
     """Change the executed notebook by a function of its cells."""
+
     def make(how):
         path = project[0] / "notebooks/03_train.ipynb"
         notebook = nbformat.read(path, 4)
@@ -96,8 +104,9 @@ def test_what_a_study_showed_is_published_without_what_ran_it(project):
     publish(home, notebooks, said.append)
     after = read(notebooks)
     assert after.metadata == before.metadata and len(said) == 1 and "03_train.ipynb" in said[0]
-    assert [(c.id, c.source, c.metadata) for c in after.cells if c.id != INJECTED] == \
-        [(c.id, c.source, c.metadata) for c in before.cells]
+    assert [(c.id, c.source, c.metadata) for c in after.cells if c.id != INJECTED] == [
+        (c.id, c.source, c.metadata) for c in before.cells
+    ]
     assert after.cells[2].source == "# Parameters\nk = 12\n" and after.cells[2].metadata == {"tags": [INJECTED]}
     assert [c.execution_count for c in after.cells if c.cell_type == "code"] == [1, 2, 3, 4]
     assert opened(after.cells[3].outputs[0].data["image/png"]).size == (600, 400)
@@ -113,14 +122,19 @@ def test_twice_gives_the_same_bytes_and_a_published_notebook_is_a_source(project
 
     def again(cells):  # another run of the study: papermill names its cell anew, and times differ
         cells[2].id, cells[3].metadata["papermill"] = "0bb4635a", {"duration": 7.0}
+
     change(again)
     publish(home, notebooks)
     assert (notebooks / "03_train.ipynb").read_bytes() == first and first.endswith(b"}\n")
 
 
 def test_lines_of_progress_go_other_lines_stay(project, change):
-    parts = ["[1/2] dmsmil  fold 0  12.3 s\n", "[2/2] dmsm", "il  fold 1\n50 of 50 slides were done before\n",
-             "48 left\n"]
+    parts = [
+        "[1/2] dmsmil  fold 0  12.3 s\n",
+        "[2/2] dmsm",
+        "il  fold 1\n50 of 50 slides were done before\n",
+        "48 left\n",
+    ]
     change(lambda cells: cells[3].outputs.extend(new_output("stream", name="stdout", text=text) for text in parts))
     publish(*project)
     assert [o.get("text") for o in read(project[1]).cells[3].outputs] == ["48 left\n", None]
@@ -131,28 +145,45 @@ def test_lines_of_progress_go_other_lines_stay(project, change):
 
 def test_what_a_static_page_cannot_show_is_dropped(project, change):
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "VBox(children=())"}
-    outputs = [new_output("display_data", widget),
-               shown(3, text_html="<table><tr><td>1</td></tr></table>", text_plain="1"),
-               shown(3, text_html="<script>alert(1)</script>", text_plain="words"), shown(3, text_markdown="- **so**"),
-               new_output("display_data", {"application/javascript": "x", "text/plain": "<Javascript>"})]
+    outputs = [
+        new_output("display_data", widget),
+        shown(3, text_html="<table><tr><td>1</td></tr></table>", text_plain="1"),
+        shown(3, text_html="<script>alert(1)</script>", text_plain="words"),
+        shown(3, text_markdown="- **so**"),
+        new_output("display_data", {"application/javascript": "x", "text/plain": "<Javascript>"}),
+    ]
     change(lambda cells: cells[3].outputs.extend(outputs))
     publish(*project)
     data = [dict(output.data) for output in read(project[1]).cells[3].outputs]
     assert [set(d) for d in data] == [{"image/png", "text/plain"}, {"text/html", "text/plain"}, {"text/markdown"}]
 
 
-@pytest.mark.parametrize("how, message", [
-    (lambda cells: cells[3].update(source="show(k + 1)"), "other cells"),
-    (lambda cells: cells.pop(), "other cells"),
-    (lambda cells: cells[0].update(source="# Another"), "other cells"),
-    (lambda cells: cells[3].update(execution_count=9), "in order"),
-    (lambda cells: cells[3].update(execution_count=None), "in order"),
-    (lambda cells: cells[3].outputs.append(new_output("error", ename="E", evalue="x", traceback=[])), "stopped"),
-    (lambda cells: cells[3].outputs.append(new_output(
-        "stream", name="stderr", text=f"{HOME}/a/base.py:24: UserWarning: the layout collapsed\n  figure.savefig()")),
-     "UserWarning: the layout collapsed"),
-    (lambda cells: cells[3].outputs.append(shown(3, text_plain=f"read {HOME}/slides/a.svs")), "place of this machine"),
-    (lambda cells: cells[2].update(source="cohort = '/tmp/mine.csv'"), "place of this machine")])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        (lambda cells: cells[3].update(source="show(k + 1)"), "other cells"),
+        (lambda cells: cells.pop(), "other cells"),
+        (lambda cells: cells[0].update(source="# Another"), "other cells"),
+        (lambda cells: cells[3].update(execution_count=9), "in order"),
+        (lambda cells: cells[3].update(execution_count=None), "in order"),
+        (lambda cells: cells[3].outputs.append(new_output("error", ename="E", evalue="x", traceback=[])), "stopped"),
+        (
+            lambda cells: cells[3].outputs.append(
+                new_output(
+                    "stream",
+                    name="stderr",
+                    text=f"{HOME}/a/base.py:24: UserWarning: the layout collapsed\n  figure.savefig()",
+                )
+            ),
+            "UserWarning: the layout collapsed",
+        ),
+        (
+            lambda cells: cells[3].outputs.append(shown(3, text_plain=f"read {HOME}/slides/a.svs")),
+            "place of this machine",
+        ),
+        (lambda cells: cells[2].update(source="cohort = '/tmp/mine.csv'"), "place of this machine"),
+    ],
+)
 def test_what_must_not_be_committed_is_one_clear_line(project, change, how, message, capsys):
     home, notebooks = project
     before = (notebooks / "03_train.ipynb").read_bytes()
@@ -190,7 +221,7 @@ def test_few_colours_stay_exact_and_many_stay_near():
         before = Image.alpha_composite(Image.new("RGBA", (600, 400), "white"), opened(given))
         assert opened(small).mode == "P" and opened(small).size == before.size and saved * len(small) < len(given)
         a, b = (np.asarray(image.convert("RGB"), float) for image in (before, opened(small)))
-        assert 10 * np.log10(255 ** 2 / max(((a - b) ** 2).mean(), 1e-9)) > nearest, "dB"
+        assert 10 * np.log10(255**2 / max(((a - b) ** 2).mean(), 1e-9)) > nearest, "dB"
         assert (b[0, 0] > 250).all(), "what was transparent is white"
 
 
@@ -228,12 +259,18 @@ def test_differences_of_records_are_rows(project, change):
     home, notebooks = project
     publish(home, notebooks)
     assert compare(notebooks, home / "notebooks").empty
-    change(lambda cells: cells[4].outputs[0].data.update(
-        {"text/plain": "{'AUC': 0.88, 'parts': {'a': 1, 'c': True}, 'b': nan}"}))
+    change(
+        lambda cells: (
+            cells[4].outputs[0].data.update({"text/plain": "{'AUC': 0.88, 'parts': {'a': 1, 'c': True}, 'b': nan}"})
+        )
+    )
     table = compare(notebooks, home / "notebooks")
     assert table.to_dict("list") == {
-        "notebook": ["03_train"] * 4, "key": ["AUC", "parts · b", "parts · c", "b"],
-        "published": [0.87, "nan", "absent", "absent"], "fresh": [0.88, "absent", True, "nan"]}
+        "notebook": ["03_train"] * 4,
+        "key": ["AUC", "parts · b", "parts · c", "b"],
+        "published": [0.87, "nan", "absent", "absent"],
+        "fresh": [0.88, "absent", True, "nan"],
+    }
     assert list(compare(notebooks, home / "notebooks", within=0.011).key) == ["parts · b", "parts · c", "b"]
 
 
@@ -243,8 +280,10 @@ def test_a_missing_record_is_one_line(project, change):
         compare(notebooks, home / "notebooks")  # never executed
     assert_one_line(caught, "03_train")
     publish(home, notebooks)
-    for how in (lambda cells: cells[4].outputs.clear(),
-                lambda cells: cells[4].outputs.append(shown(4, text_plain="<object>"))):
+    for how in (
+        lambda cells: cells[4].outputs.clear(),
+        lambda cells: cells[4].outputs.append(shown(4, text_plain="<object>")),
+    ):
         change(how)
         with pytest.raises(InputError) as caught:
             compare(notebooks, home / "notebooks")
@@ -264,8 +303,14 @@ def test_a_published_notebook_runs_with_other_values_and_has_one_cell_of_them(pr
     source.cells[2].source, source.cells[3].source = "print(k)", '{"k": k}'
     nbformat.write(source, notebooks / "03_train.ipynb")
     for k in (12, 7):
-        papermill.execute_notebook(notebooks / "03_train.ipynb", home / "notebooks/03_train.ipynb", {"k": k},
-                                   progress_bar=False, kernel_name="python3", log_output=False)
+        papermill.execute_notebook(
+            notebooks / "03_train.ipynb",
+            home / "notebooks/03_train.ipynb",
+            {"k": k},
+            progress_bar=False,
+            kernel_name="python3",
+            log_output=False,
+        )
         publish(home, notebooks)
         cells = read(notebooks).cells
         assert [INJECTED in cell.metadata.get("tags", []) for cell in cells] == [False, False, True, False, False]

@@ -63,8 +63,9 @@ def test_the_records_of_trained_models_are_those_of_the_studys_tables():
     for stem, metric in (("05_ablation", "ACC"), ("06_lambda", "AUC")):
         table = pd.read_csv(TABLES / f"{stem}.csv").set_index("name")
         told = under(said(stem), metric)
-        assert told and all(value == pytest.approx(table.loc[name, f"{metric}_mean"], abs=0.0051)
-                            for name, value in told.items())
+        assert told and all(
+            value == pytest.approx(table.loc[name, f"{metric}_mean"], abs=0.0051) for name, value in told.items()
+        )
     cost = pd.read_csv(TABLES / "08_cost.csv").set_index("name").parameters
     assert under(said("08_cost"), "parameters") == cost[list(under(said("08_cost"), "parameters"))].to_dict()
 

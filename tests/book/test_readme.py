@@ -24,14 +24,29 @@ WORDS = "# A study\n\nProse | with a bar, 0.123, <!-- a comment -->.\n{}\nAnd it
 
 def row(name, auc, method="", scales="", collapsed=0, acc=0.6):
     means = {"ACC": acc, "F1": 0.5, "AUC": auc}
-    return {"name": name, "method": method, "scales": scales, **{f"{m}_mean": v for m, v in means.items()},
-            **{f"{m}_std": 0.1 for m in means}, **{f"{m}_low": 0.4 for m in means}, **{f"{m}_high": 0.9 for m in means},
-            "runs": 6, "collapsed": collapsed, "parameters": 636386 if method else 0}
+    return {
+        "name": name,
+        "method": method,
+        "scales": scales,
+        **{f"{m}_mean": v for m, v in means.items()},
+        **{f"{m}_std": 0.1 for m in means},
+        **{f"{m}_low": 0.4 for m in means},
+        **{f"{m}_high": 0.9 for m in means},
+        "runs": 6,
+        "collapsed": collapsed,
+        "parameters": 636386 if method else 0,
+    }
 
 
 def compared(dmsmil=0.8, abmil=0.7, **more):
-    return pd.DataFrame([row("DMSMIL", dmsmil, "dmsmil", "10x+20x", **more), row("ABMIL 10x", abmil, "abmil", "10x"),
-                         row("six colour numbers", 0.65), row("always the majority", 0.5)])
+    return pd.DataFrame(
+        [
+            row("DMSMIL", dmsmil, "dmsmil", "10x+20x", **more),
+            row("ABMIL 10x", abmil, "abmil", "10x"),
+            row("six colour numbers", 0.65),
+            row("always the majority", 0.5),
+        ]
+    )
 
 
 @pytest.fixture
@@ -41,24 +56,33 @@ def home(tmp_path):
     (home / "tables").mkdir(parents=True)
     (home / "figures").mkdir()
     pd.DataFrame({"slide_id": ["s1", "s2", "s3"], "patient_id": ["p1", "p1", "p2"], "label": ["b", "b", "a"]}).to_csv(
-        home / "cohort.csv", index=False)
+        home / "cohort.csv", index=False
+    )
     params = {"study": "mine-2", "folds": 3, "seeds": [0, 1], "epochs": 7, "k": 9, "encoder": "e", "paper": ""}
     (home / "params.yaml").write_text(json.dumps(params))
     (home / "environment.json").write_text(json.dumps({"cores": 2, "gpu": "none"}))
     pd.DataFrame({"notebook": ["03_train", "04_compare"], "first": [60.0, 1200.0], "latest": [3.0, 4.0]}).to_csv(
-        home / "times.csv", index=False)
+        home / "times.csv", index=False
+    )
     compared().to_csv(home / "tables/04_compare.csv", index=False)
     paired(0.1, 0.01).to_csv(home / "tables/04_tests.csv", index=False)
-    pd.DataFrame({"claim": ["It leads"], "in the paper": ["Table 1"], "tested in": ["04_compare"],
-                  "verdict": ["not shown"], "number": ["ACC 0.600 against 0.600 of A|B. More."]}).to_csv(
-                      home / "tables/09_claims.csv", index=False)
+    pd.DataFrame(
+        {
+            "claim": ["It leads"],
+            "in the paper": ["Table 1"],
+            "tested in": ["04_compare"],
+            "verdict": ["not shown"],
+            "number": ["ACC 0.600 against 0.600 of A|B. More."],
+        }
+    ).to_csv(home / "tables/09_claims.csv", index=False)
     Image.effect_noise((2400, 900), 60).save(home / "figures/cover.png")
     return home
 
 
 def paired(difference, p, **more):
-    return pd.DataFrame([{"reference": "DMSMIL", "name": "ABMIL 10x", "AUC_difference": difference, "AUC_p_holm": p,
-                          **more}])
+    return pd.DataFrame(
+        [{"reference": "DMSMIL", "name": "ABMIL 10x", "AUC_difference": difference, "AUC_p_holm": p, **more}]
+    )
 
 
 def shown(home, what):
@@ -153,8 +177,9 @@ def test_a_collapse_stands_last_and_says_so(home):
     said = shown(home, "table")
     assert names(said)[-1] == "DMSMIL" and "2 of 6 runs collapsed" in said
     assert "Collapsed, and so no result: DMSMIL." in shown(home, "findings")
-    assert "DMSMIL has no result here: 2 of 6 runs collapsed. The highest AUC is ABMIL 10x with 0.700" in \
-        shown(home, "words")
+    assert "DMSMIL has no result here: 2 of 6 runs collapsed. The highest AUC is ABMIL 10x with 0.700" in shown(
+        home, "words"
+    )
 
 
 def test_the_findings_turn_with_the_numbers(home):
@@ -190,8 +215,14 @@ def test_every_block_can_be_filled_from_the_smoke_study(smoke, tmp_path):
     home, _ = smoke
     collect(home, tmp_path)
     there = {path.stem for path in tmp_path.rglob("*.*")}
-    needs = {"ablation": "05_ablation", "lambda": "06_lambda", "cost": "08_cost", "claims": "09_claims",
-             "picture": "cover", "time": "times"}
+    needs = {
+        "ablation": "05_ablation",
+        "lambda": "06_lambda",
+        "cost": "08_cost",
+        "claims": "09_claims",
+        "picture": "cover",
+        "time": "times",
+    }
     for what in [what for what in BLOCKS if needs.get(what, "04_compare") in there]:
         said = fill(f"<!-- begin: smoke-{what} -->\n<!-- end: smoke-{what} -->", tmp_path)
         assert len(said.splitlines()) > 2 and "nan" not in said.lower().split() and str(home.parent) not in said, what
@@ -209,8 +240,9 @@ def test_what_a_study_no_longer_has_is_no_longer_shown(home):
 
 def test_twice_changes_nothing_and_the_rest_is_never_touched(home):
     root = home.parents[1]
-    blocks = "\n".join(f"<!-- begin: mine-2-{what} -->\nold\n<!-- end: mine-2-{what} -->\n\nbetween" for what in
-                       ("table", "words"))
+    blocks = "\n".join(
+        f"<!-- begin: mine-2-{what} -->\nold\n<!-- end: mine-2-{what} -->\n\nbetween" for what in ("table", "words")
+    )
     (root / "README.md").write_text(WORDS.format(blocks))
     assert main([str(home)], root) == 0
     first = (root / "README.md").read_text()
@@ -222,14 +254,22 @@ def test_twice_changes_nothing_and_the_rest_is_never_touched(home):
     assert fill(WORDS, root / RESULTS) == WORDS, "no block, no change"
 
 
-@pytest.mark.parametrize("text, message", [
-    ("<!-- begin: mine-2-table -->\n", "begin: mine-2-table"), ("<!-- end: mine-2-table -->", "end: mine-2-table"),
-    ("<!-- begin: mine-2-table -->\n<!-- end: mine-2-words -->", "alone"),
-    ("<!-- begin: mine-2-table -->\n<!-- begin: mine-2-words -->\n<!-- end: mine-2-words -->\n"
-     "<!-- end: mine-2-table -->", "alone"),
-    ("<!-- begin: mine-2-tabel -->\n<!-- end: mine-2-tabel -->", "'mine-2-tabel'"),
-    ("<!-- begin: table -->\n<!-- end: table -->", "'table'"),
-    ("<!-- begin: other-table -->\n<!-- end: other-table -->", "other")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("<!-- begin: mine-2-table -->\n", "begin: mine-2-table"),
+        ("<!-- end: mine-2-table -->", "end: mine-2-table"),
+        ("<!-- begin: mine-2-table -->\n<!-- end: mine-2-words -->", "alone"),
+        (
+            "<!-- begin: mine-2-table -->\n<!-- begin: mine-2-words -->\n<!-- end: mine-2-words -->\n"
+            "<!-- end: mine-2-table -->",
+            "alone",
+        ),
+        ("<!-- begin: mine-2-tabel -->\n<!-- end: mine-2-tabel -->", "'mine-2-tabel'"),
+        ("<!-- begin: table -->\n<!-- end: table -->", "'table'"),
+        ("<!-- begin: other-table -->\n<!-- end: other-table -->", "other"),
+    ],
+)
 def test_a_wrong_block_is_one_clear_line_and_the_readme_stays(home, text, message, capsys):
     root = home.parents[1]
     (root / "README.md").write_text(WORDS.format(text))
@@ -273,13 +313,25 @@ LONG = "HAG-MIL 20x, hidden_dims=[128, 192, 64, 128], size=[64, 32], 8 epochs"
 
 
 def test_options_stand_beside_a_name_not_in_it():
-    table = pd.DataFrame([row("DMSMIL", 0.8, "dmsmil", "10x+20x"), row(LONG, 0.7, "hagmil", "20x"),
-                          row("DMSMIL, ot_on=unit", 0.7, "dmsmil", "10x+20x"),
-                          row("DMSMIL, deformable=False, ot=none", 0.6, "dmsmil", "10x+20x"),
-                          row("Mine 10x, k=3", 0.6, "not_registered", "10x"), row("the site alone", 0.5)])
+    table = pd.DataFrame(
+        [
+            row("DMSMIL", 0.8, "dmsmil", "10x+20x"),
+            row(LONG, 0.7, "hagmil", "20x"),
+            row("DMSMIL, ot_on=unit", 0.7, "dmsmil", "10x+20x"),
+            row("DMSMIL, deformable=False, ot=none", 0.6, "dmsmil", "10x+20x"),
+            row("Mine 10x, k=3", 0.6, "not_registered", "10x"),
+            row("the site alone", 0.5),
+        ]
+    )
     found = named(table)
-    assert list(found.said) == ["DMSMIL", "HAG-MIL 20x", "DMSMIL (2)",
-                                "DMSMIL without deformable attention and transport", "Mine 10x", "the site alone"]
+    assert list(found.said) == [
+        "DMSMIL",
+        "HAG-MIL 20x",
+        "DMSMIL (2)",
+        "DMSMIL without deformable attention and transport",
+        "Mine 10x",
+        "the site alone",
+    ]
     assert list(found.short) == ["DMSMIL", "HAG-MIL 20x", "DMSMIL", "DMSMIL", "Mine 10x", "the site alone"]
     assert list(found.options) == ["", LONG.partition(", ")[2], "ot_on=unit", "", "k=3", ""]
     said = retold(f"Above it: {LONG}, DMSMIL, deformable=False, ot=none, DMSMIL.", table)
@@ -312,21 +364,42 @@ TITLES = ("ABMIL", "CLAM-SB", "CLAM-MB", "DTFD-MIL", "DSMIL", "MultiAttnMIL", "T
 
 def many(dmsmil=0.6):
     """A main table of 18 rows: eight other methods, the first of which are the best; DAMIL is better at 20x."""
-    rows = [row("DMSMIL", dmsmil, "dmsmil", "10x+20x"), row("DAMIL 10x", 0.55, "damil", "10x"),
-            row("DAMIL 20x", 0.57, "damil", "20x"), row("Mean pooling 10x", 0.99, "meanpool", "10x"),
-            row("Mean pooling", 0.66, "meanpool", "10x+20x")]
-    rows += [row(f"{title} 10x", 0.90 - place / 100, method, "10x")
-             for place, (method, title) in enumerate(zip(OTHERS, TITLES))]
-    rows += [row("ABMIL 20x", 0.95, "abmil", "20x"), row("Top-k pooling", 0.98, "topk", "10x+20x", collapsed=1),
-             row("six colour numbers", 0.52), row("the site alone", 0.51), row("always the majority", 0.5)]
+    rows = [
+        row("DMSMIL", dmsmil, "dmsmil", "10x+20x"),
+        row("DAMIL 10x", 0.55, "damil", "10x"),
+        row("DAMIL 20x", 0.57, "damil", "20x"),
+        row("Mean pooling 10x", 0.99, "meanpool", "10x"),
+        row("Mean pooling", 0.66, "meanpool", "10x+20x"),
+    ]
+    rows += [
+        row(f"{title} 10x", 0.90 - place / 100, method, "10x")
+        for place, (method, title) in enumerate(zip(OTHERS, TITLES))
+    ]
+    rows += [
+        row("ABMIL 20x", 0.95, "abmil", "20x"),
+        row("Top-k pooling", 0.98, "topk", "10x+20x", collapsed=1),
+        row("six colour numbers", 0.52),
+        row("the site alone", 0.51),
+        row("always the majority", 0.5),
+    ]
     return pd.DataFrame(rows)
 
 
 def test_the_first_page_shows_ten_rows_the_best_first(home):
     many().to_csv(home / "tables/04_compare.csv", index=False)
     said = shown(home, "best")
-    assert names(said) == ["ABMIL 20x", "CLAM-SB 10x", "CLAM-MB 10x", "DTFD-MIL 10x", "Mean pooling", "DMSMIL",
-                           "DAMIL 20x", "six colour numbers", "the site alone", "always the majority"]
+    assert names(said) == [
+        "ABMIL 20x",
+        "CLAM-SB 10x",
+        "CLAM-MB 10x",
+        "DTFD-MIL 10x",
+        "Mean pooling",
+        "DMSMIL",
+        "DAMIL 20x",
+        "six colour numbers",
+        "the site alone",
+        "always the majority",
+    ]
     assert f"10 of 18 rows, all of them on [the page of the study]({RESULTS}/mine-2/README.md)" in said
     assert len(names(shown(home, "table"))) == 18
     table = many().drop(index=4)
@@ -339,11 +412,15 @@ def test_the_first_page_shows_ten_rows_the_best_first(home):
 def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
     many().to_csv(home / "tables/04_compare.csv", index=False)
     first, when, tested = shown(home, "words").splitlines()[1:-1]
-    assert first == ("- DMSMIL reaches an AUC of 0.600 [0.40, 0.90]; the highest is Mean pooling 10x with 0.990 "
-                     "[0.40, 0.90]; mean pooling, which looks at all tiles alike, reaches 0.660.")
-    assert when == ("- In AUC it loses to 10 of 12 methods of one scale and to 1 of 1 methods of several scales: "
-                    "to Mean pooling 10x by 0.390, ABMIL 20x by 0.350, ABMIL 10x by 0.300, CLAM-SB 10x by 0.290, "
-                    "CLAM-MB 10x by 0.280, DTFD-MIL 10x by 0.270 and 5 more.")
+    assert first == (
+        "- DMSMIL reaches an AUC of 0.600 [0.40, 0.90]; the highest is Mean pooling 10x with 0.990 "
+        "[0.40, 0.90]; mean pooling, which looks at all tiles alike, reaches 0.660."
+    )
+    assert when == (
+        "- In AUC it loses to 10 of 12 methods of one scale and to 1 of 1 methods of several scales: "
+        "to Mean pooling 10x by 0.390, ABMIL 20x by 0.350, ABMIL 10x by 0.300, CLAM-SB 10x by 0.290, "
+        "CLAM-MB 10x by 0.280, DTFD-MIL 10x by 0.270 and 5 more."
+    )
     assert tested == "- Tested fold by fold, it is shown to be better than ABMIL 10x, and worse than none."
     many(0.995).to_csv(home / "tables/04_compare.csv", index=False)
     paired(0.1, 0.2).to_csv(home / "tables/04_tests.csv", index=False)
@@ -390,8 +467,19 @@ def test_an_auc_that_no_fold_has_is_the_pooled_one(home):
 def planted(results, name, rate, table):
     """A folder of docs/results as `collect` leaves it."""
     (results / name / "tables").mkdir(parents=True)
-    values = {"slides": 160, "patients": 160, "classes": {"a": 80, "b": 80}, "seeds": [0], "folds": 5, "epochs": 9,
-              "k": 150, "encoder": "e", "paper": "", "purpose": f"With {rate}. ", "date": "2026-11-28"}
+    values = {
+        "slides": 160,
+        "patients": 160,
+        "classes": {"a": 80, "b": 80},
+        "seeds": [0],
+        "folds": 5,
+        "epochs": 9,
+        "k": 150,
+        "encoder": "e",
+        "paper": "",
+        "purpose": f"With {rate}. ",
+        "date": "2026-11-28",
+    }
     (results / name / "study.json").write_text(json.dumps(values | ({"witness_rate": rate} if rate else {})))
     table.to_csv(results / name / "tables/04_compare.csv", index=False)
 
@@ -485,8 +573,14 @@ def test_settings_say_what_was_run_where_and_when(home):
     (home / "params.yaml").write_text(json.dumps(params))
     os.utime(home / "tables/04_compare.csv", (1_000_000_000,) * 2)
     said = shown(home, "settings")
-    for line in ("| date | 2001-09-09 |", "| classes | 1 a, 2 b |", "| witness_rate | 0.05 |", "| seeds | 0, 1 |",
-                 "| cores | 2 |", "| lr | 0.0001 |"):
+    for line in (
+        "| date | 2001-09-09 |",
+        "| classes | 1 a, 2 b |",
+        "| witness_rate | 0.05 |",
+        "| seeds | 0, 1 |",
+        "| cores | 2 |",
+        "| lr | 0.0001 |",
+    ):
         assert line in said
     assert "paper" not in said
     (home / "params.yaml").write_text(json.dumps(params | {"cohort": "mine.csv"}))
@@ -494,9 +588,16 @@ def test_settings_say_what_was_run_where_and_when(home):
     assert "witness_rate" not in read_json(home.parents[1] / RESULTS / "mine-2/study.json")
 
 
-@pytest.mark.parametrize("text, said", [
-    ("# One line. Two.\nstudy: x\n", "One line."), ("# Over\n# two lines: yes. `make` it.\n", "Over two lines: yes."),
-    ("# Of e.g. this, v. 2 of it\nstudy: x", ""), ("study: x\n# Late.\n", ""), ("# Ends.\n#\n# Other.\n", "Ends.")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("# One line. Two.\nstudy: x\n", "One line."),
+        ("# Over\n# two lines: yes. `make` it.\n", "Over two lines: yes."),
+        ("# Of e.g. this, v. 2 of it\nstudy: x", ""),
+        ("study: x\n# Late.\n", ""),
+        ("# Ends.\n#\n# Other.\n", "Ends."),
+    ],
+)
 def test_the_purpose_is_the_first_sentence_of_a_params_file(tmp_path, text, said):
     (tmp_path / "x.yaml").write_text(text)
     assert purpose(tmp_path / "x.yaml") == said and purpose(tmp_path / "none.yaml") == ""

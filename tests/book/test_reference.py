@@ -17,8 +17,11 @@ from tests.book.test_build import make_study
 from tests.conftest import ROOT, assert_one_line
 
 PACKAGE = ROOT / "dmsmil"
-FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
-         for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE}
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent != PACKAGE
+}
 
 
 def bare(said):
@@ -27,8 +30,11 @@ def bare(said):
 
 
 def public(path):
-    return [node for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"]
+    return [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ the package
@@ -37,8 +43,10 @@ def public(path):
 @pytest.fixture(scope="module")
 def book(smoke):
     """The pages of the package in the book of the smoke study, parsed, by name."""
-    return {path.stem: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-            for path in (smoke[0] / "book/reference").glob("*.html")}
+    return {
+        path.stem: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in (smoke[0] / "book/reference").glob("*.html")
+    }
 
 
 @pytest.mark.xdist_group("smoke")
@@ -57,15 +65,27 @@ def test_every_public_name_has_its_place_and_its_words(book):
 
 @pytest.mark.xdist_group("smoke")
 def test_every_link_leads_somewhere(book):
-    links = [(name, *link["href"].partition(".html#")[::2]) for name, page in book.items()
-             for link in page.select("article a.reference.internal") if ".html#" in link["href"]]
+    links = [
+        (name, *link["href"].partition(".html#")[::2])
+        for name, page in book.items()
+        for link in page.select("article a.reference.internal")
+        if ".html#" in link["href"]
+    ]
     assert len(links) > 80, "names in backticks are links"
     assert [(name, there, place) for name, there, place in links if not book[there].find(id=place)] == []
 
 
 @pytest.mark.xdist_group("smoke")
-@pytest.mark.parametrize("name", ["dmsmil.features.bags", "dmsmil.training.fit", "dmsmil.models.dmsmil",
-                                  "dmsmil.models.topk", "dmsmil.slides.store"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dmsmil.features.bags",
+        "dmsmil.training.fit",
+        "dmsmil.models.dmsmil",
+        "dmsmil.models.topk",
+        "dmsmil.slides.store",
+    ],
+)
 def test_signatures_are_python_s_own_and_name_no_place(book, name):
     module, shown = import_module(name), 0
     for node in public(FILES[name]):
@@ -90,12 +110,25 @@ def test_every_wing_says_its_question_and_leads_to_its_files():
 # ------------------------------------------------------------------------------------------------ any package
 
 
-@pytest.mark.parametrize("said", [
-    "Plain.", "A <b>tag</b> & a `<tag>`, 2 < 3 > 1.", "*Stars* a * b, __init__, L_ot _x_ and snake_case, name_.",
-    "[link](x), [x]_, ![image](y), {role}`x`, :role:`x`, {key: value}", "# no heading\n> no quote\n+ none\n1. no more",
-    "a | b\n--- | ---\nc |d| e", "50 %\n% no comment\n.. none\n:field: x\n===\n---", "A\\* backslash \\ and $x_1$ ~~x~",
-    "First.\n\n- one `x`\n- two\n  goes on\n- three - four", "Formula:\n\n    t = sqrt(x)  * y\n      <= 2\n\nend::",
-    "name   what\nlonger   it * is", "`x` is `y z`s, not`x`", "", "a line - with\n- a dash at its start\n-1 is none"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Plain.",
+        "A <b>tag</b> & a `<tag>`, 2 < 3 > 1.",
+        "*Stars* a * b, __init__, L_ot _x_ and snake_case, name_.",
+        "[link](x), [x]_, ![image](y), {role}`x`, :role:`x`, {key: value}",
+        "# no heading\n> no quote\n+ none\n1. no more",
+        "a | b\n--- | ---\nc |d| e",
+        "50 %\n% no comment\n.. none\n:field: x\n===\n---",
+        "A\\* backslash \\ and $x_1$ ~~x~",
+        "First.\n\n- one `x`\n- two\n  goes on\n- three - four",
+        "Formula:\n\n    t = sqrt(x)  * y\n      <= 2\n\nend::",
+        "name   what\nlonger   it * is",
+        "`x` is `y z`s, not`x`",
+        "",
+        "a line - with\n- a dash at its start\n-1 is none",
+    ],
+)
 def test_a_docstring_is_never_taken_for_markup(said):
     lines = said.splitlines()
     restructured(None, "function", "f", lambda x, y, z: 0, None, lines)
@@ -114,6 +147,7 @@ def test_what_is_laid_out_keeps_its_lines():
 @pytest.fixture
 def shown(tmp_path, monkeypatch):
     """The pages of a package that is made of files, by name, as they are in a book."""
+
     def make(name, **files):
         for file, text in {"__init__": "", "wing/__init__": "'''W.'''", **files}.items():
             path = tmp_path / name / f"{file}.py"
@@ -121,15 +155,19 @@ def shown(tmp_path, monkeypatch):
             path.write_text(dedent(text))
         monkeypatch.syspath_prepend(tmp_path)
         index = build.build(make_study(tmp_path / "mine"), lambda line: None, tmp_path / "none", name)
-        return {path.stem: BeautifulSoup(path.read_text(), "html.parser").find("article")
-                for path in (index.parent / "reference").glob("*.html")}
+        return {
+            path.stem: BeautifulSoup(path.read_text(), "html.parser").find("article")
+            for path in (index.parent / "reference").glob("*.html")
+        }
 
     return make
 
 
 def test_names_become_links_but_parameters_do_not(shown):
-    book = shown("linked", **{
-        "wing/store": """
+    book = shown(
+        "linked",
+        **{
+            "wing/store": """
             '''S.'''
             LIMIT = 3  # at most
             class Store:
@@ -138,7 +176,7 @@ def test_names_become_links_but_parameters_do_not(shown):
                     '''See `write`, `name`.'''
                 def write(self): '''W.'''
             """,
-        "wing/bags": """
+            "wing/bags": """
             '''From `store.Store`.'''
             from linked.wing.store import Store
             def load(store, k):
@@ -146,12 +184,20 @@ def test_names_become_links_but_parameters_do_not(shown):
 
                 k: how many, `k`. store: where. Else: `load`.
                 '''
-            """})
-    links = {name: [(link.get_text(), link["href"]) for link in page.select("a.internal:has(code)")]
-             for name, page in book.items()}
+            """,
+        },
+    )
+    links = {
+        name: [(link.get_text(), link["href"]) for link in page.select("a.internal:has(code)")]
+        for name, page in book.items()
+    }
     there = "linked.wing.store.html#linked.wing.store.Store"
-    assert links["linked.wing.bags"] == [("store.Store", there), ("Store", there), ("Store.read", f"{there}.read"),
-                                         ("load", "#linked.wing.bags.load")]
+    assert links["linked.wing.bags"] == [
+        ("store.Store", there),
+        ("Store", there),
+        ("Store.read", f"{there}.read"),
+        ("load", "#linked.wing.bags.load"),
+    ]
     assert [code.get_text() for code in book["linked.wing.bags"].select("code")][3:6] == ["pandas", "--k", "k"]
     assert links["linked.wing.store"] == [("write", "#linked.wing.store.Store.write")]
     assert "LIMIT = 3  # at most" in book["linked.wing.store"].get_text()
@@ -159,7 +205,10 @@ def test_names_become_links_but_parameters_do_not(shown):
 
 def test_a_signature_is_what_one_types(shown):
     long = ", ".join(f"argument_{i}: dict[str, int] = None" for i in range(8))
-    page = shown("typed", **{"wing/a": f"""
+    page = shown(
+        "typed",
+        **{
+            "wing/a": f"""
         from dataclasses import dataclass, field
         from pathlib import Path
         from typing import NamedTuple
@@ -179,13 +228,23 @@ def test_a_signature_is_what_one_types(shown):
             def p(self) -> int: ...
             @classmethod
             def of(cls, x): ...
-        """})["typed.wing.a"]
-    said = {entry["id"].removeprefix("typed.wing.a."): " ".join(entry.get_text().strip(" ¶\n").split())
-            for entry in page.select("dt.sig")}
+        """
+        },
+    )["typed.wing.a"]
+    said = {
+        entry["id"].removeprefix("typed.wing.a."): " ".join(entry.get_text().strip(" ¶\n").split())
+        for entry in page.select("dt.sig")
+    }
     wrapped = said.pop("g")
-    assert said == {"f": "f(a, /, b: int = 3, *, c='x', **d) → list[str]", "h": "h(root: Path = HERE)",
-                    "A": "class A(n: int, d: dict = ...)", "B": "class B(n)", "C": "class C(n: int = 2)",
-                    "C.p": "property p: int", "C.of": "classmethod of(x)"}
+    assert said == {
+        "f": "f(a, /, b: int = 3, *, c='x', **d) → list[str]",
+        "h": "h(root: Path = HERE)",
+        "A": "class A(n: int, d: dict = ...)",
+        "B": "class B(n)",
+        "C": "class C(n: int = 2)",
+        "C.p": "property p: int",
+        "C.of": "classmethod of(x)",
+    }
     assert all(f"argument_{i}: dict[str, int] = None," in wrapped for i in range(8))
     assert len(page.find(id="typed.wing.a.g").select("dd")) == 8, "an argument a line"
 
@@ -201,5 +260,8 @@ def test_a_broken_file_is_named(tmp_path):
 
 def test_a_file_that_cannot_be_imported_stops_no_book(shown):
     book = shown("broken", **{"wing/bad": "'''B.'''\nimport a_package_that_is_absent\n", "wing/good": "'''G.'''\n"})
-    assert "G." in book["broken.wing.good"].get_text() and set(book) == {"broken.wing", "broken.wing.bad",
-                                                                        "broken.wing.good"}
+    assert "G." in book["broken.wing.good"].get_text() and set(book) == {
+        "broken.wing",
+        "broken.wing.bad",
+        "broken.wing.good",
+    }

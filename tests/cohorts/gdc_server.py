@@ -25,21 +25,38 @@ BLOCK = 1 << 14
 
 def slide_record(name, content=b"", project="TCGA-BRCA", diagnoses=None, site="Here", file_id="", **fields):
     """A file record as the GDC has it, of a diagnostic slide. diagnoses: a list of their fields, or of morphologies."""
-    diagnoses = [{"morphology": d, "primary_diagnosis": f"name of {d}"} if isinstance(d, str) else d
-                 for d in (["8500/3"] if diagnoses is None else diagnoses)]
-    case = {"submitter_id": name[:12], "project": {"project_id": project}, "diagnoses": diagnoses,
-            "tissue_source_site": {"code": name[5:7], "name": site}}
-    return {"file_id": file_id or str(uuid.uuid5(uuid.NAMESPACE_URL, name)), "file_name": name,
-            "md5sum": hashlib.md5(content).hexdigest(), "file_size": len(content), "data_type": "Slide Image",
-            "experimental_strategy": "Diagnostic Slide", "cases": [case]} | fields
+    diagnoses = [
+        {"morphology": d, "primary_diagnosis": f"name of {d}"} if isinstance(d, str) else d
+        for d in (["8500/3"] if diagnoses is None else diagnoses)
+    ]
+    case = {
+        "submitter_id": name[:12],
+        "project": {"project_id": project},
+        "diagnoses": diagnoses,
+        "tissue_source_site": {"code": name[5:7], "name": site},
+    }
+    return {
+        "file_id": file_id or str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
+        "file_name": name,
+        "md5sum": hashlib.md5(content).hexdigest(),
+        "file_size": len(content),
+        "data_type": "Slide Image",
+        "experimental_strategy": "Diagnostic Slide",
+        "cases": [case],
+    } | fields
 
 
 def values_of(record, field):
     """Every value of a dotted field of a record, through its nested lists."""
     found = [record]
     for key in field.removeprefix("files.").split("."):
-        found = [item.get(key) for part in found if part is not None
-                 for item in (part if isinstance(part, list) else [part]) if isinstance(item, dict)]
+        found = [
+            item.get(key)
+            for part in found
+            if part is not None
+            for item in (part if isinstance(part, list) else [part])
+            if isinstance(item, dict)
+        ]
     return [value for part in found for value in (part if isinstance(part, list) else [part])]
 
 
@@ -106,8 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
             if endpoint == "status":
                 return self._json({"data_release": RELEASE, "status": "OK", "tag": "1.0", "version": 1})
             if endpoint == "files":
-                return self._files(fault, json.loads(body) if body else
-                                   {key: value[0] for key, value in parse_qs(url.query).items()})
+                return self._files(
+                    fault, json.loads(body) if body else {key: value[0] for key, value in parse_qs(url.query).items()}
+                )
             return self._data(fault, url.path.split("/")[-1])
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -125,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(content), block):
             if start and pause:
                 time.sleep(pause)
-            piece = content[start:start + block]
+            piece = content[start : start + block]
             if start + block >= len(content):
                 self._landed()  # whoever asked may ask again as soon as it has the last byte
             self.wfile.write(piece)
@@ -141,15 +159,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _files(self, fault, query):
         filters = query["filters"]
         filters = json.loads(filters) if isinstance(filters, str) else filters
-        records = sorted((r for r in self.server.gdc.records if keeps(r, filters)),
-                         key=lambda r: str(r.get("file_id")))
+        records = sorted((r for r in self.server.gdc.records if keeps(r, filters)), key=lambda r: str(r.get("file_id")))
         start, size = int(query.get("from", 0)), int(query.get("size", 10))
-        page = records[start:start + size]
+        page = records[start : start + size]
         if fault["name"] == "half a page":
-            page = page[:fault["count"]]
+            page = page[: fault["count"]]
         hits = [{"id": r.get("file_id")} | pruned(r, query["fields"].split(",")) for r in page]
-        answer = {"data": {"hits": hits, "pagination": {"count": len(hits), "total": len(records), "size": size,
-                                                         "from": start, "sort": ""}}, "warnings": {}}
+        answer = {
+            "data": {
+                "hits": hits,
+                "pagination": {"count": len(hits), "total": len(records), "size": size, "from": start, "sort": ""},
+            },
+            "warnings": {},
+        }
         if fault["name"] == "warnings":
             answer["warnings"] = {"fields": "unrecognized values: [cases.moon]"}
         if fault["name"] == "answer":
@@ -186,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if name == "cut":
-            part = part[:fault["after"]]
+            part = part[: fault["after"]]
             self.close_connection = True
         if name == "longer":
             self.close_connection = True

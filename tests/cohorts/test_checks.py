@@ -8,8 +8,12 @@ from dmsmil.study.preflight import findings
 def test_check_asks_about_classes_that_differ_in_case_and_says_what_was_converted(tmp_path):
     rows = [f"S{i};P{i};{label};0,25" for i, label in enumerate(["IDC", "idc ", "ILC", "ILC", "NA"])]
     (tmp_path / "own.csv").write_text("slide_id;patient_id;label;MPP\n" + "\n".join(rows))
-    params = {**read_params(ROOT / "params/smoke.yaml"), "outputs": str(tmp_path), "features": "drawn",
-              "cohort": str(tmp_path / "own.csv")}
+    params = {
+        **read_params(ROOT / "params/smoke.yaml"),
+        "outputs": str(tmp_path),
+        "features": "drawn",
+        "cohort": str(tmp_path / "own.csv"),
+    }
     found = []
     for good, line in findings(params):
         if line.startswith("folds"):

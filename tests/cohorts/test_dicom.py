@@ -43,30 +43,53 @@ def text(value: str) -> bytes:
     return value.encode() + b"\0" * (len(value) % 2)
 
 
-def write_header(path: Path, series: str, container: str, kind: str = "VOLUME", modality: str = "SM", size: int = 0,
-                 syntax: str = "1.2.840.10008.1.2.4.50", before: bytes = b"") -> Path:
+def write_header(
+    path: Path,
+    series: str,
+    container: str,
+    kind: str = "VOLUME",
+    modality: str = "SM",
+    size: int = 0,
+    syntax: str = "1.2.840.10008.1.2.4.50",
+    before: bytes = b"",
+) -> Path:
     """A DICOM file of no more than what says whose it is, and `size` bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(128) + b"DICM" + element(0x00020010, "UI", text(syntax))
-                     + element(IMAGE_TYPE, "CS", text(f"ORIGINAL\\PRIMARY\\{kind}\\NONE"))
-                     + element(MODALITY, "CS", text(modality)) + before + element(SERIES, "UI", text(series))
-                     + element(CONTAINER, "LO", text(container)) + bytes(size))
+    path.write_bytes(
+        bytes(128)
+        + b"DICM"
+        + element(0x00020010, "UI", text(syntax))
+        + element(IMAGE_TYPE, "CS", text(f"ORIGINAL\\PRIMARY\\{kind}\\NONE"))
+        + element(MODALITY, "CS", text(modality))
+        + before
+        + element(SERIES, "UI", text(series))
+        + element(CONTAINER, "LO", text(container))
+        + bytes(size)
+    )
     return path
 
 
 @pytest.fixture
 def cohort(tmp_path):
     """Load a table of these ids and paths, beside a slide that is there; gives (path by id, reason by id)."""
+
     def load(ids, paths=None, slides=""):
         (tmp_path / "ok.svs").touch()
-        frame = pd.DataFrame({"slide_id": [*ids, "ok"], "patient_id": [*ids, "ok"], "label": ["a"] * len(ids) + ["b"],
-                              "path": [*(paths or [""] * len(ids)), "ok.svs"]})
+        frame = pd.DataFrame(
+            {
+                "slide_id": [*ids, "ok"],
+                "patient_id": [*ids, "ok"],
+                "label": ["a"] * len(ids) + ["b"],
+                "path": [*(paths or [""] * len(ids)), "ok.svs"],
+            }
+        )
         frame.to_csv(tmp_path / "cohort.csv", index=False)
         try:
             found, failures = load_cohort(tmp_path / "cohort.csv", slides)
         except InputError as error:
             return {}, {ids[0]: str(error)}
         return dict(zip(found.slide_id, found.path)), {row["unit"]: row["reason"] for row in failures}
+
     return load
 
 
@@ -83,10 +106,13 @@ def test_headers_say_series_label_and_kind():
 def test_sequences_before_the_series_are_passed_over_with_what_they_say(tmp_path, end):
     """A sequence that refers to another series holds the same tags."""
     other = element(SERIES, "UI", text("1.9.9")) + element(0x00081155, "UI", text("1.8"))
-    inner = element(0x00081199, "SQ", item(other, end) + (SEQUENCE_END if end else b""),
-                    0xFFFFFFFF if end else None)
-    outer = element(0x00081115, "SQ", item(other + inner, end) + item(b"", end)
-                    + (SEQUENCE_END if end else b""), 0xFFFFFFFF if end else None)
+    inner = element(0x00081199, "SQ", item(other, end) + (SEQUENCE_END if end else b""), 0xFFFFFFFF if end else None)
+    outer = element(
+        0x00081115,
+        "SQ",
+        item(other + inner, end) + item(b"", end) + (SEQUENCE_END if end else b""),
+        0xFFFFFFFF if end else None,
+    )
     path = write_header(tmp_path / "a.dcm", "1.2.3", "glass", before=outer)
     assert header(path)[SERIES] == "1.2.3" and header(path)[CONTAINER] == "glass"
 
@@ -118,8 +144,9 @@ def test_a_folder_of_one_series_is_a_slide_with_its_tiles(cohort, tmp_path):
 def test_several_series_in_a_folder_are_named(cohort, tmp_path):
     for name in LARGEST:
         shutil.copytree(DICOM / name, tmp_path / "mixed", dirs_exist_ok=True)
-    with pytest.raises(InputError, match="the folder mixed holds 2 DICOM slides, CASE-S1 .* and CASE-S2 .*: name a file"
-                       ) as caught:
+    with pytest.raises(
+        InputError, match="the folder mixed holds 2 DICOM slides, CASE-S1 .* and CASE-S2 .*: name a file"
+    ) as caught:
         slide_in(tmp_path / "mixed")
     assert_one_line(caught, "mixed")
     reason = cohort(["one"], ["mixed"])[1]["one"]
@@ -159,8 +186,13 @@ def test_tcga_as_the_commons_lays_it_out(cohort, tmp_path):
     for number, barcode in enumerate((BARCODE, BARCODE.replace("0001", "0002"))):
         folder = tmp_path / f"idc/tcga_brca/{barcode[:12]}/1.3.{number}/SM_1.4.{number}"
         for level in range(3):
-            write_header(folder / f"1.5.{number}.{level}.dcm", f"1.4.{number}", barcode, size=1000 - level,
-                         kind="VOLUME" if level else "LABEL")
+            write_header(
+                folder / f"1.5.{number}.{level}.dcm",
+                f"1.4.{number}",
+                barcode,
+                size=1000 - level,
+                kind="VOLUME" if level else "LABEL",
+            )
     for slide_id in (BARCODE, f"{BARCODE}.F6E9A5DF-D8FB"):
         paths, reasons = cohort([slide_id], slides=tmp_path / "idc")
         assert Path(paths[slide_id]).name == "1.5.0.1.dcm" and not reasons

@@ -72,18 +72,21 @@ def test_a_file_comes_whole_and_alone(gdc, tmp_path):
 # ------------------------------------------------------------------------------------------------ faults that pass
 
 
-@pytest.mark.parametrize(("fault", "options", "said"), [
-    ("cut", {"after": 100_000}, "the connection was cut"),
-    ("hang up", {}, "no connection"),
-    ("status", {"code": 500}, "HTTP 500"),
-    ("status", {"code": 502}, "HTTP 502"),
-    ("status", {"code": 503, "headers": {"Retry-After": "0"}}, "HTTP 503"),
-    ("status", {"code": 429}, "HTTP 429"),
-    ("longer", {"longer": 7}, "offers 300,007 bytes where 300,000 are due"),
-    ("longer", {"longer": -7}, "offers 299,993 bytes where 300,000 are due"),
-    ("chunked", {"more": 5}, "sends more than 300,000 bytes"),
-    ("other content", {}, "not what the MD5 says: from the start"),
-])
+@pytest.mark.parametrize(
+    ("fault", "options", "said"),
+    [
+        ("cut", {"after": 100_000}, "the connection was cut"),
+        ("hang up", {}, "no connection"),
+        ("status", {"code": 500}, "HTTP 500"),
+        ("status", {"code": 502}, "HTTP 502"),
+        ("status", {"code": 503, "headers": {"Retry-After": "0"}}, "HTTP 503"),
+        ("status", {"code": 429}, "HTTP 429"),
+        ("longer", {"longer": 7}, "offers 300,007 bytes where 300,000 are due"),
+        ("longer", {"longer": -7}, "offers 299,993 bytes where 300,000 are due"),
+        ("chunked", {"more": 5}, "sends more than 300,000 bytes"),
+        ("other content", {}, "not what the MD5 says: from the start"),
+    ],
+)
 def test_faults_that_pass(gdc, tmp_path, fault, options, said):
     gdc.fault("data", fault, **options)
     path, notes = get(gdc, tmp_path / "a.svs")
@@ -172,8 +175,9 @@ Remote(url, pause=0).fetch(file_id, path, int(size), md5)
 
 def start(gdc, file_id, path):
     """A process that fetches BIG."""
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, gdc.url, file_id, str(path), str(len(BIG)), md5(BIG)],
-                            cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, gdc.url, file_id, str(path), str(len(BIG)), md5(BIG)], cwd=ROOT
+    )
 
 
 def until(condition, seconds=20):
@@ -210,8 +214,10 @@ def test_two_threads_take_turns_too(gdc, tmp_path):
     file_id, notes = gdc.add("a.svs", BIG), []
     gdc.fault("data", "slow", pause=0.1, block=65_536)
     with ThreadPoolExecutor(3) as pool:
-        for done in [pool.submit(quick(gdc).fetch, file_id, tmp_path / "a.svs", len(BIG), md5(BIG), notes.append)
-                     for _ in range(3)]:
+        for done in [
+            pool.submit(quick(gdc).fetch, file_id, tmp_path / "a.svs", len(BIG), md5(BIG), notes.append)
+            for _ in range(3)
+        ]:
             assert done.result().read_bytes() == BIG
     assert len(gdc.asked("data")) == 1 and all("another process is fetching it" in note for note in notes)
     assert [p.name for p in tmp_path.iterdir()] == ["a.svs"]
@@ -220,13 +226,16 @@ def test_two_threads_take_turns_too(gdc, tmp_path):
 # ------------------------------------------------------------------------------------------------ faults that stay
 
 
-@pytest.mark.parametrize(("fault", "options", "said"), [
-    ("hang up", {}, r"no connection \(3 times in a row\).*network.*continues"),
-    ("status", {"code": 500}, r"HTTP 500 \(3 times in a row\)"),
-    ("longer", {"longer": 7}, "offers 300,007 bytes"),
-    ("chunked", {"more": 5}, "sends more than"),
-    ("other content", {}, "not what the table says.*has changed"),
-])
+@pytest.mark.parametrize(
+    ("fault", "options", "said"),
+    [
+        ("hang up", {}, r"no connection \(3 times in a row\).*network.*continues"),
+        ("status", {"code": 500}, r"HTTP 500 \(3 times in a row\)"),
+        ("longer", {"longer": 7}, "offers 300,007 bytes"),
+        ("chunked", {"more": 5}, "sends more than"),
+        ("other content", {}, "not what the table says.*has changed"),
+    ],
+)
 def test_faults_that_stay_end_in_one_line(gdc, tmp_path, fault, options, said):
     gdc.fault("data", fault, times=99, **options)
     with pytest.raises(InputError, match=said) as caught:
@@ -236,10 +245,17 @@ def test_faults_that_stay_end_in_one_line(gdc, tmp_path, fault, options, said):
     assert len(gdc.asked("data")) == (2 if fault == "other content" else 3)
 
 
-@pytest.mark.parametrize(("code", "token", "said"), [
-    (401, "", "gdc_token"), (403, "", "may ask for a token.*gdc_token"), (403, "t", "gdc_token.*expired"),
-    (404, "", "has no file"), (410, "", "has no file"), (400, "", "HTTP 400, which is no file"),
-])
+@pytest.mark.parametrize(
+    ("code", "token", "said"),
+    [
+        (401, "", "gdc_token"),
+        (403, "", "may ask for a token.*gdc_token"),
+        (403, "t", "gdc_token.*expired"),
+        (404, "", "has no file"),
+        (410, "", "has no file"),
+        (400, "", "HTTP 400, which is no file"),
+    ],
+)
 def test_refusals_fail_at_once(gdc, tmp_path, code, token, said):
     (tmp_path / "t").write_text("secret-1234\n")
     gdc.fault("data", "status", times=99, code=code)
@@ -332,8 +348,10 @@ def test_what_was_downloaded_need_not_be_read_again(gdc, tmp_path, monkeypatch):
     get(gdc, path, checked=str(tmp_path / "checked.txt"))
 
 
-@pytest.mark.parametrize(("content", "said"), [(BIG[:-1], "has 299,999 bytes where 300,000 are due"),
-                                               (BIG[::-1], "its MD5 is not"), (b"", "has 0 bytes")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(BIG[:-1], "has 299,999 bytes where 300,000 are due"), (BIG[::-1], "its MD5 is not"), (b"", "has 0 bytes")],
+)
 def test_a_wrong_file_is_named_and_left(gdc, tmp_path, content, said):
     path = tmp_path / "a.svs"
     path.write_bytes(content)
@@ -365,9 +383,31 @@ def test_a_file_put_there_meanwhile_is_not_overwritten(gdc, tmp_path):
 # ------------------------------------------------------------------------------------------------ names, tokens, proxy
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../a.svs", "/etc/passwd", "a/b.svs", "a\\b.svs", ".hidden", "-rf",
-                                  "a\x00.svs", "a\n.svs", "C:a.svs", "a.svs ", "a.", "x" * 241, "a\u202esvs", "~a",
-                                  "NUL.svs", "com1", "aux .svs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../a.svs",
+        "/etc/passwd",
+        "a/b.svs",
+        "a\\b.svs",
+        ".hidden",
+        "-rf",
+        "a\x00.svs",
+        "a\n.svs",
+        "C:a.svs",
+        "a.svs ",
+        "a.",
+        "x" * 241,
+        "a\u202esvs",
+        "~a",
+        "NUL.svs",
+        "com1",
+        "aux .svs",
+    ],
+)
 def test_names_that_are_not_plain(name):
     with pytest.raises(InputError, match="plain file name") as caught:
         plain_name(name)
@@ -379,11 +419,20 @@ def test_plain_names(name):
     assert plain_name(name) == name
 
 
-@pytest.mark.parametrize(("file_id", "size", "md5_", "said"), [
-    ("../status", 1, "0" * 32, "file_id"), ("a,b", 1, "0" * 32, "file_id"), ("a?b", 1, "0" * 32, "file_id"),
-    ("", 1, "0" * 32, "file_id"), ("a", 0, "0" * 32, "size"), ("a", "", "0" * 32, "size"),
-    ("a", float("nan"), "0" * 32, "size"), ("a", 1, "", "md5"), ("a", 1, "z" * 32, "md5"),
-])
+@pytest.mark.parametrize(
+    ("file_id", "size", "md5_", "said"),
+    [
+        ("../status", 1, "0" * 32, "file_id"),
+        ("a,b", 1, "0" * 32, "file_id"),
+        ("a?b", 1, "0" * 32, "file_id"),
+        ("", 1, "0" * 32, "file_id"),
+        ("a", 0, "0" * 32, "size"),
+        ("a", "", "0" * 32, "size"),
+        ("a", float("nan"), "0" * 32, "size"),
+        ("a", 1, "", "md5"),
+        ("a", 1, "z" * 32, "md5"),
+    ],
+)
 def test_entries_that_cannot_be(gdc, tmp_path, file_id, size, md5_, said):
     with pytest.raises(InputError, match=said) as caught:
         quick(gdc).fetch(file_id, tmp_path / "a.svs", size, md5_)
@@ -489,13 +538,22 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(gdc, tmp_path, monkey
 
 def table(gdc):
     """What to download, of all that the server has."""
-    return pd.DataFrame([{"slide_id": r["file_name"].removesuffix(".svs"), "file_id": r["file_id"],
-                          "md5": r["md5sum"], "size": str(r["file_size"])} for r in gdc.records])
+    return pd.DataFrame(
+        [
+            {
+                "slide_id": r["file_name"].removesuffix(".svs"),
+                "file_id": r["file_id"],
+                "md5": r["md5sum"],
+                "size": str(r["file_size"]),
+            }
+            for r in gdc.records
+        ]
+    )
 
 
 def test_all_files_with_a_line_each_and_failures_beside(gdc, tmp_path):
     for i in range(6):
-        gdc.add(f"s{i}.svs", BIG[i * 1000:])
+        gdc.add(f"s{i}.svs", BIG[i * 1000 :])
     entries = table(gdc)
     entries.loc[2, "file_id"] = "unknown"
     entries.loc[3, "md5"] = "0" * 31 + "1"
@@ -513,7 +571,7 @@ def test_all_files_with_a_line_each_and_failures_beside(gdc, tmp_path):
 
 def test_what_is_there_is_not_fetched_and_what_is_not_right_is_told(gdc, tmp_path):
     for i in range(4):
-        gdc.add(f"s{i}.svs", BIG[i * 1000:])
+        gdc.add(f"s{i}.svs", BIG[i * 1000 :])
     entries = table(gdc).assign(path=["", str(tmp_path / "mine" / "copy of s1.svs"), "", "elsewhere/s3.svs"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "copy of s1.svs").write_bytes(BIG[1000:])
@@ -531,7 +589,7 @@ def test_what_is_there_is_not_fetched_and_what_is_not_right_is_told(gdc, tmp_pat
 @pytest.mark.parametrize(("workers", "bound"), [(3, 3), (50, fetching.MOST_WORKERS), (0, 1)])
 def test_no_more_at_a_time_than_agreed(gdc, tmp_path, workers, bound):
     for i in range(12):
-        gdc.add(f"s{i}.svs", BIG[:1000 + i])
+        gdc.add(f"s{i}.svs", BIG[: 1000 + i])
     gdc.fault("data", "slow", times=99, pause=0.1, block=600)
     assert not fetch_all(quick(gdc), table(gdc), tmp_path, workers, report=lambda line: None)
     assert gdc.most_flying == bound and len(left(tmp_path)) == 12
@@ -559,15 +617,21 @@ def test_not_enough_room_is_said_before_anything_is_fetched(gdc, tmp_path):
 
 def test_ctrl_c_keeps_the_parts(gdc, tmp_path):
     for i in range(5):
-        gdc.add(f"s{i}.svs", BIG[i * 1000:])
+        gdc.add(f"s{i}.svs", BIG[i * 1000 :])
     table(gdc).to_csv(tmp_path / "table.csv", index=False)
-    code = ("import signal, sys, pandas as pd; from dmsmil.cohorts.download import Remote\n"
-            "from dmsmil.cohorts.fetching import fetch_all\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it\n"
-            "fetch_all(Remote(sys.argv[1], pause=0), pd.read_csv(sys.argv[2]), sys.argv[3], 2)")
+    code = (
+        "import signal, sys, pandas as pd; from dmsmil.cohorts.download import Remote\n"
+        "from dmsmil.cohorts.fetching import fetch_all\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it\n"
+        "fetch_all(Remote(sys.argv[1], pause=0), pd.read_csv(sys.argv[2]), sys.argv[3], 2)"
+    )
     gdc.fault("data", "slow", times=2, pause=0.3, block=65_536)
-    process = subprocess.Popen([sys.executable, "-c", code, gdc.url, str(tmp_path / "table.csv"), str(tmp_path)],
-                               cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, gdc.url, str(tmp_path / "table.csv"), str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     parts = [tmp_path / f"s{i}.svs.part" for i in range(2)]
     assert until(lambda: all(p.exists() and p.stat().st_size for p in parts))
     process.send_signal(signal.SIGINT)
@@ -584,7 +648,7 @@ def test_ctrl_c_keeps_the_parts(gdc, tmp_path):
 def test_a_reader_that_leaves_stops_the_threads(gdc, tmp_path):
     """Ctrl-C while a line is printed, as it may come in a notebook: nothing goes on in the background."""
     for i in range(6):
-        gdc.add(f"s{i}.svs", BIG[i * 1000:])
+        gdc.add(f"s{i}.svs", BIG[i * 1000 :])
 
     def report(line):
         raise KeyboardInterrupt
@@ -623,10 +687,23 @@ def test_where_a_slide_is_or_will_be(tmp_path):
 
 
 def test_sizes_and_times_for_a_reader():
-    assert [amount(n) for n in (0, 5300, 34e6, 999.6e6, 1.24e9, 928e9, 1.98e12)] == \
-        ["0 kB", "5 kB", "34 MB", "1.0 GB", "1.2 GB", "928.0 GB", "1.98 TB"]
-    assert [duration(s) for s in (0, 40, 89, 91, 3599, 7800)] == ["0 s", "40 s", "89 s", "2 min", "1 h 0 min",
-                                                                  "2 h 10 min"]
+    assert [amount(n) for n in (0, 5300, 34e6, 999.6e6, 1.24e9, 928e9, 1.98e12)] == [
+        "0 kB",
+        "5 kB",
+        "34 MB",
+        "1.0 GB",
+        "1.2 GB",
+        "928.0 GB",
+        "1.98 TB",
+    ]
+    assert [duration(s) for s in (0, 40, 89, 91, 3599, 7800)] == [
+        "0 s",
+        "40 s",
+        "89 s",
+        "2 min",
+        "1 h 0 min",
+        "2 h 10 min",
+    ]
 
 
 def test_the_token_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):

@@ -14,12 +14,14 @@ BARCODE = "TCGA-A1-0001-01Z-00-DX1"
 @pytest.fixture
 def cohort(tmp_path):
     """Load a cohort of these ids, beside two slides that are there; gives (path by id, reason by id)."""
+
     def load(*ids, **columns):
         for name in ("ok-1", "ok-2"):
             (tmp_path / f"{name}.svs").touch()
         ids = [*ids, "ok-1", "ok-2"]
-        frame = pd.DataFrame({"slide_id": ids, "patient_id": [f"p{i}" for i in range(len(ids))],
-                              "label": ["a"] * (len(ids) - 1) + ["b"]})
+        frame = pd.DataFrame(
+            {"slide_id": ids, "patient_id": [f"p{i}" for i in range(len(ids))], "label": ["a"] * (len(ids) - 1) + ["b"]}
+        )
         extra = {name: [*values, "", ""] for name, values in columns.items()}
         frame.assign(**extra).to_csv(tmp_path / "cohort.csv", index=False)
         found, failures = load_cohort(tmp_path / "cohort.csv")
@@ -29,6 +31,7 @@ def cohort(tmp_path):
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
+
     load.touch, load.home = touch, tmp_path
     return load
 
@@ -46,10 +49,19 @@ def test_an_id_with_its_suffix_says_which(cohort):
     assert cohort("S3.tiff")[0]["S3.tiff"] == str(cohort.home / "S3.tiff")
 
 
-@pytest.mark.parametrize("slide_id, file", [("102.0", "102.svs"), ("102", "102.svs"), ("S1.h5", "S1.svs"),
-                                            ("S1.svs", "S1.svs"), ("S1", "deep/er/S1.TIF"), ("v1.0", "v1.0.svs"),
-                                            (BARCODE, f"{BARCODE}.F6E9A5DF-D8FB.svs"),
-                                            (f"{BARCODE}.F6E9A5DF-D8FB", f"{BARCODE}.F6E9A5DF-D8FB.svs")])
+@pytest.mark.parametrize(
+    "slide_id, file",
+    [
+        ("102.0", "102.svs"),
+        ("102", "102.svs"),
+        ("S1.h5", "S1.svs"),
+        ("S1.svs", "S1.svs"),
+        ("S1", "deep/er/S1.TIF"),
+        ("v1.0", "v1.0.svs"),
+        (BARCODE, f"{BARCODE}.F6E9A5DF-D8FB.svs"),
+        (f"{BARCODE}.F6E9A5DF-D8FB", f"{BARCODE}.F6E9A5DF-D8FB.svs"),
+    ],
+)
 def test_ids_as_spreadsheets_tools_and_tcga_write_them_find_their_file(cohort, slide_id, file):
     cohort.touch(file)
     paths, reasons = cohort(slide_id)
@@ -70,8 +82,16 @@ def test_two_ids_of_one_file_are_refused(cohort):
     assert set(reasons) == {BARCODE, f"{BARCODE}.AAAA", "x", "y"} and "have one file, x.svs" in reasons["y"]
 
 
-@pytest.mark.parametrize("slide_id, hint", [("SlideA7", "SlideA_7.svs"), ("XlideA_7", "SlideA_7.svs"),
-                                            ("SlideA_8", "SlideA_7.svs"), ("12", "0012.svs"), ("zzz", "")])
+@pytest.mark.parametrize(
+    "slide_id, hint",
+    [
+        ("SlideA7", "SlideA_7.svs"),
+        ("XlideA_7", "SlideA_7.svs"),
+        ("SlideA_8", "SlideA_7.svs"),
+        ("12", "0012.svs"),
+        ("zzz", ""),
+    ],
+)
 def test_what_a_missing_file_may_be_is_hinted(cohort, slide_id, hint):
     cohort.touch("SlideA_7.svs", "0012.svs", "Other.svs")
     reason = cohort(slide_id)[1][slide_id]
@@ -86,8 +106,9 @@ def test_a_file_that_another_row_has_is_no_hint(cohort):
 def test_the_search_for_near_names_looks_at_a_few_of_thousands(tmp_path, monkeypatch):
     seen = []
     real = difflib.get_close_matches
-    monkeypatch.setattr(difflib, "get_close_matches", lambda word, names, *more: seen.append(len(names)) or
-                        real(word, names, *more))
+    monkeypatch.setattr(
+        difflib, "get_close_matches", lambda word, names, *more: seen.append(len(names)) or real(word, names, *more)
+    )
     for number in range(500):
         (tmp_path / f"case-{number:05d}-HE.svs").touch()
     near = SlideFiles(tmp_path).near([f"case-{number:05d}_HE" for number in range(500)], set())
@@ -101,7 +122,13 @@ def test_home_and_both_folders_are_looked_in(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     folders = [tmp_path / "table", tmp_path / "slides"]
-    wanted = {"~/a.svs": "me/a.svs", "b.svs": "table/b.svs", "c.svs": "slides/c.svs", "both.svs": "table/both.svs",
-              "gone.svs": "table/gone.svs", str(tmp_path / "me/a.svs"): "me/a.svs"}
+    wanted = {
+        "~/a.svs": "me/a.svs",
+        "b.svs": "table/b.svs",
+        "c.svs": "slides/c.svs",
+        "both.svs": "table/both.svs",
+        "gone.svs": "table/gone.svs",
+        str(tmp_path / "me/a.svs"): "me/a.svs",
+    }
     assert {given: given_path(given, folders) for given in wanted} == {k: tmp_path / v for k, v in wanted.items()}
     assert given_path("x" * 5000, folders) == folders[0] / ("x" * 5000)

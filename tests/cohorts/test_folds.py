@@ -9,15 +9,7 @@ import pytest
 
 from dmsmil.cohorts import folds as module
 from dmsmil.cohorts import sites as solver
-from dmsmil.cohorts.folds import (
-    bag_folds,
-    choose_folds,
-    fold_count,
-    make_folds,
-    repeat_of,
-    site_folds,
-    slides_tested,
-)
+from dmsmil.cohorts.folds import bag_folds, choose_folds, fold_count, make_folds, repeat_of, site_folds, slides_tested
 from dmsmil.cohorts.leakage import leakage
 from dmsmil.cohorts.sites import site_groups
 from dmsmil.jobs.files import InputError
@@ -87,8 +79,9 @@ def test_too_small_a_class_is_refused_and_no_validation_part_is_taken_from_two_p
 
 def test_bags_have_the_folds_of_their_patients():
     bags = make_bags(12)
-    frame = pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids,
-                          "label": [bags.classes[i] for i in bags.labels]})
+    frame = pd.DataFrame(
+        {"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": [bags.classes[i] for i in bags.labels]}
+    )
     pd.testing.assert_frame_equal(bag_folds(bags, 3), make_folds(frame, 3))
 
 
@@ -100,8 +93,9 @@ def test_no_site_and_no_patient_is_in_two_parts_and_everybody_is_tested_once(see
     frame = drawn_sites(seed)
     table, gap = site_folds(frame, 3, seed)
     audit = leakage(table, frame)
-    assert (audit.drop(columns=[(what, part) for what in ("patients", "sites") for part in ("train", "val", "test")])
-            == 0).all(axis=None)
+    assert (
+        audit.drop(columns=[(what, part) for what in ("patients", "sites") for part in ("train", "val", "test")]) == 0
+    ).all(axis=None)
     assert ((table[["fold_0", "fold_1", "fold_2"]] == "test").sum(axis=1) == 1).all()
     assert 0 <= gap <= solver.GAP and set(table.fold_0) == {"train", "val", "test"}
 
@@ -173,12 +167,19 @@ def test_the_validation_part_is_whole_sites_where_they_fit_else_by_patient_and_t
     assert "val" not in set(site_folds(frame, 3, val_share=0.0)[0].fold_0)
 
 
-@pytest.mark.parametrize("frame, folds, said", [
-    (sites({"A": (5, 5)}), 2, "of class 'a': 1, fewer than folds = 2, so a fold would test none of it: use split: pat"),
-    (sites({"A": (5, 0), "B": (5, 3), "C": (5, 3)}), 3, "of class 'b': 2, fewer.*: set folds to 2 or less, or use"),
-    (sites({}, unknown="aabb"), 2, "need a site: add the column 'site'"),
-    (sites({"A": (5, 5), "B": (5, 5)}), 1, "folds is 1"),
-])
+@pytest.mark.parametrize(
+    "frame, folds, said",
+    [
+        (
+            sites({"A": (5, 5)}),
+            2,
+            "of class 'a': 1, fewer than folds = 2, so a fold would test none of it: use split: pat",
+        ),
+        (sites({"A": (5, 0), "B": (5, 3), "C": (5, 3)}), 3, "of class 'b': 2, fewer.*: set folds to 2 or less, or use"),
+        (sites({}, unknown="aabb"), 2, "need a site: add the column 'site'"),
+        (sites({"A": (5, 5), "B": (5, 5)}), 1, "folds is 1"),
+    ],
+)
 def test_what_sites_cannot_do_is_said(frame, folds, said):
     with pytest.raises(InputError, match=said) as caught:
         site_folds(frame, folds)
@@ -187,8 +188,9 @@ def test_what_sites_cannot_do_is_said(frame, folds, said):
 
 def test_three_classes_in_pairs_of_sites_cannot_be_dealt_to_two():
     pairs = [("A", "x"), ("A", "y"), ("B", "y"), ("B", "z"), ("C", "z"), ("C", "x")]
-    frame = pd.DataFrame([dict(slide_id=f"s{i}", patient_id=f"p{i}", label=label, site=site)
-                          for i, (site, label) in enumerate(pairs)])
+    frame = pd.DataFrame(
+        [dict(slide_id=f"s{i}", patient_id=f"p{i}", label=label, site=site) for i, (site, label) in enumerate(pairs)]
+    )
     with pytest.raises(InputError, match="there are none where each fold tests every class"):
         site_folds(frame, 2)
 
@@ -217,7 +219,7 @@ def test_the_note_gives_the_counts_of_the_table():
 def partitions(table, folds):
     """The sets of slides that are tested together, of each partition of a folds table."""
     tested = [frozenset(table.slide_id[table[f"fold_{fold}"] == "test"]) for fold in range(fold_count(table))]
-    return [frozenset(tested[at:at + folds]) for at in range(0, len(tested), folds)]
+    return [frozenset(tested[at : at + folds]) for at in range(0, len(tested), folds)]
 
 
 @pytest.mark.parametrize("split", ["patient", "site"])
@@ -292,8 +294,15 @@ def tcga(name):
     found = pd.read_csv(MANIFESTS / name, dtype=str, keep_default_na=False)
     found = found[found.oncotree_code.isin(["IDC", "ILC", "LUAD", "LUSC"])]
     site = found.case_id.str[5:7].map(codes.set_index("TSS Code")["Source Site"])
-    return pd.DataFrame({"slide_id": found.slide_id, "patient_id": found.case_id, "label": found.oncotree_code,
-                         "site": site, "code": found.case_id.str[5:7]}).reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "slide_id": found.slide_id,
+            "patient_id": found.case_id,
+            "label": found.oncotree_code,
+            "site": site,
+            "code": found.case_id.str[5:7],
+        }
+    ).reset_index(drop=True)
 
 
 def test_tcga_brca_can_be_dealt_evenly_by_site():

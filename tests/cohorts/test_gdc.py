@@ -50,8 +50,12 @@ def gdc():
 def fill(gdc, slides=6):
     """A small BRCA: slides of as many patients, IDC and ILC in turn, of two sites."""
     for i in range(slides):
-        gdc.add(name(f"TCGA-A{i % 2}-{i:04}"), bytes([i]) * (1000 + i), diagnoses=[["8500/3", "8520/3"][i % 2]],
-                site=f"Site {i % 2}")
+        gdc.add(
+            name(f"TCGA-A{i % 2}-{i:04}"),
+            bytes([i]) * (1000 + i),
+            diagnoses=[["8500/3", "8520/3"][i % 2]],
+            site=f"Site {i % 2}",
+        )
 
 
 # ------------------------------------------------------------------------------------------------ the query
@@ -59,7 +63,7 @@ def fill(gdc, slides=6):
 
 def test_a_cohort_by_query(gdc):
     fill(gdc)
-    gdc.add(name("TCGA-A0-0009"), b"x", project="TCGA-LUAD")                     # another project
+    gdc.add(name("TCGA-A0-0009"), b"x", project="TCGA-LUAD")  # another project
     gdc.records.append(slide_record(name("TCGA-A0-0010"), b"x", data_type="Biospecimen"))
     gdc.records.append(slide_record(name("TCGA-A0-0011", "01A-01-TS1"), b"x", experimental_strategy="Tissue Slide"))
     manifest, left_out = query_cohort("tcga-brca", quick(gdc), silent)
@@ -94,14 +98,23 @@ def test_a_cohort_larger_than_a_page_and_pages_that_come_short(gdc, monkeypatch)
         query_cohort("tcga-brca", quick(gdc), silent)
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b"<html>log in</html>", "not JSON .2 times in a row"), (b"[]", "not a JSON object"), (b"{}", "as the GDC does"),
-    (b'{"data": null}', "as the GDC does"), (b'{"data": {"hits": null, "pagination": {"total": 3}}}', "as the GDC"),
-    (b'{"data": {"hits": [], "pagination": {"total": "many"}}}', "as the GDC does"),
-    (b'{"data": {"hits": [], "pagination": null}}', "as the GDC does"),
-    (b'{"data": {"hits": [], "pagination": {"total": 0}}}', "lists no usable slide of tcga-brca$"),
-    (b'{"data": {"hits": [null], "pagination": {"total": 1}}}', "no usable slide.*1 left out, the first: no file name"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<html>log in</html>", "not JSON .2 times in a row"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "as the GDC does"),
+        (b'{"data": null}', "as the GDC does"),
+        (b'{"data": {"hits": null, "pagination": {"total": 3}}}', "as the GDC"),
+        (b'{"data": {"hits": [], "pagination": {"total": "many"}}}', "as the GDC does"),
+        (b'{"data": {"hits": [], "pagination": null}}', "as the GDC does"),
+        (b'{"data": {"hits": [], "pagination": {"total": 0}}}', "lists no usable slide of tcga-brca$"),
+        (
+            b'{"data": {"hits": [null], "pagination": {"total": 1}}}',
+            "no usable slide.*1 left out, the first: no file name",
+        ),
+    ],
+)
 def test_answers_that_are_none(gdc, content, said):
     gdc.fault("files", "answer", times=9, content=content)
     with pytest.raises(InputError, match=said) as caught:
@@ -135,8 +148,11 @@ def decided(*diagnoses, cohort=BRCA, **fields):
 
 def of(morphology, primary=None, kind=None):
     said = {"morphology": morphology, "primary_diagnosis": f"name of {morphology}"}
-    return said | {key: value for key, value in (("diagnosis_is_primary_disease", primary),
-                                                 ("classification_of_tumor", kind)) if value is not None}
+    return said | {
+        key: value
+        for key, value in (("diagnosis_is_primary_disease", primary), ("classification_of_tumor", kind))
+        if value is not None
+    }
 
 
 def test_the_morphology_decides_in_breast():
@@ -177,13 +193,24 @@ def test_the_project_decides_in_lung():
     assert decided("8500/3", cohort=NSCLC) == (None, "not of the cohort's projects")
 
 
-@pytest.mark.parametrize(("file_name", "said"), [
-    (name(slide="01A-01-TSA"), "no diagnostic slide"), (name(slide="01A-01-BS1"), "no diagnostic slide"),
-    (name(suffix=".tif"), "no diagnostic slide"), ("slide.svs", "no diagnostic slide"),
-    ("../../" + name(), "not plain"), ("/etc/" + name(), "not plain"), ("..\\" + name(), "not plain"),
-    (".svs", "not plain"), ("", "no file name"), (None, "no file name"), (7, "no diagnostic slide"),
-    (["a"], "no file name"), ({"a": 1}, "no file name"),
-])
+@pytest.mark.parametrize(
+    ("file_name", "said"),
+    [
+        (name(slide="01A-01-TSA"), "no diagnostic slide"),
+        (name(slide="01A-01-BS1"), "no diagnostic slide"),
+        (name(suffix=".tif"), "no diagnostic slide"),
+        ("slide.svs", "no diagnostic slide"),
+        ("../../" + name(), "not plain"),
+        ("/etc/" + name(), "not plain"),
+        ("..\\" + name(), "not plain"),
+        (".svs", "not plain"),
+        ("", "no file name"),
+        (None, "no file name"),
+        (7, "no diagnostic slide"),
+        (["a"], "no file name"),
+        ({"a": 1}, "no file name"),
+    ],
+)
 def test_file_names_that_are_none(file_name, said):
     label, reason = decided("8500/3", file_name=file_name)
     assert label is None and said in reason
@@ -200,8 +227,18 @@ def test_fields_that_are_missing_or_odd_leave_the_slide_out(field, value):
     assert left_out.values.tolist() == [[name().removesuffix(".svs"), "TCGA-AA-0001", reason]]
 
 
-@pytest.mark.parametrize("path", ["submitter_id", "project", "diagnoses", "tissue_source_site", "project.project_id",
-                                  "tissue_source_site.name", "tissue_source_site.code"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "submitter_id",
+        "project",
+        "diagnoses",
+        "tissue_source_site",
+        "project.project_id",
+        "tissue_source_site.name",
+        "tissue_source_site.code",
+    ],
+)
 @pytest.mark.parametrize("value", ["absent", None, "", [], {}, [None], 3])
 def test_cases_that_lack_something_never_break(path, value):
     record = slide_record(name(), b"x")
@@ -218,8 +255,11 @@ def test_cases_that_lack_something_never_break(path, value):
     if "site" in path:  # a slide of an unknown site can be used
         assert manifest.site_code[0] in ("AA", "3") and manifest.site[0] in ("", "Here", "3")
     else:
-        assert left_out.reason[0] in ("not of the case that its name says", "not of the cohort's projects",
-                                      "no morphology of the primary disease")
+        assert left_out.reason[0] in (
+            "not of the case that its name says",
+            "not of the cohort's projects",
+            "no morphology of the primary disease",
+        )
 
 
 def test_a_file_of_two_cases_is_that_of_its_name():
@@ -236,8 +276,10 @@ def test_names_and_patients_that_are_given_twice():
     assert left_out.reason.tolist() == ["the same file under another id"] * 2
     manifest, left_out = sort_out([same, slide_record(name(), b"y", file_id="zz")], BRCA)
     assert manifest.empty and left_out.reason.tolist() == ["several different files have its name"] * 2
-    both = [slide_record(name(slide=f"01Z-00-DX{i}"), b"x", project=f"TCGA-LU{letters}")
-            for i, letters in enumerate(("AD", "SC", "AD"), 1)]
+    both = [
+        slide_record(name(slide=f"01Z-00-DX{i}"), b"x", project=f"TCGA-LU{letters}")
+        for i, letters in enumerate(("AD", "SC", "AD"), 1)
+    ]
     alone = slide_record(name("TCGA-AA-0002"), b"x", project="TCGA-LUAD")
     manifest, left_out = sort_out([*both, alone], NSCLC)
     assert manifest.patient_id.tolist() == ["TCGA-AA-0002"]
@@ -245,8 +287,14 @@ def test_names_and_patients_that_are_given_twice():
 
 
 def test_the_order_of_records_does_not_matter():
-    records = [slide_record(name(f"TCGA-AA-{i % 20:04}", f"01Z-00-DX{i // 20 + 1}"), bytes([i]),
-                            diagnoses=[["8500/3", "8520/3", "8522/3"][i % 3]]) for i in range(40)]
+    records = [
+        slide_record(
+            name(f"TCGA-AA-{i % 20:04}", f"01Z-00-DX{i // 20 + 1}"),
+            bytes([i]),
+            diagnoses=[["8500/3", "8520/3", "8522/3"][i % 3]],
+        )
+        for i in range(40)
+    ]
     manifest, left_out = sort_out(records, BRCA)
     shuffled = [records[i] for i in np.random.default_rng(0).permutation(40)]
     again, left_again = sort_out(shuffled, BRCA)
@@ -265,8 +313,10 @@ def test_counts_stand_beside_the_papers(gdc):
     table = counts_table(*query_cohort("tcga-brca", quick(gdc), silent), "tcga-brca")
     assert table.loc["IDC"].tolist() == [4, 3, 426] and table.loc["ILC"].tolist() == [2, 2, 120]
     assert table.loc["all"].tolist() == [6, 5, 546]
-    assert table.index[3:].tolist() == ["left out: morphology 8522/3 (name of 8522/3)",
-                                        "left out: no morphology of the primary disease"]
+    assert table.index[3:].tolist() == [
+        "left out: morphology 8522/3 (name of 8522/3)",
+        "left out: no morphology of the primary disease",
+    ]
     assert table.slides.tolist()[3:] == [2, 1] and table["slides in the paper"].tolist()[3:] == ["", ""]
 
 
@@ -387,8 +437,9 @@ def test_a_slide_replaced_or_withdrawn_since_is_a_clear_failure(gdc, tmp_path):
     gdc.contents["new"] = gdc.contents.pop(replaced["file_id"])
     replaced |= {"file_id": "new", "md5sum": "0" * 32}
     del gdc.contents[withdrawn["file_id"]]
-    failures = {f["unit"] + ".svs": f["reason"]
-                for f in fetch_all(quick(gdc), frame, tmp_path / "slides", report=silent)}
+    failures = {
+        f["unit"] + ".svs": f["reason"] for f in fetch_all(quick(gdc), frame, tmp_path / "slides", report=silent)
+    }
     assert "was replaced by another file" in failures[replaced["file_name"]] and len(failures) == 2
     assert "was withdrawn" in failures[withdrawn["file_name"]] and "manifest.csv" in failures[withdrawn["file_name"]]
 
@@ -420,15 +471,23 @@ def tcga_records():
     sites = dict(zip(codes["TSS Code"], codes["Source Site"]))
     for row in files.itertuples():
         patient = row.filename[:12]
-        yield slide_record(row.filename, project=f"TCGA-{lung.get(patient, 'BRCA')}", site=sites[row.filename[5:7]],
-                           diagnoses=patients.get(patient, []) if patient not in lung else ["8140/3"],
-                           file_id=row.id, md5sum=row.md5, file_size=int(row.size),
-                           experimental_strategy="Diagnostic Slide" if "-DX" in row.filename else "Tissue Slide")
+        yield slide_record(
+            row.filename,
+            project=f"TCGA-{lung.get(patient, 'BRCA')}",
+            site=sites[row.filename[5:7]],
+            diagnoses=patients.get(patient, []) if patient not in lung else ["8140/3"],
+            file_id=row.id,
+            md5sum=row.md5,
+            file_size=int(row.size),
+            experimental_strategy="Diagnostic Slide" if "-DX" in row.filename else "Tissue Slide",
+        )
 
 
 def counted(manifest, *labels):
-    return [(int((manifest.label == label).sum()), manifest[manifest.label == label].patient_id.nunique())
-            for label in labels]
+    return [
+        (int((manifest.label == label).sum()), manifest[manifest.label == label].patient_id.nunique())
+        for label in labels
+    ]
 
 
 def test_the_rule_on_tcgas_own_list():

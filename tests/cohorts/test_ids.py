@@ -16,10 +16,47 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from tests.cohorts.gdc_server import slide_record
 
-ODD = ["..", ".", "../x", "../../../../x", "/etc/passwd", "/", "a/b", "a/../b", "a\\b", "..\\x", "C:x", "\\\\host\\x",
-       ".hidden", "-rf", "--help", "~", "~root", "a\x00b", "a\nb", "a\rb", "a\x1b[31m", "a\u202egvs", "a\u200bb", "a.",
-       "a b.", "con", "NUL", "nul.svs", "Com1", "lpt9.x", "x" * 201, "é" * 150, "a*", "a?", "a<b>", "a|b", 'a"b"', " ",
-       ""]
+ODD = [
+    "..",
+    ".",
+    "../x",
+    "../../../../x",
+    "/etc/passwd",
+    "/",
+    "a/b",
+    "a/../b",
+    "a\\b",
+    "..\\x",
+    "C:x",
+    "\\\\host\\x",
+    ".hidden",
+    "-rf",
+    "--help",
+    "~",
+    "~root",
+    "a\x00b",
+    "a\nb",
+    "a\rb",
+    "a\x1b[31m",
+    "a\u202egvs",
+    "a\u200bb",
+    "a.",
+    "a b.",
+    "con",
+    "NUL",
+    "nul.svs",
+    "Com1",
+    "lpt9.x",
+    "x" * 201,
+    "é" * 150,
+    "a*",
+    "a?",
+    "a<b>",
+    "a|b",
+    'a"b"',
+    " ",
+    "",
+]
 PARTS = ["..", "/", "\\", ".", "-", "~", "\x00", "\n", "\u202e", ":", " ", "con", "a", "S1", "é", "导", "x" * 90]
 
 
@@ -36,8 +73,9 @@ def test_odd_names_are_refused_in_one_line(name):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["S1", "102", "S-1_a.b", "TCGA-A1-0001-01Z-00-DX1.AB-CD", "切片 7", "a b (1)",
-                                  "console", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["S1", "102", "S-1_a.b", "TCGA-A1-0001-01Z-00-DX1.AB-CD", "切片 7", "a b (1)", "console", "x" * 200]
+)
 def test_ordinary_names_are_taken(name):
     assert plain_name(name, LONGEST_ID) == name
 
@@ -68,11 +106,25 @@ def test_whatever_the_names_nothing_lies_outside_the_study(tmp_path):
     assert manifest.empty and len(left_out) == len(names)
 
 
-@pytest.mark.parametrize("written, bare", [
-    ("S1", "S1"), ("S1.svs", "S1"), ("S1.SVS", "S1"), ("S1.h5", "S1"), ("S1.svs.h5", "S1"), ("S1.pt", "S1"),
-    ("102.0", "102"), ("102", "102"), ("0102.00", "0102"), ("1.5", "1.5"), ("v1.0", "v1.0"), ("a.b", "a.b"),
-    ("TCGA-1.AB-C.D", "TCGA-1.AB-C.D"), (".svs", ""),
-])
+@pytest.mark.parametrize(
+    "written, bare",
+    [
+        ("S1", "S1"),
+        ("S1.svs", "S1"),
+        ("S1.SVS", "S1"),
+        ("S1.h5", "S1"),
+        ("S1.svs.h5", "S1"),
+        ("S1.pt", "S1"),
+        ("102.0", "102"),
+        ("102", "102"),
+        ("0102.00", "0102"),
+        ("1.5", "1.5"),
+        ("v1.0", "v1.0"),
+        ("a.b", "a.b"),
+        ("TCGA-1.AB-C.D", "TCGA-1.AB-C.D"),
+        (".svs", ""),
+    ],
+)
 def test_a_bare_name_has_no_suffix_of_a_file_and_no_float(written, bare):
     assert bare_name(written) == bare and bare_name(bare) == bare
 

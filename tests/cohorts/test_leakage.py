@@ -21,9 +21,15 @@ def public(name):
 
 def leaky():
     """Two folds of six slides: patient q is trained on and tested in fold 0, in train and val in fold 1."""
-    folds = pd.DataFrame({"slide_id": list("abcdef"), "patient_id": list("pqqrst"), "label": list("xxxyyy"),
-                          "fold_0": ["train", "train", "test", "val", "test", ""],
-                          "fold_1": ["test", "train", "val", "test", "train", "train"]})
+    folds = pd.DataFrame(
+        {
+            "slide_id": list("abcdef"),
+            "patient_id": list("pqqrst"),
+            "label": list("xxxyyy"),
+            "fold_0": ["train", "train", "test", "val", "test", ""],
+            "fold_1": ["test", "train", "val", "test", "train", "train"],
+        }
+    )
     frame = folds[["slide_id", "patient_id", "label"]].assign(site=["A", "A", "A", "B", "B", ""], path="", mpp=0.0)
     return folds, frame
 
@@ -33,7 +39,8 @@ def clam_folder(path, *folds):
     path.mkdir()
     for i, parts in enumerate(folds):
         pd.DataFrame({part: pd.Series(names, dtype=str) for part, names in parts.items()}).to_csv(
-            path / f"splits_{i}.csv")
+            path / f"splits_{i}.csv"
+        )
     return path
 
 
@@ -87,8 +94,9 @@ def slides(path, contents, **columns):
         if content is not None:
             (path / f"{name}.svs").write_bytes(content)
     frame = pd.DataFrame({"slide_id": list(contents), "patient_id": [f"p{n}" for n in contents], "label": "x"})
-    return frame.assign(site="", path=[str(path / f"{n}.svs") if contents[n] is not None else "" for n in contents],
-                        mpp=0.0, **columns)
+    return frame.assign(
+        site="", path=[str(path / f"{n}.svs") if contents[n] is not None else "" for n in contents], mpp=0.0, **columns
+    )
 
 
 def test_copies_are_found_by_content_and_only_files_of_equal_size_are_read(tmp_path, monkeypatch):
@@ -96,8 +104,10 @@ def test_copies_are_found_by_content_and_only_files_of_equal_size_are_read(tmp_p
 
     read, md5 = [], module.file_md5
     monkeypatch.setattr(module, "file_md5", lambda path: read.append(path.stem) or md5(path))
-    frame = slides(tmp_path, {"d": b"same", "a": b"same", "b": b"diff", "c": b"longer", "e": b"other!", "f": None,
-                              "g": b"alone in size"})
+    frame = slides(
+        tmp_path,
+        {"d": b"same", "a": b"same", "b": b"diff", "c": b"longer", "e": b"other!", "f": None, "g": b"alone in size"},
+    )
     found = duplicates(frame)
     assert found[["slide_id", "copy_of", "patient_id"]].to_numpy().tolist() == [["a", "a", "pa"], ["d", "a", "pd"]]
     assert sorted(read) == ["a", "b", "c", "d", "e"]
@@ -105,8 +115,11 @@ def test_copies_are_found_by_content_and_only_files_of_equal_size_are_read(tmp_p
 
 
 def test_a_known_md5_is_believed_and_stands_beside_those_of_files(tmp_path):
-    frame = slides(tmp_path, {"a": None, "b": None, "c": b"abc", "d": b"abd"},
-                   md5=["900150983cd24fb0d6963f7d28e17f72", "x", "", ""])  # of a: md5 of b"abc" (RFC 1321)
+    frame = slides(
+        tmp_path,
+        {"a": None, "b": None, "c": b"abc", "d": b"abd"},
+        md5=["900150983cd24fb0d6963f7d28e17f72", "x", "", ""],
+    )  # of a: md5 of b"abc" (RFC 1321)
     assert duplicates(frame).slide_id.to_list() == ["a", "c"]
     assert duplicates(frame.assign(md5=["x", "x", "y", "z"])).copy_of.to_list() == ["a", "a"]
 
@@ -133,8 +146,16 @@ def test_copies_across_parts_are_counted():
 
 
 def test_barcodes_tell_patient_and_site(tmp_path):
-    names = [f"TCGA-{site}-{patient}-01Z-00-DX{n}.AB-C" for site, patient, n in
-             (("A1", "0001", 1), ("A1", "0002", 1), ("B2", "0003", 1), ("B2", "0003", 2), ("C3", "0004", 1))]
+    names = [
+        f"TCGA-{site}-{patient}-01Z-00-DX{n}.AB-C"
+        for site, patient, n in (
+            ("A1", "0001", 1),
+            ("A1", "0002", 1),
+            ("B2", "0003", 1),
+            ("B2", "0003", 2),
+            ("C3", "0004", 1),
+        )
+    ]
     folder = clam_folder(tmp_path / "splits", {"train": names[:3], "val": [], "test": names[3:]})
     audit = audit_splits(folder)
     assert audit.loc[0, ("patients", "train & test")] == 1 == audit.loc[0, ("sites", "train & test")]

@@ -40,8 +40,13 @@ def own(tmp_path_factory):
         make_slide(home / f"slides/S{number}.tif", 512, 512, seed=number, objective=None, mpp=None)
     rows = [f"S{number};P{number};{'ab'[number % 2]};" for number in range(4)] + ["../../x;P9;a;"]
     (home / "own.csv").write_text("Slide ID;Case ID;Label;\n" + "\n".join(rows), encoding="utf-8-sig")
-    return {"study": "own", "outputs": str(home / "outputs"), "cohort": str(home / "own.csv"),
-            "slides": str(home / "slides"), "workers": 1}, home
+    return {
+        "study": "own",
+        "outputs": str(home / "outputs"),
+        "cohort": str(home / "own.csv"),
+        "slides": str(home / "slides"),
+        "workers": 1,
+    }, home
 
 
 def test_slides_that_do_not_say_their_size_are_drawn_with_the_key_and_counted_without(own):
@@ -49,8 +54,13 @@ def test_slides_that_do_not_say_their_size_are_drawn_with_the_key_and_counted_wi
     assert execute(**parameters)[-2] == "4 slide files here, and none that opens: dmsmil check says why not"
     shown = execute(**parameters, mpp=0.5)
     assert len(pd.read_csv(home / "outputs/own/figures/00_slides.csv")) == 4
-    assert shown[-1] == {"slides": 4, "patients": 4, "left out": 1, "classes": ["a", "b"],
-                         "patients shared with test": 0}
+    assert shown[-1] == {
+        "slides": 4,
+        "patients": 4,
+        "left out": 1,
+        "classes": ["a", "b"],
+        "patients shared with test": 0,
+    }
 
 
 def test_what_was_found_is_told_with_its_file_and_a_bad_id_is_a_row(own):
@@ -71,22 +81,35 @@ def server(tmp_path, monkeypatch):
     with GdcServer() as gdc:
         for number in range(4):
             path = make_slide(tmp_path / f"{number}.svs", 512, 512, seed=number)
-            gdc.add(f"TCGA-A2-{number:04d}-01Z-00-DX1.F{number}.svs", path.read_bytes(), site="Here",
-                    diagnoses=[["8500/3", "8520/3"][number % 2]])
+            gdc.add(
+                f"TCGA-A2-{number:04d}-01Z-00-DX1.F{number}.svs",
+                path.read_bytes(),
+                site="Here",
+                diagnoses=[["8500/3", "8520/3"][number % 2]],
+            )
         yield gdc
 
 
 def test_slides_that_a_server_has_are_fetched_into_their_folder_and_nowhere_else(server, tmp_path):
     """The table has semicolons and a file's name that leads elsewhere; its slides folder is not there yet."""
-    rows = [f"S{i};P{i};{'ab'[i % 2]};{r['file_id']};{r['file_name']};{r['md5sum']};{r['file_size']}"
-            for i, r in enumerate(server.records)]
+    rows = [
+        f"S{i};P{i};{'ab'[i % 2]};{r['file_id']};{r['file_name']};{r['md5sum']};{r['file_size']}"
+        for i, r in enumerate(server.records)
+    ]
     rows += [rows[0].replace("S0;P0", "S9;P9").replace("TCGA", "../../TCGA")]
     (tmp_path / "own.csv").write_text("slide_id;patient_id;label;file_id;file_name;md5;size\n" + "\n".join(rows))
-    shown = execute(study="own", outputs=str(tmp_path / "outputs"), cohort=str(tmp_path / "own.csv"), workers=1,
-                    slides=str(tmp_path / "new/slides"), gdc_server=server.url)
+    shown = execute(
+        study="own",
+        outputs=str(tmp_path / "outputs"),
+        cohort=str(tmp_path / "own.csv"),
+        workers=1,
+        slides=str(tmp_path / "new/slides"),
+        gdc_server=server.url,
+    )
     assert shown[-1]["slides"] == 4 and shown[-1]["left out"] == 1
     assert sorted(path.name for path in (tmp_path / "new/slides").iterdir()) == sorted(
-        record["file_name"] for record in server.records)
+        record["file_name"] for record in server.records
+    )
     failures = read_failures(tmp_path / "outputs/own")
     assert failures.unit.to_list() == ["S9"] and failures.reason.str.contains("is not a plain file name").all()
 

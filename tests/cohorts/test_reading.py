@@ -20,24 +20,28 @@ def read(path, content):
     return read_table(path)
 
 
-@pytest.mark.parametrize("content", [
-    TEXT,
-    TEXT.replace(",", ";"),
-    TEXT.replace(",", "\t"),
-    TEXT.replace(",", " , "),
-    TEXT.replace("\n", "\r\n"),
-    TEXT.replace("\n", ",\n"),
-    TEXT.replace("\n", ",,,\n"),
-    TEXT.replace("\nS", ",\nS", 1),  # the header alone
-    TEXT.replace("Wien\n", "Wien,\n"),  # one row alone
-    TEXT + ",,,\n\n,,,\n",
-    "\n" + TEXT,
-    "sep=;\n" + TEXT.replace(",", ";"),
-    codecs.BOM_UTF8 + TEXT.encode(),
-    TEXT.encode("utf-16"),
-    codecs.BOM_UTF16_BE + TEXT.replace(",", "\t").encode("utf-16-be"),
-    TEXT.replace("slide_id", "Slide ID").replace("patient_id", "CASE-ID").replace("site", "SITE"),
-], ids=range(16))
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT,
+        TEXT.replace(",", ";"),
+        TEXT.replace(",", "\t"),
+        TEXT.replace(",", " , "),
+        TEXT.replace("\n", "\r\n"),
+        TEXT.replace("\n", ",\n"),
+        TEXT.replace("\n", ",,,\n"),
+        TEXT.replace("\nS", ",\nS", 1),  # the header alone
+        TEXT.replace("Wien\n", "Wien,\n"),  # one row alone
+        TEXT + ",,,\n\n,,,\n",
+        "\n" + TEXT,
+        "sep=;\n" + TEXT.replace(",", ";"),
+        codecs.BOM_UTF8 + TEXT.encode(),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.replace(",", "\t").encode("utf-16-be"),
+        TEXT.replace("slide_id", "Slide ID").replace("patient_id", "CASE-ID").replace("site", "SITE"),
+    ],
+    ids=range(16),
+)
 def test_what_a_spreadsheet_saves_is_read_as_meant(tmp_path, content):
     table = read(tmp_path, content)
     assert list(table.frame) == ["slide_id", "patient_id", "label", "site"] and not table.bad
@@ -62,17 +66,24 @@ def test_an_index_beside_the_table_is_no_column_of_ours(tmp_path):
     assert list(table.frame) == ["", "slide_id", "label"] and table.frame.slide_id.to_list() == ["a", "b"]
 
 
-@pytest.mark.parametrize("content, said", [
-    ("slide_id,patient_id,label\nS1,P1,Grün\n".encode("cp1252"), "byte 0xfc in line 2.*CSV UTF-8"),
-    ("slide_id,patient_id,label\nS1,P1,导管癌\n".encode("gb18030"), "in line 2.*CSV UTF-8"),
-    ("slide_id,label\nS1,a\n".encode("utf-16-le"), "zero bytes.*CSV UTF-8"),
-    (b"\xd0\xcf\x11\xe0" + bytes(99), "is a workbook.*Excel: Save As"),
-    (bytes(range(128, 256)) * 9, "is not a CSV table in UTF-8"),
-    ("slide_id,case_id,patient_id,label\nS1,C1,P1,a\n", "two columns for patient_id .'case_id' and 'patient_id'.: rem"),
-    ("slide_id,patient_id,label,Label\nS1,C1,a,b\n", "two columns for label .'label' and 'Label'"),
-    ('slide_id,patient_id,label\nS1,P1,"a\nS2,P2,b\n', "a quote that does not end"),
-    ("\n\n", "is empty"), ("", "is empty"),
-])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("slide_id,patient_id,label\nS1,P1,Grün\n".encode("cp1252"), "byte 0xfc in line 2.*CSV UTF-8"),
+        ("slide_id,patient_id,label\nS1,P1,导管癌\n".encode("gb18030"), "in line 2.*CSV UTF-8"),
+        ("slide_id,label\nS1,a\n".encode("utf-16-le"), "zero bytes.*CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0" + bytes(99), "is a workbook.*Excel: Save As"),
+        (bytes(range(128, 256)) * 9, "is not a CSV table in UTF-8"),
+        (
+            "slide_id,case_id,patient_id,label\nS1,C1,P1,a\n",
+            "two columns for patient_id .'case_id' and 'patient_id'.: rem",
+        ),
+        ("slide_id,patient_id,label,Label\nS1,C1,a,b\n", "two columns for label .'label' and 'Label'"),
+        ('slide_id,patient_id,label\nS1,P1,"a\nS2,P2,b\n', "a quote that does not end"),
+        ("\n\n", "is empty"),
+        ("", "is empty"),
+    ],
+)
 def test_what_is_not_certain_is_one_line(tmp_path, content, said):
     with pytest.raises(InputError, match=said) as caught:
         read(tmp_path, content)
@@ -92,10 +103,22 @@ def test_columns_of_another_case_are_taken_and_said(tmp_path):
     assert table.notes == [f"cohort.csv: the column '{name}' is read as {name.lower()}" for name in ("MPP", "Site")]
 
 
-@pytest.mark.parametrize("text, value", [
-    ("0.25", 0.25), ("0,25", 0.25), (".5", 0.5), ("0.5 um", 0.5), ("0,2527µm", 0.2527), ("0.25 μm/px", 0.25),
-    ("0.5 um / pixel", 0.5), ("0.5 microns", 0.5), ("2.5e-1", 0.25), ("1", 1.0), ("0", 0.0),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("0.25", 0.25),
+        ("0,25", 0.25),
+        (".5", 0.5),
+        ("0.5 um", 0.5),
+        ("0,2527µm", 0.2527),
+        ("0.25 μm/px", 0.25),
+        ("0.5 um / pixel", 0.5),
+        ("0.5 microns", 0.5),
+        ("2.5e-1", 0.25),
+        ("1", 1.0),
+        ("0", 0.0),
+    ],
+)
 def test_micrometres_as_people_write_them(text, value):
     assert micrometres(text) == value
 

@@ -59,8 +59,9 @@ def clam(frame, folds, path):
     for fold in range(3):
         parts = parts_of(folds, fold)
         longest = max(map(len, parts.values()))
-        rows = [",train,val,test"] + [",".join([str(i), *(parts[p][i] if i < len(parts[p]) else "" for p in parts)])
-                                      for i in range(longest)]
+        rows = [",train,val,test"] + [
+            ",".join([str(i), *(parts[p][i] if i < len(parts[p]) else "" for p in parts)]) for i in range(longest)
+        ]
         (path / f"splits_{fold}.csv").write_text("\n".join(rows))
         (path / f"splits_{fold}_descriptor.csv").write_text(",train,val,test\na,1,1,1")
     return path
@@ -68,8 +69,10 @@ def clam(frame, folds, path):
 
 def clam_bool(frame, folds, path):
     for fold in range(3):
-        rows = [",train,val,test"] + [f"{s}," + ",".join(str(part == p) for p in ("train", "val", "test"))
-                                      for s, part in zip(folds.slide_id, folds[f"fold_{fold}"])]
+        rows = [",train,val,test"] + [
+            f"{s}," + ",".join(str(part == p) for p in ("train", "val", "test"))
+            for s, part in zip(folds.slide_id, folds[f"fold_{fold}"])
+        ]
         (path / f"splits_{fold}_bool.csv").write_text("\n".join(rows))
     return path
 
@@ -131,8 +134,13 @@ def test_a_row_of_another_length_is_refused_by_its_number(made, tmp_path):
 
 def test_stamp_splits_have_patients_and_no_validation_part(made, tmp_path):
     frame, folds = made
-    splits = [{f"{part}_patients": sorted(set(folds.patient_id[(folds[f"fold_{fold}"] == "test") == (part == "test")]))
-               for part in ("train", "test")} for fold in range(3)]
+    splits = [
+        {
+            f"{part}_patients": sorted(set(folds.patient_id[(folds[f"fold_{fold}"] == "test") == (part == "test")]))
+            for part in ("train", "test")
+        }
+        for fold in range(3)
+    ]
     (tmp_path / "splits.json").write_text(json.dumps({"splits": splits}))
     table, note = read_split_table(tmp_path / "splits.json", frame)
     pd.testing.assert_frame_equal(table, folds.replace("val", "train"), check_dtype=False)
@@ -183,6 +191,7 @@ def change(fold, slide, part):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         table.loc[slide, f"fold_{fold}"] = part
         table.to_csv(path, index=False)
+
     return changed
 
 
@@ -190,23 +199,35 @@ def rewrite(what):
     def changed(path):
         table = what(pd.read_csv(path, dtype=str, keep_default_na=False))
         table.to_csv(path, index=False)
+
     return changed
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (change(1, 0, "validation"), "folds.csv says 'validation' in fold_1: a part is train, val, test, or nothing"),
-    (rewrite(lambda t: pd.concat([t, t.iloc[[0]].assign(fold_0="val" if t.fold_0[0] != "val" else "test")])),
-     "has slide TCGA.* in .* and .* of fold 0: keep one"),
-    (rewrite(lambda t: t.drop(columns=["fold_1", "fold_2"])), "has one fold"),
-    (rewrite(lambda t: t.drop(columns="fold_1")), "has the folds 0, 2: they must be numbered from 0 without a gap"),
-    (rewrite(lambda t: t.assign(fold_1="")), "has the folds 0, 2"),
-    (rewrite(lambda t: t.assign(slide_id="x" + t.slide_id, patient_id="x")), "names no slide or patient of the cohort"),
-    (rewrite(lambda t: t.assign(fold_1="train")), "tests no slide of the cohort in fold 1"),
-    (rewrite(lambda t: t.assign(fold_2=t.fold_2.where(t.label == "a", "test"))), "trains on no b slide in fold 2"),
-    (rewrite(lambda t: t.rename(columns=lambda c: c.replace("fold_", "part"))), "has the columns slide_id, patient_id"),
-    (lambda path: path.write_bytes(bytes(range(128, 256)) * 9), "is not a CSV table in UTF-8"),
-    (lambda path: path.unlink(), "the split folds.csv does not exist"),
-])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (change(1, 0, "validation"), "folds.csv says 'validation' in fold_1: a part is train, val, test, or nothing"),
+        (
+            rewrite(lambda t: pd.concat([t, t.iloc[[0]].assign(fold_0="val" if t.fold_0[0] != "val" else "test")])),
+            "has slide TCGA.* in .* and .* of fold 0: keep one",
+        ),
+        (rewrite(lambda t: t.drop(columns=["fold_1", "fold_2"])), "has one fold"),
+        (rewrite(lambda t: t.drop(columns="fold_1")), "has the folds 0, 2: they must be numbered from 0 without a gap"),
+        (rewrite(lambda t: t.assign(fold_1="")), "has the folds 0, 2"),
+        (
+            rewrite(lambda t: t.assign(slide_id="x" + t.slide_id, patient_id="x")),
+            "names no slide or patient of the cohort",
+        ),
+        (rewrite(lambda t: t.assign(fold_1="train")), "tests no slide of the cohort in fold 1"),
+        (rewrite(lambda t: t.assign(fold_2=t.fold_2.where(t.label == "a", "test"))), "trains on no b slide in fold 2"),
+        (
+            rewrite(lambda t: t.rename(columns=lambda c: c.replace("fold_", "part"))),
+            "has the columns slide_id, patient_id",
+        ),
+        (lambda path: path.write_bytes(bytes(range(128, 256)) * 9), "is not a CSV table in UTF-8"),
+        (lambda path: path.unlink(), "the split folds.csv does not exist"),
+    ],
+)
 def test_a_split_that_cannot_be_used_is_refused_in_one_line(made, tmp_path, spoil, said):
     frame, folds = made
     spoil(ours(frame, folds, tmp_path))
@@ -215,8 +236,10 @@ def test_a_split_that_cannot_be_used_is_refused_in_one_line(made, tmp_path, spoi
     assert_one_line(caught, "folds.csv")
 
 
-@pytest.mark.parametrize("name, text", [("splits.json", "[1, 2]"), ("splits.json", "{"), ("readme.md", "# no split"),
-                                        ("splits.json", '{"splits": [3]}')])
+@pytest.mark.parametrize(
+    "name, text",
+    [("splits.json", "[1, 2]"), ("splits.json", "{"), ("readme.md", "# no split"), ("splits.json", '{"splits": [3]}')],
+)
 def test_strange_files_and_folders_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     for path in (tmp_path / name, tmp_path):

@@ -14,6 +14,7 @@ from dmsmil.jobs.files import InputError
 @pytest.fixture
 def write(tmp_path):
     """Write a cohort CSV (and empty slide files for it) from a column -> values dict; returns its path."""
+
     def writer(name="cohort.csv", files=True, **columns):
         frame = pd.DataFrame(columns)
         frame.to_csv(tmp_path / name, index=False)
@@ -21,13 +22,17 @@ def write(tmp_path):
             for slide_id in frame.get("slide_id", []):
                 (tmp_path / f"{slide_id}.svs").touch()
         return tmp_path / name
+
     return writer
 
 
 def cohort(patients=20, second_slides=5, classes=("a", "b")):
     """patients alternating between classes, the first `second_slides` of them with two slides."""
-    rows = [dict(slide_id=f"s{p}-{i}", patient_id=f"p{p:03d}", label=classes[p % len(classes)], site="", path="",
-                 mpp=0.0) for p in range(patients) for i in range(1 + (p < second_slides))]
+    rows = [
+        dict(slide_id=f"s{p}-{i}", patient_id=f"p{p:03d}", label=classes[p % len(classes)], site="", path="", mpp=0.0)
+        for p in range(patients)
+        for i in range(1 + (p < second_slides))
+    ]
     return pd.DataFrame(rows)
 
 
@@ -48,18 +53,22 @@ def test_path_column_and_slides_folder(write, tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("one", "two"):
         (tmp_path / f"deep/{name}.tif").touch()
-    table = write(files=False, slide_id=["x", "y"], patient_id=["p", "q"], label=["a", "b"],
-                  path=["deep/one.tif", "two.tif"])
+    table = write(
+        files=False, slide_id=["x", "y"], patient_id=["p", "q"], label=["a", "b"], path=["deep/one.tif", "two.tif"]
+    )
     frame, failures = load_cohort(table, tmp_path / "deep")
     assert not failures and len(frame) == 2
 
 
-@pytest.mark.parametrize("change, reason", [
-    (dict(label=["x", "", "y", "x"]), "no label"),
-    (dict(patient_id=["p1", "", "p3", "p4"]), "no patient_id"),
-    (dict(slide_id=["a", "dup", "dup", "d"]), "stands in 2 rows"),
-    (dict(patient_id=["p1", "p2", "p2", "p4"], label=["x", "x", "y", "y"]), "is in two classes"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(label=["x", "", "y", "x"]), "no label"),
+        (dict(patient_id=["p1", "", "p3", "p4"]), "no patient_id"),
+        (dict(slide_id=["a", "dup", "dup", "d"]), "stands in 2 rows"),
+        (dict(patient_id=["p1", "p2", "p2", "p4"], label=["x", "x", "y", "y"]), "is in two classes"),
+    ],
+)
 def test_a_bad_row_is_left_out_with_its_reason(write, change, reason):
     columns = dict(slide_id=list("abcd"), patient_id=["p1", "p2", "p3", "p4"], label=["x", "x", "y", "y"]) | change
     frame, failures = load_cohort(write(**columns))
@@ -72,8 +81,13 @@ def test_missing_file_and_folder_in_its_place(write, tmp_path):
     (tmp_path / "folder.svs").mkdir()
     for name in "cd":
         (tmp_path / f"{name}.svs").touch()
-    table = write(files=False, slide_id=["a", "b", "c", "d"], patient_id=list("pqrs"), label=["x", "y", "x", "y"],
-                  path=["gone.svs", "folder.svs", "c.svs", "d.svs"])
+    table = write(
+        files=False,
+        slide_id=["a", "b", "c", "d"],
+        patient_id=list("pqrs"),
+        label=["x", "y", "x", "y"],
+        path=["gone.svs", "folder.svs", "c.svs", "d.svs"],
+    )
     reasons = {row["unit"]: row["reason"] for row in load_cohort(table)[1]}
     assert "gone.svs does not exist" in reasons["a"] and "folder.svs is a folder" in reasons["b"]
 
@@ -81,18 +95,26 @@ def test_missing_file_and_folder_in_its_place(write, tmp_path):
 def test_slides_are_not_needed_where_features_are_there(write, tmp_path):
     (tmp_path / "c.svs").touch()
     (tmp_path / "folder.svs").mkdir()
-    table = write(files=False, slide_id=["a", "b", "c", "d"], patient_id=["p", "q", "r", ""],
-                  label=["x", "y", "x", "y"], path=["gone.svs", "folder.svs", "", ""])
+    table = write(
+        files=False,
+        slide_id=["a", "b", "c", "d"],
+        patient_id=["p", "q", "r", ""],
+        label=["x", "y", "x", "y"],
+        path=["gone.svs", "folder.svs", "", ""],
+    )
     frame, failures = load_cohort(table, slides_needed=False)
     assert list(frame.slide_id) == ["a", "b", "c"] and [row["unit"] for row in failures] == ["d"]
     assert list(frame.path) == ["", "", str(tmp_path / "c.svs")]
 
 
-@pytest.mark.parametrize("columns, message", [
-    (dict(slide=["a"], patient_id=["p"], lable=["x"]), "no column 'label': rename its column 'lable'"),
-    (dict(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "x"]), "only the class 'x'"),
-    (dict(slide_id=[], patient_id=[], label=[]), "no rows"),
-])
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        (dict(slide=["a"], patient_id=["p"], lable=["x"]), "no column 'label': rename its column 'lable'"),
+        (dict(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "x"]), "only the class 'x'"),
+        (dict(slide_id=[], patient_id=[], label=[]), "no rows"),
+    ],
+)
 def test_a_useless_table_is_refused(write, columns, message):
     with pytest.raises(InputError, match=message):
         load_cohort(write(**columns))
@@ -170,12 +192,14 @@ def test_what_may_be_missing_may_be_missing(tmp_path):
 
 
 def test_micrometres_are_converted_and_that_is_said_or_the_row_is_left_out(tmp_path):
-    text = ('slide_id,patient_id,label,MPP\nS1,P1,a,"0,25"\nS2,P2,b,0.5 um\nS3,P3,a,-0.5\nS4,P4,a,20x\nS5,P5,a,0.25\n')
+    text = 'slide_id,patient_id,label,MPP\nS1,P1,a,"0,25"\nS2,P2,b,0.5 um\nS3,P3,a,-0.5\nS4,P4,a,20x\nS5,P5,a,0.25\n'
     frame, reasons, said = rows(tmp_path, text)
     assert frame.mpp.to_list() == [0.25, 0.5, 0.25] and list(reasons) == ["S3", "S4"]
     assert "its mpp '-0.5' is no number of micrometres a pixel" in reasons["S3"]
-    assert said == ["own.csv: the column 'MPP' is read as mpp",
-                    "own.csv: mpp of 2 slides is read as micrometres a pixel, '0,25' as 0.25"]
+    assert said == [
+        "own.csv: the column 'MPP' is read as mpp",
+        "own.csv: mpp of 2 slides is read as micrometres a pixel, '0,25' as 0.25",
+    ]
 
 
 def test_a_column_that_nearly_has_a_name_is_spoken_of(tmp_path):
@@ -183,8 +207,9 @@ def test_a_column_that_nearly_has_a_name_is_spoken_of(tmp_path):
     assert said == ["own.csv: the column 'Sites' is not read; if it is the site, rename it to site"]
 
 
-@pytest.mark.parametrize("one, other", [("S1", "s1"), ("S1", "S1.svs"), ("S1", "S1.h5"), ("102", "102.0"),
-                                        ("e\u0301", "é")])
+@pytest.mark.parametrize(
+    "one, other", [("S1", "s1"), ("S1", "S1.svs"), ("S1", "S1.h5"), ("102", "102.0"), ("e\u0301", "é")]
+)
 def test_ids_that_would_share_their_files_are_refused(tmp_path, one, other):
     frame, reasons, _ = rows(tmp_path, f"slide_id,patient_id,label\n{TWO}{one},P1,IDC\n{other},P2,IDC\n")
     assert len(frame) == 2 and set(reasons) == {one, other}
@@ -207,8 +232,11 @@ def test_a_home_folder_in_a_path_is_the_persons(tmp_path, monkeypatch):
 
 
 def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
-    frame = cohort(8, 0).assign(label=["IDC", "idc", "ILC", "ILC", "I DC", "ILC", "other", "ILC"],
-                                patient_id=["p1", "P1", *"abcdef"], site=["A", "A ", *"BCDEFG"])
+    frame = cohort(8, 0).assign(
+        label=["IDC", "idc", "ILC", "ILC", "I DC", "ILC", "other", "ILC"],
+        patient_id=["p1", "P1", *"abcdef"],
+        site=["A", "A ", *"BCDEFG"],
+    )
     asked = spelling_questions(frame)
     assert [question.split("'")[0] for question in asked] == ["the classes ", "the patients ", "the sites "]
     assert "'I DC' (1 slides) and 'IDC' (1 slides) and 'idc' (1 slides) differ in case or spaces alone" in asked[0]
@@ -218,12 +246,15 @@ def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
 # ------------------------------------------------------------------------------------------------ two tables, one study
 
 
-@pytest.mark.parametrize("name, column, said", [
-    ("cohort.csv", "label", "the label of s0-0 is 'z' in one and 'a' in the other"),
-    ("folds.csv", "label", "the label of s0-0 is 'a' in one and 'z' in the other"),
-    ("cohort.csv", "patient_id", "the patient_id of s0-0 is 'z' in one and 'p000' in the other"),
-    ("folds.csv", "patient_id", "the patient_id of s0-0 is 'p000' in one and 'z' in the other"),
-])
+@pytest.mark.parametrize(
+    "name, column, said",
+    [
+        ("cohort.csv", "label", "the label of s0-0 is 'z' in one and 'a' in the other"),
+        ("folds.csv", "label", "the label of s0-0 is 'a' in one and 'z' in the other"),
+        ("cohort.csv", "patient_id", "the patient_id of s0-0 is 'z' in one and 'p000' in the other"),
+        ("folds.csv", "patient_id", "the patient_id of s0-0 is 'p000' in one and 'z' in the other"),
+    ],
+)
 def test_tables_of_a_study_that_disagree_are_refused(tmp_path, name, column, said):
     frame = cohort(8)
     save_cohort(tmp_path, frame, make_folds(frame, 2), [])
@@ -235,9 +266,15 @@ def test_tables_of_a_study_that_disagree_are_refused(tmp_path, name, column, sai
     assert "run 00_cohort again" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spoil", [lambda t: t.iloc[1:], lambda t: pd.concat([t, t.iloc[:1]]),
-                                   lambda t: t.drop(columns="label"),
-                                   lambda t: t.assign(slide_id=t.slide_id.str.replace("s0-0", "x"))])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t.iloc[1:],
+        lambda t: pd.concat([t, t.iloc[:1]]),
+        lambda t: t.drop(columns="label"),
+        lambda t: t.assign(slide_id=t.slide_id.str.replace("s0-0", "x")),
+    ],
+)
 @pytest.mark.parametrize("name", ["cohort.csv", "folds.csv"])
 def test_tables_of_a_study_with_other_slides_are_refused(tmp_path, name, spoil):
     frame = cohort(8)

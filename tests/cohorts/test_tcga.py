@@ -13,8 +13,16 @@ from tests.cohorts.gdc_server import GdcServer
 from tests.conftest import ROOT, dmsmil
 
 pytestmark = pytest.mark.xdist_group("smoke")
-SMALL = {"k": 8, "tile_px": 256, "encoder": "efficientnet_lite0", "encoder_px": 64, "folds": 2, "seeds": "[0]",
-         "epochs": 2, "device": "cpu"}
+SMALL = {
+    "k": 8,
+    "tile_px": 256,
+    "encoder": "efficientnet_lite0",
+    "encoder_px": 64,
+    "folds": 2,
+    "seeds": "[0]",
+    "epochs": 2,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +74,11 @@ def test_the_papers_study_streams_its_slides(gdc, tmp_path):
 
 
 def test_what_check_says_of_a_cohort_by_name(gdc, tmp_path):
-    settings = [word for key, value in {**SMALL, "gdc_server": gdc.url, "outputs": tmp_path}.items()
-                for word in ("-p", key, value)]
+    settings = [
+        word
+        for key, value in {**SMALL, "gdc_server": gdc.url, "outputs": tmp_path}.items()
+        for word in ("-p", key, value)
+    ]
     done = dmsmil("check", "params/tcga_brca.yaml", *settings)
     assert f"{gdc.slides} slides" in done.stdout and "each is deleted when it is encoded" in done.stdout
     assert "PROBLEM" not in done.stdout and done.returncode == 0, done.stdout + done.stderr
@@ -115,7 +126,8 @@ def test_a_rehearsal_needs_no_slide(gdc, tmp_path):
 
 
 def test_the_params_files_of_the_paper_differ_only_where_they_must():
-    brca, nsclc, rehearsal = (yaml.safe_load((ROOT / f"params/tcga_{name}.yaml").read_text())
-                              for name in ("brca", "nsclc", "rehearsal"))
+    brca, nsclc, rehearsal = (
+        yaml.safe_load((ROOT / f"params/tcga_{name}.yaml").read_text()) for name in ("brca", "nsclc", "rehearsal")
+    )
     assert {key for key in brca if brca[key] != nsclc[key]} <= {"study", "cohort", "positive", "paper", "cost_slides"}
     assert all(rehearsal[key] == brca[key] for key in ("k", "tile_px", "folds", "epochs", "lr", "batch_size", "lam"))

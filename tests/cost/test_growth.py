@@ -22,18 +22,30 @@ def short(monkeypatch):
     monkeypatch.setattr(meter, "TURN_SECONDS", 0.001)
 
 
-def made(deformable=1.0, full=2.0, ot=2.5, memory=(1.0, 1.0, 2.0, 1.0), k=(50, 100, 200, 400),
-         first=(10.0, 1.0, 0.1)):
+def made(deformable=1.0, full=2.0, ot=2.5, memory=(1.0, 1.0, 2.0, 1.0), k=(50, 100, 200, 400), first=(10.0, 1.0, 0.1)):
     """A growth table whose times and memory follow exact powers of K, `first` at the smallest K."""
-    rows = [{"part": part, "k": n, "median_ms": start * (n / k[0]) ** p, "memory_mb": (n / k[0]) ** q,
-             "slope_time": p, "slope_memory": q, "device": "a processor", "arrays_mb": 0.0,
-             "excess": 0.0 if part != "blocks" else n / 10_000}
-            for part, p, q, start in zip(PARTS, (deformable, full, ot, 1.0), memory, (*first, 2.0)) for n in k]
+    rows = [
+        {
+            "part": part,
+            "k": n,
+            "median_ms": start * (n / k[0]) ** p,
+            "memory_mb": (n / k[0]) ** q,
+            "slope_time": p,
+            "slope_memory": q,
+            "device": "a processor",
+            "arrays_mb": 0.0,
+            "excess": 0.0 if part != "blocks" else n / 10_000,
+        }
+        for part, p, q, start in zip(PARTS, (deformable, full, ot, 1.0), memory, (*first, 2.0))
+        for n in k
+    ]
     return pd.DataFrame(rows).assign(min_ms=lambda t: 0.9 * t.median_ms, max_ms=lambda t: 1.1 * t.median_ms)
 
 
-@pytest.mark.parametrize("tiles, half", [([50, 200], [50, 200]), ([1, 2, 3], [2, 3]), ([4, 1, 2, 3, 3], [3, 4]),
-                                         ([1, 2, 3, 4, 5], [3, 4, 5])])
+@pytest.mark.parametrize(
+    "tiles, half",
+    [([50, 200], [50, 200]), ([1, 2, 3], [2, 3]), ([4, 1, 2, 3, 3], [3, 4]), ([1, 2, 3, 4, 5], [3, 4, 5])],
+)
 def test_the_larger_half_has_two_at_least(tiles, half):
     assert list(larger_half(tiles)) == half
 
@@ -41,7 +53,7 @@ def test_the_larger_half_has_two_at_least(tiles, half):
 def test_a_slope_is_the_power_and_looks_at_the_larger_half_only():
     k = np.array([50, 100, 200, 400, 800, 1600])
     for power in (0.5, 1, 2.3):
-        values = 7 * k ** power
+        values = 7 * k**power
         assert slope(k, values) == pytest.approx(power)
         values[:3] = 1000
         assert slope(k, values) == pytest.approx(power)
@@ -109,18 +121,33 @@ def test_a_study_measures_growth_once(tmp_path, monkeypatch):
     assert len(measured) == 4
 
 
-@pytest.mark.parametrize("tiles, rounds, message", [([50], 1, "cost_tiles"), ([50, 50], 1, "cost_tiles"),
-                                                    ([0, 50], 1, "cost_tiles"), ([], 1, "cost_tiles"),
-                                                    ([4, 8], 0, "cost_rounds")])
+@pytest.mark.parametrize(
+    "tiles, rounds, message",
+    [
+        ([50], 1, "cost_tiles"),
+        ([50, 50], 1, "cost_tiles"),
+        ([0, 50], 1, "cost_tiles"),
+        ([], 1, "cost_tiles"),
+        ([4, 8], 0, "cost_rounds"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, tiles, rounds, message):
     with pytest.raises(InputError, match=message) as caught:
         study_growth(tmp_path, tiles, rounds, "cpu")
     assert_one_line(caught, message)
 
 
-@pytest.mark.parametrize("slopes, word", [
-    ((1.0, 2.0), "**holds**"), ((0.6, 1.8), "**holds**"), ((1.0, 1.6), "**holds in direction only**"),
-    ((1.5, 2.0), "**holds in direction only**"), ((1.0, 1.1), "**does not hold**"), ((2.0, 1.0), "**does not hold**")])
+@pytest.mark.parametrize(
+    "slopes, word",
+    [
+        ((1.0, 2.0), "**holds**"),
+        ((0.6, 1.8), "**holds**"),
+        ((1.0, 1.6), "**holds in direction only**"),
+        ((1.5, 2.0), "**holds in direction only**"),
+        ((1.0, 1.1), "**does not hold**"),
+        ((2.0, 1.0), "**does not hold**"),
+    ],
+)
 def test_the_claim_is_judged_by_the_slopes(slopes, word):
     line = next(s for s in growth_sentences(made(*slopes)).splitlines() if "claim" in s and "in time" in s)
     assert word in line and line.count("**") == 2
@@ -128,8 +155,10 @@ def test_the_claim_is_judged_by_the_slopes(slopes, word):
 
 def test_the_sentences_say_where_curves_cross():
     said = growth_sentences(made())  # 10 * K/50 against (K/50)^2: equal at 500, which is not measured
-    assert ("faster than full self-attention at no measured K: 40 ms against 16 ms at K = 200, 80 ms against 64 ms at "
-            "K = 400.") in said
+    assert (
+        "faster than full self-attention at no measured K: 40 ms against 16 ms at K = 200, 80 ms against 64 ms at "
+        "K = 400."
+    ) in said
     assert "transport takes longer than the deformable attention of both scales at no measured K" in said
     assert "does not dominate" in said and "without ever keeping its K x K map" in said
     said = growth_sentences(made(first=(3.0, 1.0, 1.0)))  # 3x against x^2 from 4 on; 6x against x^2.5 from 4 on

@@ -113,8 +113,9 @@ def test_memory_agrees_with_the_profiler_and_repeats(method):
 
 
 def test_peak_memory_counts_numpy_too():
-    memory, arrays = peak_memory(lambda: np.ones(1_000_000).sum() + torch.ones(1_000_000).sum(), [torch.ones(250_000)],
-                                 CPU)
+    memory, arrays = peak_memory(
+        lambda: np.ones(1_000_000).sum() + torch.ones(1_000_000).sum(), [torch.ones(250_000)], CPU
+    )
     assert arrays == pytest.approx(8, rel=0.02) and memory == pytest.approx(8 + 4 + 1, rel=0.02)
 
 
@@ -144,6 +145,7 @@ def test_sizes_below_one_are_refused():
 @pytest.fixture
 def measure():
     """A measurement that never gives the same twice, and counts how often it was made."""
+
     def made():
         made.count += 1
         return pd.DataFrame({"z": ["a", "b"], "seconds": [made.count + 0.1 / 3, 2.0], "k": [1, 2]})
@@ -179,15 +181,17 @@ def test_whatever_decides_it_makes_it_anew(tmp_path, measure, monkeypatch, chang
 @pytest.mark.parametrize("text", ["", '{"key": ', '{"key": {"k": 1}, "columns": ["z"], "data": [["a"]]}'])
 def test_a_damaged_or_foreign_file_is_no_measurement(tmp_path, measure, text):
     first = measured_once(tmp_path, "x", {"k": 1}, "cpu", __file__, measure)
-    path, = (tmp_path / "cost").glob("x-*.json")
+    (path,) = (tmp_path / "cost").glob("x-*.json")
     path.write_text(text)
     second = measured_once(tmp_path, "x", {"k": 1}, "cpu", __file__, measure)
     assert measure.count == 2 and first.seconds[0] != second.seconds[0] and json.loads(path.read_text())["data"]
 
 
 def test_a_measurement_that_is_killed_leaves_nothing(tmp_path, measure):
-    code = ("import os, signal, sys; from dmsmil.cost.meter import measured_once; "
-            "measured_once(sys.argv[1], 'x', {'k': 1}, 'cpu', sys.argv[2], lambda: os.kill(os.getpid(), 9))")
+    code = (
+        "import os, signal, sys; from dmsmil.cost.meter import measured_once; "
+        "measured_once(sys.argv[1], 'x', {'k': 1}, 'cpu', sys.argv[2], lambda: os.kill(os.getpid(), 9))"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), __file__], env={**os.environ})
     assert done.returncode == -9 and not list(tmp_path.rglob("*.json"))
     measured_once(tmp_path, "x", {"k": 1}, "cpu", __file__, measure)

@@ -25,11 +25,26 @@ from tests.conftest import assert_one_line
 from tests.figures.test_figures import drawn
 
 CPU = torch.device("cpu")
-COLUMNS = ["name", "method", "scales", "parameters", "flops", "epoch_median_s", "epoch_min_s", "epoch_max_s",
-           "inference_median_ms", "inference_min_ms", "inference_max_ms", "memory_mb", "device"]
-PRINTED = {"dmsmil": {"parameters": "not legible but for 6···96", "training": "4.05 s", "inference": "0.0072 s"},
-           "multiattn": {"parameters": "854,789", "training": "9.68 s", "inference": "0.0096 s"},
-           "dsmil": {"parameters": "1,894,072", "training": "13.72 s", "inference": "0.0141 s"}}
+COLUMNS = [
+    "name",
+    "method",
+    "scales",
+    "parameters",
+    "flops",
+    "epoch_median_s",
+    "epoch_min_s",
+    "epoch_max_s",
+    "inference_median_ms",
+    "inference_min_ms",
+    "inference_max_ms",
+    "memory_mb",
+    "device",
+]
+PRINTED = {
+    "dmsmil": {"parameters": "not legible but for 6···96", "training": "4.05 s", "inference": "0.0072 s"},
+    "multiattn": {"parameters": "854,789", "training": "9.68 s", "inference": "0.0096 s"},
+    "dsmil": {"parameters": "1,894,072", "training": "13.72 s", "inference": "0.0141 s"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +76,17 @@ def test_inference_gives_what_the_model_gives_and_trains_nothing():
 
 
 def test_each_method_is_measured_at_one_scale_and_at_all_together():
-    configs = cost_configs(random_bags(4, 16), ["abmil", "dmsmil", "meanpool", {"clam_sb": {"scale": 20, "epochs": 8}},
-                                                {"dmsmil": {"epochs": 8, "lr": 0.1}}])
+    configs = cost_configs(
+        random_bags(4, 16),
+        ["abmil", "dmsmil", "meanpool", {"clam_sb": {"scale": 20, "epochs": 8}}, {"dmsmil": {"epochs": 8, "lr": 0.1}}],
+    )
     assert [(c.method, c.scales) for c in configs] == [
-        ("abmil", (10,)), ("dmsmil", (10, 20)), ("meanpool", (10,)), ("meanpool", (10, 20)), ("clam_sb", (20,))]
+        ("abmil", (10,)),
+        ("dmsmil", (10, 20)),
+        ("meanpool", (10,)),
+        ("meanpool", (10, 20)),
+        ("clam_sb", (20,)),
+    ]
 
 
 def test_every_method_can_be_measured():
@@ -113,18 +135,34 @@ def test_a_study_measures_once(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "method_costs", lambda *a, **k: measured.append(a) or first)
     save_table(study_costs(tmp_path, **ask), tmp_path, "08_cost")
     assert not measured and (tmp_path / "tables/08_cost.csv").read_bytes() == written
-    for change in (dict(methods=["dmsmil"]), dict(methods=["dmsmil", {"abmil": {"M": 9}}]), dict(k=6), dict(dim=17),
-                   dict(slides=11), dict(rounds=2), dict(seed=1), dict(scales=(5, 20))):
+    for change in (
+        dict(methods=["dmsmil"]),
+        dict(methods=["dmsmil", {"abmil": {"M": 9}}]),
+        dict(k=6),
+        dict(dim=17),
+        dict(slides=11),
+        dict(rounds=2),
+        dict(seed=1),
+        dict(scales=(5, 20)),
+    ):
         study_costs(tmp_path, **{**ask, **change})
     monkeypatch.setattr("dmsmil.training.config.code_version", lambda module: "other code")
     study_costs(tmp_path, **ask)
     assert len(measured) == 9
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(k=0), "cost_k is 0"), (dict(dim=-1), "cost_dim is -1"), (dict(slides=0), "cost_slides is 0"),
-    (dict(rounds=0), "cost_rounds is 0"), (dict(methods=["dsml"]), "did you mean 'dsmil'"),
-    (dict(device="tpu9"), "unknown device"), (dict(methods=[{"dsmil": {"dd": 1}}]), "unknown option 'dd'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(k=0), "cost_k is 0"),
+        (dict(dim=-1), "cost_dim is -1"),
+        (dict(slides=0), "cost_slides is 0"),
+        (dict(rounds=0), "cost_rounds is 0"),
+        (dict(methods=["dsml"]), "did you mean 'dsmil'"),
+        (dict(device="tpu9"), "unknown device"),
+        (dict(methods=[{"dsmil": {"dd": 1}}]), "unknown option 'dd'"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, change, message):
     ask = dict(methods=["dsmil"], k=5, dim=16, slides=10, rounds=1, device="cpu")
     with pytest.raises(InputError, match=message) as caught:
@@ -138,27 +176,56 @@ def test_bad_input_is_one_line(tmp_path, change, message):
 
 def costs(**by_method):
     """A cost table: method -> (parameters, epoch s, inference ms)."""
-    rows = [{"name": METHODS[m].title, "method": m, "scales": "10x" if METHODS[m].takes == "one" else "10x+20x",
-             "parameters": n, "flops": 1000 * n, "epoch_median_s": s, "epoch_min_s": 0.9 * s, "epoch_max_s": 1.1 * s,
-             "inference_median_ms": ms, "inference_min_ms": 0.9 * ms, "inference_max_ms": 1.1 * ms,
-             "memory_mb": n / 1e5, "device": "a processor", "k": 200, "dim": 2048, "slides": 437, "arrays_mb": 0.1}
-            for m, (n, s, ms) in by_method.items()]
+    rows = [
+        {
+            "name": METHODS[m].title,
+            "method": m,
+            "scales": "10x" if METHODS[m].takes == "one" else "10x+20x",
+            "parameters": n,
+            "flops": 1000 * n,
+            "epoch_median_s": s,
+            "epoch_min_s": 0.9 * s,
+            "epoch_max_s": 1.1 * s,
+            "inference_median_ms": ms,
+            "inference_min_ms": 0.9 * ms,
+            "inference_max_ms": 1.1 * ms,
+            "memory_mb": n / 1e5,
+            "device": "a processor",
+            "k": 200,
+            "dim": 2048,
+            "slides": 437,
+            "arrays_mb": 0.1,
+        }
+        for m, (n, s, ms) in by_method.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def test_smallest_and_fastest_is_said_only_when_it_is():
-    said = cost_sentences(costs(dmsmil=(636_386, 4, 7), dsmil=(700_000, 9, 14), multiattn=(854_789, 8, 9),
-                                meanpool=(1, 0.1, 0.1), abmil=(2, 0.1, 0.1)))
+    said = cost_sentences(
+        costs(
+            dmsmil=(636_386, 4, 7),
+            dsmil=(700_000, 9, 14),
+            multiattn=(854_789, 8, 9),
+            meanpool=(1, 0.1, 0.1),
+            abmil=(2, 0.1, 0.1),
+        )
+    )
     lines = said.splitlines()
-    assert [line.split("**")[1] for line in lines[:3]] == ["has the fewest parameters", "has the shortest epoch",
-                                                           "has the shortest inference"]
+    assert [line.split("**")[1] for line in lines[:3]] == [
+        "has the fewest parameters",
+        "has the shortest epoch",
+        "has the shortest inference",
+    ]
     assert "of the 3 multi-scale methods: 636,386 against 700,000 of DSMIL" in lines[0]
     assert "not always in this order" not in said
     slow = cost_sentences(costs(dmsmil=(636_386, 10, 7), dsmil=(400_000, 3, 7.5), multiattn=(854_789, 8, 9)))
     lines = slow.splitlines()
-    assert [line.split("**")[1] for line in lines[:3]] == ["does not have the fewest parameters",
-                                                           "does not have the shortest epoch",
-                                                           "has the shortest inference"]
+    assert [line.split("**")[1] for line in lines[:3]] == [
+        "does not have the fewest parameters",
+        "does not have the shortest epoch",
+        "has the shortest inference",
+    ]
     assert "3 s of DSMIL; 2 of 2 others are below it. In" in lines[1]
     assert lines[2].count("not always in this order") == 1 and "not always" not in lines[0] + lines[1]
 

@@ -31,8 +31,18 @@ def write_slide(store, slide_id, n, weights="abc", parent=None, dim=DIM):
     rng = np.random.default_rng(ord(slide_id[0]))
     coords = np.stack([np.arange(n) % 4, np.arange(n) // 4], 1).astype(np.int64) * 100
     parent = np.arange(n) if parent is None else parent
-    tiles = Tiles(slide_id, 64, {10: coords, 20: coords[parent] + rng.integers(0, 50, (len(parent), 2))}, rng.random(n),
-                  rng.random((n, 6), dtype=np.float32), parent, (1000, 1000), 20.0, n, n)
+    tiles = Tiles(
+        slide_id,
+        64,
+        {10: coords, 20: coords[parent] + rng.integers(0, 50, (len(parent), 2))},
+        rng.random(n),
+        rng.random((n, 6), dtype=np.float32),
+        parent,
+        (1000, 1000),
+        20.0,
+        n,
+        n,
+    )
     features = {scale: rng.random((len(at), dim), dtype=np.float32) + 1 for scale, at in tiles.coords.items()}
     for scale, at in tiles.coords.items():
         features[scale][:, 0] = scale + at[:, 0] + 1000 * at[:, 1]
@@ -94,8 +104,9 @@ def test_the_mapped_file_is_reused_and_never_written_through(store, written, coh
     assert len(list((store.home / "features").glob("bags-*.npy"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["a byte of the features", "a byte of the header", "a byte of the hash", "truncated",
-                                    "empty", "longer"])
+@pytest.mark.parametrize(
+    "damage", ["a byte of the features", "a byte of the header", "a byte of the hash", "truncated", "empty", "longer"]
+)
 @pytest.mark.parametrize("how", ["load", "share"])
 def test_a_mapped_file_that_is_not_what_was_written_is_made_again_with_a_line(store, written, cohort, damage, how):
     right = load_bags(store, cohort, K, in_memory=True)
@@ -107,8 +118,11 @@ def test_a_mapped_file_that_is_not_what_was_written_is_made_again_with_a_line(st
         content = {"truncated": content[:-100], "empty": b"", "longer": content + b"x"}[damage]
     path.write_bytes(content)
     said = []
-    again = (load_bags(store, cohort, K, in_memory=False, report=said.append) if how == "load"
-             else right.share(report=said.append))
+    again = (
+        load_bags(store, cohort, K, in_memory=False, report=said.append)
+        if how == "load"
+        else right.share(report=said.append)
+    )
     assert said == [f"features/{path.name} is not what was written: it is made again"]
     assert again.file == path and torch.equal(again.x, right.x) and again.identity == right.identity
     assert np.array_equal(np.load(path), right.x.numpy())  # a plain .npy file for anybody else
@@ -151,7 +165,7 @@ def test_changed_bytes_of_a_slides_features_leave_it_out_and_new_features_are_an
     path = store.features_path(20, "c")
     content = path.read_bytes()
     start = content.index(written["c"][1][20].tobytes())
-    path.write_bytes(content[:start] + bytes(64) + content[start + 64:])
+    path.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
     bags = load_bags(store, cohort, K)
     assert bags.slide_ids == list("abde") and "'features' is not what was written" in bags.missing["c"]
     tiles, features = written["c"]
@@ -167,7 +181,7 @@ def test_changed_bytes_of_a_slides_tiles_leave_it_out(store, written, cohort):
     path = store.tiles_path(10, "c")
     content = path.read_bytes()
     start = content.index(written["c"][0].density.tobytes())
-    path.write_bytes(content[:start] + bytes(8) + content[start + 8:])
+    path.write_bytes(content[:start] + bytes(8) + content[start + 8 :])
     bags = load_bags(store, cohort, K)
     assert bags.slide_ids == list("abde") and "'density' is not what was written" in bags.missing["c"]
 
@@ -209,8 +223,18 @@ def test_rows_come_in_raster_order_whatever_the_file(store, cohort):
     tiles, features = write_slide(store, "a", 6)
     shuffle = np.array([4, 2, 0, 5, 1, 3])
     back = np.argsort(shuffle)
-    mixed = Tiles(tiles.slide_id, 64, {10: tiles.coords[10][shuffle], 20: tiles.coords[20]}, tiles.density[shuffle],
-                  tiles.colour[shuffle], back, (1000, 1000), 20.0, 6, 6)
+    mixed = Tiles(
+        tiles.slide_id,
+        64,
+        {10: tiles.coords[10][shuffle], 20: tiles.coords[20]},
+        tiles.density[shuffle],
+        tiles.colour[shuffle],
+        back,
+        (1000, 1000),
+        20.0,
+        6,
+        6,
+    )
     plain = load_bags(store, cohort[cohort.slide_id == "a"], K)
     store.write_tiles(mixed, {"k": K})
     store.write_features("a", {10: features[10][shuffle], 20: features[20]}, mixed, {"k": K, "encoder": ENCODER})
@@ -232,8 +256,12 @@ def test_identity_is_of_the_content_not_of_the_place(store, written, cohort, tmp
     assert here == there
     for name, n in COUNTS.items():
         write_slide(elsewhere, name, n, weights="new")
-    others = [load_bags(elsewhere, cohort, K).identity, load_bags(store, cohort, K - 1).identity,
-              load_bags(store, cohort, K, (10,)).identity, load_bags(store, cohort.iloc[1:], K).identity]
+    others = [
+        load_bags(elsewhere, cohort, K).identity,
+        load_bags(store, cohort, K - 1).identity,
+        load_bags(store, cohort, K, (10,)).identity,
+        load_bags(store, cohort.iloc[1:], K).identity,
+    ]
     assert len({here, *others}) == 5
 
 
@@ -286,8 +314,9 @@ def test_three_scales_of_which_two_are_asked_for(store, cohort):
     tiles, _ = write_slide(store, "a", 6)
     parent = np.array([1, 2, 4])
     coords = {5: tiles.coords[10], 10: tiles.coords[10][parent] + 7, 20: tiles.coords[10][parent] + 9}
-    features = {scale: np.full((len(at), DIM), scale, np.float32) + np.arange(len(at))[:, None]
-                for scale, at in coords.items()}
+    features = {
+        scale: np.full((len(at), DIM), scale, np.float32) + np.arange(len(at))[:, None] for scale, at in coords.items()
+    }
     tiles = replace(tiles, coords=coords, parent=parent)
     wide.write_tiles(tiles, {"k": K})
     wide.write_features("a", features, tiles, {"k": K, "encoder": ENCODER})
@@ -321,6 +350,7 @@ def test_batches(store, written, cohort, batch_size):
     def shuffled(seed):
         generator = torch.Generator().manual_seed(seed)
         return [rows.tolist() for *_, rows in bags.batches(range(5), batch_size, generator)]
+
     assert shuffled(1) == shuffled(1) != shuffled(2)
     assert sorted(sum(shuffled(1), [])) == list(range(5))
 
@@ -347,10 +377,17 @@ def test_workers_read_the_one_file(store, written, cohort, tmp_path):
     assert torch.equal(shared.x, bags.x) and shared.share() is shared
     assert len(sent) < len(pickle.dumps(bags))  # the name of a file, not its content
     (tmp_path / "sent").write_bytes(sent)
-    code = ("import pickle, sys; bags = pickle.load(open(sys.argv[1], 'rb')); "
-            "print(float(bags.x.double().sum()), bags.slide_ids == sorted(bags.slide_ids), bags.file.is_file())")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "sent"], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[2])
+    code = (
+        "import pickle, sys; bags = pickle.load(open(sys.argv[1], 'rb')); "
+        "print(float(bags.x.double().sum()), bags.slide_ids == sorted(bags.slide_ids), bags.file.is_file())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "sent"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.stdout.split() == [str(float(bags.x.double().sum())), "True", "True"]
     assert torch.equal(pickle.loads(pickle.dumps(shared.view((20,)))).x, bags.x[:, 1:])
     assert load_bags(store, cohort, K, in_memory=False).file == shared.file

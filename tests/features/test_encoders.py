@@ -52,8 +52,10 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def offline(monkeypatch):
     """No network: looking up any host fails."""
+
     def refuse(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
+
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_, **__: None)
 
@@ -82,7 +84,7 @@ def test_backends_have_the_same_identity(tiles, lite):
 def test_a_feature_does_not_depend_on_its_companions(tiles, lite):
     together = lite.encode(tiles)
     assert len(tiles) % lite.batch  # the last batch is padded
-    np.testing.assert_array_equal(np.concatenate([lite.encode(tiles[i:i + 1]) for i in range(len(tiles))]), together)
+    np.testing.assert_array_equal(np.concatenate([lite.encode(tiles[i : i + 1]) for i in range(len(tiles))]), together)
     order = np.random.default_rng(1).permutation(len(tiles))
     np.testing.assert_array_equal(lite.encode(tiles[order]), together[order])
     assert lite.encode(tiles[:0]).shape == (0, lite.dim)
@@ -132,8 +134,10 @@ def test_local_weights_in_every_usual_form(tmp_path, checkpoint, tiles, wrap):
     if wrap == "safetensors":
         save_file(state, path := tmp_path / "w.safetensors")
     elif wrap != "plain":
-        wrapped = {"module.": {f"module.{k}": v for k, v in state.items()},
-                   "headless": {k: v for k, v in state.items() if not k.startswith("fc.")}}.get(wrap, {wrap: state})
+        wrapped = {
+            "module.": {f"module.{k}": v for k, v in state.items()},
+            "headless": {k: v for k, v in state.items() if not k.startswith("fc.")},
+        }.get(wrap, {wrap: state})
         torch.save(wrapped, path := tmp_path / "w.bin")
     encoder = create_encoder("resnet18", str(path), device="cpu", px=64, backend="torch")
     small = tiles[:2, :64, :64]
@@ -153,10 +157,14 @@ def test_position_embedding_follows_px(tmp_path, tiles):
 
 
 @pytest.mark.parametrize("call", [check_encoder, lambda n, w: create_encoder(n, w, device="cpu")])
-@pytest.mark.parametrize("change, words", [
-    (lambda s: s.pop("layer1.0.conv1.weight"), "layer1.0.conv1.weight"),
-    (lambda s: s.update(extra=torch.zeros(1)), "extra"),
-    (lambda s: s.update({"conv1.weight": torch.zeros(1, 3, 7, 7)}), "conv1.weight")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("layer1.0.conv1.weight"), "layer1.0.conv1.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra"),
+        (lambda s: s.update({"conv1.weight": torch.zeros(1, 3, 7, 7)}), "conv1.weight"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path, checkpoint, call, change, words):
     state = torch.load(checkpoint[0], weights_only=True)
     change(state)
@@ -178,6 +186,7 @@ def test_pickled_code_is_not_run(tmp_path):
     class Trap:
         def __reduce__(self):
             return (sys.exit, (3,))
+
     torch.save({"conv1.weight": Trap()}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="cannot be read"):
         check_encoder("resnet18", str(tmp_path / "w.pth"))
@@ -191,10 +200,17 @@ def test_without_network_both_ways_out_are_named(offline, call, name):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("name, weight, words", [
-    ("resnt101", "", "did you mean 'resnet101'"), ("resnet101.nothing", "", "unknown encoder"),
-    ("resnet18", "no/such/file.pth", "does not exist"), ("random:resnet18", "w.pth", "random"),
-    ("resnet18", ".", "is a folder"), ("random:nonesuch", "", "unknown encoder")])
+@pytest.mark.parametrize(
+    "name, weight, words",
+    [
+        ("resnt101", "", "did you mean 'resnet101'"),
+        ("resnet101.nothing", "", "unknown encoder"),
+        ("resnet18", "no/such/file.pth", "does not exist"),
+        ("random:resnet18", "w.pth", "random"),
+        ("resnet18", ".", "is a folder"),
+        ("random:nonesuch", "", "unknown encoder"),
+    ],
+)
 def test_wrong_names(name, weight, words):
     with pytest.raises(InputError, match=words):
         check_encoder(name, weight)
@@ -210,7 +226,8 @@ def test_a_hub_copy_on_disk_brings_its_own_config(tmp_path, checkpoint, tiles):
     """A folder as the hub keeps it: config.json decides architecture, mean, std and input size."""
     (tmp_path / "config.json").write_text(
         '{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"mean": [0.7, 0.6, 0.7], "std": '
-        '[0.2, 0.2, 0.2], "input_size": [3, 64, 64], "first_conv": "conv1", "classifier": "fc"}}')
+        '[0.2, 0.2, 0.2], "input_size": [3, 64, 64], "first_conv": "conv1", "classifier": "fc"}}'
+    )
     torch.save(checkpoint[1].state_dict(), tmp_path / "pytorch_model.bin")
     whole = create_encoder("hf-hub:some/model", str(tmp_path), device="cpu", backend="torch")
     file = create_encoder("hf-hub:some/model", str(tmp_path / "pytorch_model.bin"), device="cpu", backend="torch")
@@ -257,10 +274,13 @@ def test_what_the_hub_left_in_the_cache_is_used_offline(offline, monkeypatch, tm
     def cached(repository, file, revision=None):
         asked.append((repository, revision))
         return str(tmp_path / file) if (tmp_path / file).exists() else None
+
     monkeypatch.setattr(weights, "try_to_load_from_cache", cached)
     save_file(checkpoint[1].state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": '
-                                          '{"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 64, 64]}}')
+    (tmp_path / "config.json").write_text(
+        '{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": '
+        '{"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 64, 64]}}'
+    )
     local = create_encoder("resnet18", str(checkpoint[0]), device="cpu", px=64, backend="torch")
     named = create_encoder("resnet18", device="cpu", px=64, backend="torch")
     assert named.identity == local.identity and named.weights == "pretrained, timm/resnet18.a1_in1k"
@@ -279,48 +299,141 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}  # instead of a billion we
 # and what the network is: arguments of a VisionTransformer, its parameters as published, whether patches are averaged.
 CARDS = {
     "MahmoodLab/UNI": (
-        {"architecture": "vit_large_patch16_224", "patch_size": 16, "img_size": 224, "init_values": 1.0,
-         "num_classes": 0, "num_features": 1024, "global_pool": "token", "dynamic_img_size": True,
-         "pretrained_cfg": {"tag": "uni_mass100k", "custom_load": True, "fixed_input_size": False, **IMAGENET}},
-        {"patch_size": 16}, 303_350_784, False),
+        {
+            "architecture": "vit_large_patch16_224",
+            "patch_size": 16,
+            "img_size": 224,
+            "init_values": 1.0,
+            "num_classes": 0,
+            "num_features": 1024,
+            "global_pool": "token",
+            "dynamic_img_size": True,
+            "pretrained_cfg": {"tag": "uni_mass100k", "custom_load": True, "fixed_input_size": False, **IMAGENET},
+        },
+        {"patch_size": 16},
+        303_350_784,
+        False,
+    ),
     "MahmoodLab/UNI2-h": (
         {"architecture": "vit_giant_patch14_224", "pretrained_cfg": {}},
-        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True, **SWIGLU}, 681_394_176,
-        False),
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True, **SWIGLU},
+        681_394_176,
+        False,
+    ),
     "bioptimus/H-optimus-0": (
-        {"architecture": "vit_giant_patch14_reg4_dinov2", "num_classes": 0, "num_features": 1536,
-         "global_pool": "token", "pretrained_cfg": {
-             "custom_load": True, "fixed_input_size": True, "input_size": [3, 224, 224],
-             "mean": [0.707223, 0.578729, 0.703617], "std": [0.211883, 0.230117, 0.177517], "num_classes": 0}},
-        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU}, 1_134_774_272,
-        False),
+        {
+            "architecture": "vit_giant_patch14_reg4_dinov2",
+            "num_classes": 0,
+            "num_features": 1536,
+            "global_pool": "token",
+            "pretrained_cfg": {
+                "custom_load": True,
+                "fixed_input_size": True,
+                "input_size": [3, 224, 224],
+                "mean": [0.707223, 0.578729, 0.703617],
+                "std": [0.211883, 0.230117, 0.177517],
+                "num_classes": 0,
+            },
+        },
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU},
+        1_134_774_272,
+        False,
+    ),
     "prov-gigapath/prov-gigapath": (
-        {"architecture": "vit_giant_patch14_dinov2", "num_classes": 0, "num_features": 1536, "global_pool": "token",
-         "model_args": {"img_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 1536, "depth": 40,
-                        "num_heads": 24, "init_values": 1e-5, "mlp_ratio": 5.33334, "num_classes": 0},
-         "pretrained_cfg": {"custom_load": False, "fixed_input_size": True, "input_size": [3, 224, 224], **IMAGENET}},
-        {"patch_size": 16, "mlp_ratio": 5.33334, **SWIGLU}, 1_134_953_984, False),
+        {
+            "architecture": "vit_giant_patch14_dinov2",
+            "num_classes": 0,
+            "num_features": 1536,
+            "global_pool": "token",
+            "model_args": {
+                "img_size": 224,
+                "in_chans": 3,
+                "patch_size": 16,
+                "embed_dim": 1536,
+                "depth": 40,
+                "num_heads": 24,
+                "init_values": 1e-5,
+                "mlp_ratio": 5.33334,
+                "num_classes": 0,
+            },
+            "pretrained_cfg": {"custom_load": False, "fixed_input_size": True, "input_size": [3, 224, 224], **IMAGENET},
+        },
+        {"patch_size": 16, "mlp_ratio": 5.33334, **SWIGLU},
+        1_134_953_984,
+        False,
+    ),
     "paige-ai/Virchow": (
-        {"architecture": "vit_huge_patch14_224",
-         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "mlp_ratio": 5.3375, "global_pool": "",
-                        "dynamic_img_size": True},
-         "pretrained_cfg": {"tag": "virchow_v1", "custom_load": False, "fixed_input_size": False, "classifier": "head",
-                            "input_size": [3, 224, 224], **IMAGENET}},
-        {"patch_size": 14, "mlp_ratio": 5.3375, **SWIGLU}, 631_229_184, True),
+        {
+            "architecture": "vit_huge_patch14_224",
+            "model_args": {
+                "img_size": 224,
+                "init_values": 1e-5,
+                "num_classes": 0,
+                "mlp_ratio": 5.3375,
+                "global_pool": "",
+                "dynamic_img_size": True,
+            },
+            "pretrained_cfg": {
+                "tag": "virchow_v1",
+                "custom_load": False,
+                "fixed_input_size": False,
+                "classifier": "head",
+                "input_size": [3, 224, 224],
+                **IMAGENET,
+            },
+        },
+        {"patch_size": 14, "mlp_ratio": 5.3375, **SWIGLU},
+        631_229_184,
+        True,
+    ),
     "paige-ai/Virchow2": (
-        {"architecture": "vit_huge_patch14_224",
-         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "reg_tokens": 4, "mlp_ratio": 5.3375,
-                        "global_pool": "", "dynamic_img_size": True},
-         "pretrained_cfg": {"tag": "virchow_v2", "custom_load": False, "fixed_input_size": False, "classifier": "head",
-                            "input_size": [3, 224, 224], **IMAGENET}},
-        {"patch_size": 14, "mlp_ratio": 5.3375, "reg_tokens": 4, **SWIGLU}, 631_239_424, True),
+        {
+            "architecture": "vit_huge_patch14_224",
+            "model_args": {
+                "img_size": 224,
+                "init_values": 1e-5,
+                "num_classes": 0,
+                "reg_tokens": 4,
+                "mlp_ratio": 5.3375,
+                "global_pool": "",
+                "dynamic_img_size": True,
+            },
+            "pretrained_cfg": {
+                "tag": "virchow_v2",
+                "custom_load": False,
+                "fixed_input_size": False,
+                "classifier": "head",
+                "input_size": [3, 224, 224],
+                **IMAGENET,
+            },
+        },
+        {"patch_size": 14, "mlp_ratio": 5.3375, "reg_tokens": 4, **SWIGLU},
+        631_239_424,
+        True,
+    ),
     "bioptimus/H0-mini": (
-        {"architecture": "vit_base_patch14_reg4_dinov2",
-         "model_args": {"img_size": 224, "init_values": 1e-5, "num_classes": 0, "mlp_ratio": 5.33334,
-                        "global_pool": "", "dynamic_img_size": True},
-         "pretrained_cfg": {"custom_load": False, "fixed_input_size": False, "input_size": [3, 224, 224],
-                            "mean": [0.707223, 0.578729, 0.703617], "std": [0.211883, 0.230117, 0.177517]}},
-        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU}, 85_739_520, True),
+        {
+            "architecture": "vit_base_patch14_reg4_dinov2",
+            "model_args": {
+                "img_size": 224,
+                "init_values": 1e-5,
+                "num_classes": 0,
+                "mlp_ratio": 5.33334,
+                "global_pool": "",
+                "dynamic_img_size": True,
+            },
+            "pretrained_cfg": {
+                "custom_load": False,
+                "fixed_input_size": False,
+                "input_size": [3, 224, 224],
+                "mean": [0.707223, 0.578729, 0.703617],
+                "std": [0.211883, 0.230117, 0.177517],
+            },
+        },
+        {"patch_size": 14, "mlp_ratio": 5.33334, "reg_tokens": 4, "no_embed_class": True, **SWIGLU},
+        85_739_520,
+        True,
+    ),
 }
 
 
@@ -355,9 +468,9 @@ def test_a_foundation_model_is_built_and_pooled_as_its_card_says(repository, mon
     with torch.no_grad():
         tokens = model.forward_features(pixels.permute(0, 3, 1, 2))
     registers, grid = CARDS[repository][1].get("reg_tokens", 0), 224 // CARDS[repository][1]["patch_size"]
-    assert tokens.shape == (3, 1 + registers + grid ** 2, 48)
+    assert tokens.shape == (3, 1 + registers + grid**2, 48)
     averaged = CARDS[repository][3]
-    expected = torch.cat([tokens[:, 0], tokens[:, 1 + registers:].mean(1)], 1) if averaged else tokens[:, 0]
+    expected = torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(1)], 1) if averaged else tokens[:, 0]
     np.testing.assert_allclose(encoder.encode(large), expected.numpy(), rtol=1e-3, atol=1e-3)
     assert encoder.dim == check_encoder(f"hf-hub:{repository}", str(tmp_path)) == (96 if averaged else 48)
     assert encoder.identity.get("pooling", "") == ("class+mean" if averaged else "")
@@ -366,8 +479,10 @@ def test_a_foundation_model_is_built_and_pooled_as_its_card_says(repository, mon
 def test_a_pooled_encoder_runs_on_openvino_too(monkeypatch, tmp_path, tiles):
     for name, content in small_copy("paige-ai/Virchow2", monkeypatch)[0].items():
         (tmp_path / name).write_bytes(content)
-    fast, slow = (create_encoder("hf-hub:paige-ai/Virchow2", str(tmp_path), device="cpu", px=112, backend=backend)
-                  for backend in ("auto", "torch"))
+    fast, slow = (
+        create_encoder("hf-hub:paige-ai/Virchow2", str(tmp_path), device="cpu", px=112, backend=backend)
+        for backend in ("auto", "torch")
+    )
     assert fast.backend == "openvino" and fast.identity == slow.identity
     assert cosine(fast.encode(tiles), slow.encode(tiles)) > 0.9999
 
@@ -376,8 +491,15 @@ def test_a_pooled_encoder_runs_on_openvino_too(monkeypatch, tmp_path, tiles):
 def test_a_foundation_model_has_the_parameters_it_is_published_with(repository):
     config, _, parameters, _ = CARDS[repository]
     with torch.device("meta"):
-        model = timm.create_model(config["architecture"], **{
-            "img_size": 224, **config.get("model_args", {}), **weights.ARGUMENTS.get(repository, {}), "num_classes": 0})
+        model = timm.create_model(
+            config["architecture"],
+            **{
+                "img_size": 224,
+                **config.get("model_args", {}),
+                **weights.ARGUMENTS.get(repository, {}),
+                "num_classes": 0,
+            },
+        )
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -415,10 +537,15 @@ def hub(monkeypatch, tmp_path):
     looked at, its cache is empty."""
     config = b'{"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 64, 64]}}'
     state = save(timm.create_model("test_resnet", num_classes=0).state_dict())
-    hub = Hub({"MahmoodLab/UNI": small_copy("MahmoodLab/UNI", monkeypatch)[0],
-               "1aurent/resnet.tiles": {"config.json": config, "model.safetensors": state},
-               "someone/bert": {"config.json": b'{"architectures": ["ViTModel"], "model_type": "vit"}'},
-               "someone/empty": {"config.json": config}}, gated=("MahmoodLab/UNI",))
+    hub = Hub(
+        {
+            "MahmoodLab/UNI": small_copy("MahmoodLab/UNI", monkeypatch)[0],
+            "1aurent/resnet.tiles": {"config.json": config, "model.safetensors": state},
+            "someone/bert": {"config.json": b'{"architectures": ["ViTModel"], "model_type": "vit"}'},
+            "someone/empty": {"config.json": config},
+        },
+        gated=("MahmoodLab/UNI",),
+    )
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -430,11 +557,15 @@ def hub(monkeypatch, tmp_path):
     hub.close()
 
 
-@pytest.mark.parametrize("token, words", [
-    ("", "behind a licence: accept it on huggingface.co/MahmoodLab/UNI.*`hf auth login`"),
-    (STRANGER, "logged in, but.*no access.*ask for it on huggingface.co/MahmoodLab/UNI.*`hf auth whoami`"),
-    (NARROW, "refuses this machine's token.*`hf auth login` again.*may read gated models"),
-    (EXPIRED, "refuses this machine's token.*`hf auth login` again")])
+@pytest.mark.parametrize(
+    "token, words",
+    [
+        ("", "behind a licence: accept it on huggingface.co/MahmoodLab/UNI.*`hf auth login`"),
+        (STRANGER, "logged in, but.*no access.*ask for it on huggingface.co/MahmoodLab/UNI.*`hf auth whoami`"),
+        (NARROW, "refuses this machine's token.*`hf auth login` again.*may read gated models"),
+        (EXPIRED, "refuses this machine's token.*`hf auth login` again"),
+    ],
+)
 def test_a_licence_gate_says_whom_to_ask_and_what_to_type(hub, monkeypatch, token, words):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -448,8 +579,9 @@ def test_once_granted_the_weights_come_and_stay(hub, monkeypatch, tiles):
     """check downloads config.json alone; the study downloads the weights once; then no hub is needed."""
     monkeypatch.setenv("HF_TOKEN", GRANTED)
     assert check_encoder("hf-hub:MahmoodLab/UNI") == 48
-    assert {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "resolve" in path} == \
-        {"config.json"}
+    assert {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "resolve" in path} == {
+        "config.json"
+    }
     features = create_encoder("hf-hub:MahmoodLab/UNI", device="cpu", px=64, backend="torch").encode(tiles)
     hub.close()
     monkeypatch.delenv("HF_TOKEN")
@@ -462,12 +594,17 @@ def test_an_open_model_needs_no_login(hub):
     assert {token for _, _, token in hub.asked} == {None}
 
 
-@pytest.mark.parametrize("name, words", [
-    ("hf-hub:MahmoodLab/UN1", "no model 'MahmoodLab/UN1', or it is private: correct the name"),
-    ("hf-hub:1aurent/resnet.tiles@v9", "no revision 'v9'"),
-    ("hf-hub:someone/empty", "none of model.safetensors, pytorch_model.bin"),
-    ("hf-hub:someone/bert", "no config.json of a timm model.*TRIDENT.*features:"),
-    ("hf-hub:a/b/c", "write hf-hub:ORG/NAME"), ("hf-hub:", "write hf-hub:ORG/NAME")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("hf-hub:MahmoodLab/UN1", "no model 'MahmoodLab/UN1', or it is private: correct the name"),
+        ("hf-hub:1aurent/resnet.tiles@v9", "no revision 'v9'"),
+        ("hf-hub:someone/empty", "none of model.safetensors, pytorch_model.bin"),
+        ("hf-hub:someone/bert", "no config.json of a timm model.*TRIDENT.*features:"),
+        ("hf-hub:a/b/c", "write hf-hub:ORG/NAME"),
+        ("hf-hub:", "write hf-hub:ORG/NAME"),
+    ],
+)
 def test_what_the_hub_does_not_have(hub, name, words):
     with pytest.raises(InputError, match=words) as error:
         check_encoder(name)
@@ -488,8 +625,9 @@ def test_offline_by_decree(hub, monkeypatch):
     assert not hub.asked
 
 
-@pytest.mark.parametrize("name", ["MahmoodLab/CONCH", "mahmoodlab/conch", "MahmoodLab/TITAN", "histai/hibou-L",
-                                  "owkin/phikon-v2@main"])
+@pytest.mark.parametrize(
+    "name", ["MahmoodLab/CONCH", "mahmoodlab/conch", "MahmoodLab/TITAN", "histai/hibou-L", "owkin/phikon-v2@main"]
+)
 def test_models_that_are_not_timms_are_said_before_anyone_asks_for_access(hub, name):
     with pytest.raises(InputError, match="not a timm model: make its features with TRIDENT.*features:") as error:
         check_encoder(f"hf-hub:{name}")

@@ -49,15 +49,23 @@ def values(coords, scale, dim=DIM):
 def trident(job, slide_id, coords, encoder="uni_v1", px=PX, overlap=0, base=40, dim=DIM, change=None):
     for scale, at in coords.items():
         folder = job / f"{scale}x_{px}px_{overlap}px_overlap"
-        about = {"patch_size": px, "patch_size_level0": px * base // scale, "level0_magnification": base,
-                 "target_magnification": scale, "overlap": overlap, "name": slide_id, "savetodir": str(folder)}
+        about = {
+            "patch_size": px,
+            "patch_size_level0": px * base // scale,
+            "level0_magnification": base,
+            "target_magnification": scale,
+            "overlap": overlap,
+            "name": slide_id,
+            "savetodir": str(folder),
+        }
         for path in (folder / f"patches/{slide_id}_patches.h5", folder / f"features_{encoder}/{slide_id}.h5"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with h5py.File(path, "w") as file:
                 file.create_dataset("coords", data=at, maxshape=(None, 2), chunks=(1, 2)).attrs.update(about)
                 if path.parent.name != "patches":
-                    data = file.create_dataset("features", data=values(at, scale, dim), chunks=(1, dim),
-                                               maxshape=(None, dim))
+                    data = file.create_dataset(
+                        "features", data=values(at, scale, dim), chunks=(1, dim), maxshape=(None, dim)
+                    )
                     data.attrs.update({"encoder": encoder, "name": slide_id, "savetodir": str(folder)})
                 if change:
                     change(file, scale)
@@ -79,8 +87,14 @@ def clam(folder, slide_id, coords, pt=False, level=1, downsample=4.0001, patches
             step, size = (downsample, 256) if scale == 10 else (1.0, 512)
             with h5py.File(here / f"patches/{slide_id}.h5", "w") as file:
                 file["coords"] = at
-                file["coords"].attrs.update({"patch_size": size, "patch_level": level if scale == 10 else 0,
-                                             "downsample": (step, step), "level_dim": (8300 / step, 6200 / step)})
+                file["coords"].attrs.update(
+                    {
+                        "patch_size": size,
+                        "patch_level": level if scale == 10 else 0,
+                        "downsample": (step, step),
+                        "level_dim": (8300 / step, 6200 / step),
+                    }
+                )
     return folder
 
 
@@ -90,8 +104,17 @@ def stamp(folder, slide_id, coords, mpp=0.25, px=PX, um=None, name="feats", unit
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
             file["coords"], file[name] = (at * mpp).astype(np.float32), values(at, scale).astype(np.float16)
-            file.attrs.update({"stamp_version": "2.5.0", "extractor": extractor, "unit": unit, "code_hash": "abc",
-                               "tile_size_um": um or SIDE[scale] * 0.25, "tile_size_px": px, "feat_type": "tile"})
+            file.attrs.update(
+                {
+                    "stamp_version": "2.5.0",
+                    "extractor": extractor,
+                    "unit": unit,
+                    "code_hash": "abc",
+                    "tile_size_um": um or SIDE[scale] * 0.25,
+                    "tile_size_px": px,
+                    "feat_type": "tile",
+                }
+            )
     return folder
 
 
@@ -114,13 +137,22 @@ def store(tmp_path):
 
 
 def cohort(names=NAMES, mpp=0.25, path=""):
-    return pd.DataFrame({"slide_id": names, "patient_id": names, "label": list("ababab")[: len(names)], "site": "",
-                         "path": path, "mpp": mpp})
+    return pd.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": names,
+            "label": list("ababab")[: len(names)],
+            "site": "",
+            "path": path,
+            "mpp": mpp,
+        }
+    )
 
 
 def take(store, source, table=None, k=K, **more):
-    return import_features(store, cohort() if table is None else table, source, k, workers=1,
-                           **{"report": silent, **more})
+    return import_features(
+        store, cohort() if table is None else table, source, k, workers=1, **{"report": silent, **more}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what is read
@@ -172,7 +204,7 @@ def test_tiles_without_a_child_are_masked_and_every_method_honours_it(kind, stor
         torch.manual_seed(0)
         model = create(method.name, DIM, 2, view.scales).eval()
         said = model(view.x, view.mask, view.coords)
-        again = model(other[:, -view.x.shape[1]:], view.mask, view.coords)
+        again = model(other[:, -view.x.shape[1] :], view.mask, view.coords)
         torch.testing.assert_close(said.logits, again.logits)
         assert not said.scores[~view.mask].any() and torch.isfinite(said.logits).all(), method.name
 
@@ -207,6 +239,7 @@ def test_trident_attributes_may_be_only_in_its_patches_or_nowhere(store, tmp_pat
         if "features" in file:
             for name in list(file["coords"].attrs):
                 del file["coords"].attrs[name]
+
     job = trident(tmp_path / "job", "one", grids("one"), change=bare)
     take(store, job, cohort(["one"]))
     tiles = store.read_tiles("one")
@@ -233,8 +266,11 @@ def test_stamp_micrometres_become_pixels_by_the_slide_the_table_or_a_nominal_sca
     slide = make_slide(tmp_path / "one.svs", 300, 300, objective=40, mpp=0.25)
     source = stamp(tmp_path / "uni_{scale}x", "one", grids("one"))
     corners = {}
-    for name, table in {"table": cohort(["one"]), "slide": cohort(["one"], 0.0, str(slide)),
-                        "nominal": cohort(["one"], 0.0)}.items():
+    for name, table in {
+        "table": cohort(["one"]),
+        "slide": cohort(["one"], 0.0, str(slide)),
+        "nominal": cohort(["one"], 0.0),
+    }.items():
         store = Store(tmp_path / name, PX, (10, 20), "uni_v1")
         summary = take(store, source, table)
         corners[name] = store.read_tiles("one").coords[10]
@@ -281,8 +317,10 @@ def test_pt_files_without_patches_say_nothing_of_places_and_h5_files_do(store, t
 
 def sized(width, height):
     """As a newer TRIDENT writes them: with the size of the slide."""
+
     def change(file, scale):
         file["coords"].attrs.update({"level0_width": width, "level0_height": height})
+
     return change
 
 
@@ -292,8 +330,12 @@ def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_kno
     slide = make_slide(tmp_path / "one.svs", 8300, 6200, objective=40, mpp=0.25, factors=(1, 16), coverage=0)
     bare = trident(tmp_path / "bare", "one", coords)
     newer = trident(tmp_path / "newer", "one", coords, change=sized(8400, 6300))
-    for source, path, size, note in [(newer, "", (8400, 6300), ""), (newer, str(slide), (8400, 6300), ""),
-                                     (bare, str(slide), (8300, 6200), ""), (bare, "", (0, 0), UNSIZED)]:
+    for source, path, size, note in [
+        (newer, "", (8400, 6300), ""),
+        (newer, str(slide), (8400, 6300), ""),
+        (bare, str(slide), (8300, 6200), ""),
+        (bare, "", (0, 0), UNSIZED),
+    ]:
         store = Store(tmp_path / f"{source.name}-{bool(path)}", PX, (10, 20), "uni_v1")
         summary = take(store, source, cohort(["one"], 0.25, path))
         tiles = store.read_tiles("one")
@@ -305,8 +347,11 @@ def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_kno
         take(again, store.home / "features", cohort(["one"]))  # ours are read as TRIDENT's are
         assert again.read_tiles("one").dimensions == size
         [view] = slide_views(cohort(["one"]), store, 1)
-        assert view["dimensions"] == tiles.extent == (size if size[0] else tuple(
-            np.max([tiles.coords[s].max(0) + SIDE[s] for s in SIDE], 0)))
+        assert (
+            view["dimensions"]
+            == tiles.extent
+            == (size if size[0] else tuple(np.max([tiles.coords[s].max(0) + SIDE[s] for s in SIDE], 0)))
+        )
 
 
 def test_a_slide_file_that_cannot_be_opened_tells_no_size(tmp_path):
@@ -322,8 +367,10 @@ def test_tiles_that_jut_out_of_their_slide_are_said_to(store, tmp_path):
     job = trident(tmp_path / "job", "one", coords, change=sized(2220, 1500))
     summary = take(store, job, cohort(["one"]))
     assert store.read_tiles("one").dimensions == (2220, 1500)
-    assert summary.warnings[0] == ("1 of 3 tiles at 10x jut out of the slide of 2220 x 1500 px, by 852 px at most; "
-                                   "1 of 3 tiles at 20x jut out of the slide of 2220 x 1500 px, by 852 px at most")
+    assert summary.warnings[0] == (
+        "1 of 3 tiles at 10x jut out of the slide of 2220 x 1500 px, by 852 px at most; "
+        "1 of 3 tiles at 20x jut out of the slide of 2220 x 1500 px, by 852 px at most"
+    )
     for folder, size in (("whole", (3072, 2048)), ("rounded", (3070, 2046))):
         other = Store(tmp_path / folder, PX, (10, 20), "uni_v1")
         job = trident(tmp_path / f"job-{folder}", "one", coords, change=sized(*size))
@@ -422,12 +469,19 @@ def empty(path):
         file[name], file["coords"] = np.zeros((0, dim), np.float32), np.zeros(0)  # as an empty list is saved
 
 
-@pytest.mark.parametrize("damage, reason", [
-    (cut, "two.1-b.h5 is damaged or incomplete"), (lambda path: path.write_bytes(b"x" * 99), "damaged or incomplete"),
-    (lambda path: path.unlink(), "slide two.1-b has no file of features at 20x"),
-    (spoil, "slide two.1-b at 20x has 1 tiles whose features are NaN"),
-    (rename, "two.1-b.h5 has no 'fea.* is it of another program"), (shorten, "features of shape .* tiles"),
-    (widen, "has 12 numbers a tile, and at 10x 6"), (empty, "has no tiles")])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (cut, "two.1-b.h5 is damaged or incomplete"),
+        (lambda path: path.write_bytes(b"x" * 99), "damaged or incomplete"),
+        (lambda path: path.unlink(), "slide two.1-b has no file of features at 20x"),
+        (spoil, "slide two.1-b at 20x has 1 tiles whose features are NaN"),
+        (rename, "two.1-b.h5 has no 'fea.* is it of another program"),
+        (shorten, "features of shape .* tiles"),
+        (widen, "has 12 numbers a tile, and at 10x 6"),
+        (empty, "has no tiles"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["TRIDENT", "CLAM h5", "STAMP"])
 def test_a_bad_slide_is_a_row_and_the_others_are_imported(kind, damage, reason, store, tmp_path):
     source = [write(kind, tmp_path, name, grids(name)) for name in NAMES][0]
@@ -445,9 +499,14 @@ def test_a_bad_slide_is_a_row_and_the_others_are_imported(kind, damage, reason, 
     assert len(take(store, source, table)) == 3 and not len(read_failures(store.home))
 
 
-@pytest.mark.parametrize("value, reason", [
-    ({"features": torch.zeros(3), "coords": 1}, "holds a dict with features, coords, not one plain tensor"),
-    ([1, 2], "holds a list, not one plain tensor"), (None, "is damaged, or more than a tensor")])
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ({"features": torch.zeros(3), "coords": 1}, "holds a dict with features, coords, not one plain tensor"),
+        ([1, 2], "holds a list, not one plain tensor"),
+        (None, "is damaged, or more than a tensor"),
+    ],
+)
 def test_pt_files_that_are_no_tensor(value, reason, store, tmp_path):
     source = [write("CLAM pt", tmp_path, name, grids(name)) for name in NAMES][0]
     for path in tmp_path.rglob("one.pt"):
@@ -460,6 +519,7 @@ def test_a_pt_file_runs_no_code(store, tmp_path):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
+
     source = [write("CLAM pt", tmp_path, name, grids(name)) for name in NAMES][0]
     for path in tmp_path.rglob("one.pt"):
         path.write_bytes(pickle.dumps(Trap(), protocol=2))
@@ -532,32 +592,49 @@ WRONG = {  # a line that says what is wrong, and what is there
     "nowhere": (lambda place: place / "nowhere", "folder nowhere does not exist: check the key 'features'"),
     "no folder of a scale": (lambda place: place / "f_{scale}x", "no folder f_10x for the features at 10x"),
     "rubbish": (rubbish, "a is no TRIDENT folder, for it has b, notes.txt: name the one .* a path with {scale} in it"),
-    "one scale's folder": (lambda place: trident(place / "job", "one", grids("one")) / "10x_256px_0px_overlap",
-                           "10x_256px_0px_overlap is one scale of a TRIDENT folder: name its parent, job$"),
+    "one scale's folder": (
+        lambda place: trident(place / "job", "one", grids("one")) / "10x_256px_0px_overlap",
+        "10x_256px_0px_overlap is one scale of a TRIDENT folder: name its parent, job$",
+    ),
     "one scale's features": (
         lambda place: trident(place / "job", "one", grids("one")) / "20x_256px_0px_overlap/features_uni_v1",
-        "features_uni_v1 is inside of one scale of a TRIDENT folder: name its parent, job$"),
+        "features_uni_v1 is inside of one scale of a TRIDENT folder: name its parent, job$",
+    ),
     "another format": (zarr, "z10x has no features of TRIDENT, CLAM, STAMP, LazySlide or slide2vec, but one.zarr"),
     "two formats": (mixed, "the features are STAMP at 10x and CLAM at 20x"),
-    "tile_px": (lambda place: trident(place / "job", "one", grids("one"), px=512),
-                "job has no tiles of 256 px at 10x without overlap, but 10x_512px_0px_overlap, 20x_512px_0px_overlap: "
-                "set tile_px and scales"),
-    "overlap": (lambda place: trident(place / "job", "one", grids("one"), overlap=64),
-                "without overlap, but 10x_256px_64px_overlap, .*overlapping tiles have no one parent"),
+    "tile_px": (
+        lambda place: trident(place / "job", "one", grids("one"), px=512),
+        "job has no tiles of 256 px at 10x without overlap, but 10x_512px_0px_overlap, 20x_512px_0px_overlap: "
+        "set tile_px and scales",
+    ),
+    "overlap": (
+        lambda place: trident(place / "job", "one", grids("one"), overlap=64),
+        "without overlap, but 10x_256px_64px_overlap, .*overlapping tiles have no one parent",
+    ),
     "no scale": (one_scale_missing, "no tiles of 256 px at 10x without overlap, but 20x_256px_0px_overlap: set"),
     "encoders": (two_encoders, "features by the study's encoder 'uni_v1', but by conch_v15, virchow2: set encoder"),
     "another encoder inside": (moved_by_hand, "features by 'conch_v15', not by the study's encoder 'uni_v1'"),
-    "STAMP's encoder": (lambda place: stamp(place / "s_{scale}x", "one", grids("one"), extractor="mahmood-uni"),
-                        "slide one at 10x has features by 'mahmood-uni', not by the study's encoder 'uni_v1'"),
-    "STAMP's tile_px": (lambda place: stamp(place / "s_{scale}x", "one", grids("one"), px=224),
-                        r"one.h5 has tiles of 224 px and 256 µm \(8.75x\), not of 256 px at 10x"),
-    "STAMP's scale": (lambda place: stamp(place / "s_{scale}x", "one", grids("one"), um=256.0),
-                      r"one.h5 has tiles of 256 px and 256 µm \(10x\), not of 256 px at 20x"),
+    "STAMP's encoder": (
+        lambda place: stamp(place / "s_{scale}x", "one", grids("one"), extractor="mahmood-uni"),
+        "slide one at 10x has features by 'mahmood-uni', not by the study's encoder 'uni_v1'",
+    ),
+    "STAMP's tile_px": (
+        lambda place: stamp(place / "s_{scale}x", "one", grids("one"), px=224),
+        r"one.h5 has tiles of 224 px and 256 µm \(8.75x\), not of 256 px at 10x",
+    ),
+    "STAMP's scale": (
+        lambda place: stamp(place / "s_{scale}x", "one", grids("one"), um=256.0),
+        r"one.h5 has tiles of 256 px and 256 µm \(10x\), not of 256 px at 20x",
+    ),
     "STAMP's unit": (lambda place: stamp(place / "s_{scale}x", "one", grids("one"), unit="px"), "STAMP before 2.1"),
-    "other slides": (lambda place: trident(place / "job", "another", grids("one")),
-                     "no slide of the cohort has TRIDENT .* another, ... at 10x .* its files must be named as the sli"),
-    "one scale twice": (same_scale_twice,
-                        "slide one at 20x has tiles of 1024 level-0 px, which do not fit those of 1024 px"),
+    "other slides": (
+        lambda place: trident(place / "job", "another", grids("one")),
+        "no slide of the cohort has TRIDENT .* another, ... at 10x .* its files must be named as the sli",
+    ),
+    "one scale twice": (
+        same_scale_twice,
+        "slide one at 20x has tiles of 1024 level-0 px, which do not fit those of 1024 px",
+    ),
     "CLAM's overlap": (overlapping, "tiles of 1024 level-0 px every 512 px: overlapping tiles"),
     "two slides": (two_slides, "slide one has no tile at 10x that holds one of every other scale"),
 }
@@ -617,7 +694,8 @@ def test_two_files_that_may_be_one_slides_are_refused_by_name(names, store, tmp_
     assert take(store, source, cohort(["S3", "one"])).slide_id.tolist() == ["one"]
     row = read_failures(store.home).iloc[0]
     assert row.unit == "S3" and row.reason.startswith(
-        f"slide S3 has 2 files of features at 10x, features_uni_v1/{names[0]}.h5 and features_uni_v1/{names[1]}.h5: ")
+        f"slide S3 has 2 files of features at 10x, features_uni_v1/{names[0]}.h5 and features_uni_v1/{names[1]}.h5: "
+    )
     assert take(store, source, cohort(["S3.svs", "one"])).slide_id.tolist() == ["S3.svs", "one"]  # the whole name tells
     with h5py.File(source / "20x_256px_0px_overlap/features_uni_v1/S3.svs.h5") as file:
         there = {tuple(at) for at in file["coords"][:].tolist()}
@@ -641,7 +719,7 @@ def test_a_study_of_ours_with_a_changed_byte_is_not_imported(store, tmp_path):
     path = theirs.features_path(20, "one")
     content = path.read_bytes()
     at = content.index(theirs.read_features("one")[20].features.tobytes())
-    path.write_bytes(content[: at + 2] + b"\x01" + content[at + 3:])
+    path.write_bytes(content[: at + 2] + b"\x01" + content[at + 3 :])
     ours = Store(tmp_path / "ours", PX, (10, 20), theirs.encoder)
     assert take(ours, theirs.home / "features", cohort(["one", "two"])).slide_id.tolist() == ["two"]
     assert "one.h5 is damaged or incomplete ('features' is not what was written)" in read_failures(ours.home).reason[0]
@@ -672,11 +750,25 @@ def own_study(home, names=("one", "two"), n=9, magnification=40.0):
         side = round(PX * magnification / 10)
         coords = np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * side
         fine = coords + rng.integers(0, side // 2 + 1, (n, 2))
-        tiles = Tiles(name, PX, {10: coords, 20: fine}, rng.random(n), rng.random((n, 6), dtype=np.float32),
-                      np.arange(n), (9000, 8000), magnification, n, n)
+        tiles = Tiles(
+            name,
+            PX,
+            {10: coords, 20: fine},
+            rng.random(n),
+            rng.random((n, 6), dtype=np.float32),
+            np.arange(n),
+            (9000, 8000),
+            magnification,
+            n,
+            n,
+        )
         store.write_tiles(tiles, {"k": n})
-        store.write_features(name, {scale: rng.random((n, DIM), dtype=np.float32) for scale in (10, 20)}, tiles,
-                             {"k": n, "encoder": {"name": "net:a/b"}})
+        store.write_features(
+            name,
+            {scale: rng.random((n, DIM), dtype=np.float32) for scale in (10, 20)},
+            tiles,
+            {"k": n, "encoder": {"name": "net:a/b"}},
+        )
     return store
 
 
@@ -698,9 +790,16 @@ def test_a_study_is_a_trident_folder(magnification, tmp_path):
         assert who["name"] == "one" and who["encoder"] == "net:a/b" and "savetodir" in who
         side = 256 * magnification // scale
         assert about.pop("savetodir").endswith("features_net-a-b")
-        assert about == {"patch_size": 256, "patch_size_level0": side, "level0_magnification": magnification,
-                         "target_magnification": scale, "overlap": 0, "name": "one", "level0_width": 9000,
-                         "level0_height": 8000}
+        assert about == {
+            "patch_size": 256,
+            "patch_size_level0": side,
+            "level0_magnification": magnification,
+            "target_magnification": scale,
+            "overlap": 0,
+            "name": "one",
+            "level0_width": 9000,
+            "level0_height": 8000,
+        }
         if scale == 10:
             assert (coords % side == 0).all() and coords.max() == 3 * side  # level-0 pixels: the stride is the side
         with h5py.File(folder / "patches/one_patches.h5") as file:
@@ -762,6 +861,13 @@ def test_what_clam_reads_of_a_study(scale, tmp_path):
         np.testing.assert_array_equal(file["coords"][:], found.coords)
     with h5py.File(tmp_path / "clam/patches/one.h5") as file:
         about = dict(file["coords"].attrs)
-    assert set(about) == {"patch_size", "patch_level", "downsample", "downsampled_level_dim", "level_dim", "name",
-                          "save_path"}
+    assert set(about) == {
+        "patch_size",
+        "patch_level",
+        "downsample",
+        "downsampled_level_dim",
+        "level_dim",
+        "name",
+        "save_path",
+    }
     assert about["patch_size"] * about["downsample"][0] == SIDE[scale] and about["level_dim"].tolist() == [9000, 8000]

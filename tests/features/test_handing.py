@@ -19,8 +19,16 @@ from tests.conftest import assert_one_line
 from tests.features.test_formats import PX, own_study, same, take
 
 NAMES = ["one", "TCGA-3.uuid", "three", "four"]
-COHORT = pd.DataFrame({"slide_id": NAMES, "patient_id": ["p1", "p2", "p3", "p1"], "label": ["b", "a", "b", "b"],
-                       "site": "", "path": "", "mpp": 0.0})
+COHORT = pd.DataFrame(
+    {
+        "slide_id": NAMES,
+        "patient_id": ["p1", "p2", "p3", "p1"],
+        "label": ["b", "a", "b", "b"],
+        "site": "",
+        "path": "",
+        "mpp": 0.0,
+    }
+)
 FOLDS = COHORT[["slide_id", "patient_id", "label"]].assign(fold_0=["test", "train", "val", "test"])
 
 
@@ -48,7 +56,8 @@ def test_for_torchmil_labels_are_numbers_and_places_of_all_slides_are_in_one_uni
                 assert np.abs(at - found[scale].coords).max() <= 2, "rounded to a px of the scale"
                 if scale == 10:
                     assert sorted(map(tuple, (file["coords"][:] // PX).tolist())) == sorted(
-                        (x, y) for y in range(3) for x in range(4) if 4 * y + x < 9), "its cells of the grid"
+                        (x, y) for y in range(3) for x in range(4) if 4 * y + x < 9
+                    ), "its cells of the grid"
 
 
 def test_torchmil_loads_it_as_readme_says(store, tmp_path):
@@ -105,9 +114,11 @@ def test_wrong_wishes_are_one_line(store, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").touch()
     empty = Store(tmp_path / "study", PX, (10, 20), "resnet18")
-    for wish, reason in [(("mil", store, COHORT, FOLDS, tmp_path / "a"), "'mil' is not one of torchmil, clam, stamp"),
-                         (("clam", store, COHORT, FOLDS, tmp_path / "full"), "full is there and holds something"),
-                         (("clam", empty, COHORT, FOLDS, tmp_path / "b"), "no slide of the study has features by")]:
+    for wish, reason in [
+        (("mil", store, COHORT, FOLDS, tmp_path / "a"), "'mil' is not one of torchmil, clam, stamp"),
+        (("clam", store, COHORT, FOLDS, tmp_path / "full"), "full is there and holds something"),
+        (("clam", empty, COHORT, FOLDS, tmp_path / "b"), "no slide of the study has features by"),
+    ]:
         with pytest.raises(InputError, match=reason) as caught:
             hand_out(*wish)
         assert_one_line(caught, reason.split()[0].strip("'"))

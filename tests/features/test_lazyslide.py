@@ -81,9 +81,10 @@ def test_tilings_and_models_are_chosen_by_the_study(zarr, tmp_path):
     take(other, zarr)
     assert len(other.read_features("one")[10].features) == 6
     for px, scale, encoder, reason in [
-            (256, 20, "other", "no features of tiles20 by the study's encoder 'other', but by toy: set encoder"),
-            (256, 5, "toy", r"no tiles of 256 px at 5x, but .*tiles10 \(256 px at 10x\).*: set tile_px and scales"),
-            (512, 10, "toy", "one.zarr has no tiles of 512 px at 10x, but")]:
+        (256, 20, "other", "no features of tiles20 by the study's encoder 'other', but by toy: set encoder"),
+        (256, 5, "toy", r"no tiles of 256 px at 5x, but .*tiles10 \(256 px at 10x\).*: set tile_px and scales"),
+        (512, 10, "toy", "one.zarr has no tiles of 512 px at 10x, but"),
+    ]:
         with pytest.raises(InputError, match=reason) as caught:
             take(Store(tmp_path / "x", px, (scale,), encoder), zarr)
         assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)

@@ -71,9 +71,12 @@ def test_where_few_tiles_carry_it_the_weights_bring_it_back():
 def test_padding_and_order_of_tiles_change_nothing():
     bags, _ = conjunction(60)
     folds = bag_folds(bags)
-    padded = replace(bags, x=torch.nn.functional.pad(bags.x, (0, 0, 0, 3), value=7.0),
-                     mask=torch.nn.functional.pad(bags.mask, (0, 3)),
-                     coords=torch.nn.functional.pad(bags.coords, (0, 0, 0, 3)))
+    padded = replace(
+        bags,
+        x=torch.nn.functional.pad(bags.x, (0, 0, 0, 3), value=7.0),
+        mask=torch.nn.functional.pad(bags.mask, (0, 3)),
+        coords=torch.nn.functional.pad(bags.coords, (0, 0, 0, 3)),
+    )
     turned = replace(bags, x=bags.x.flip(2), mask=bags.mask.flip(2), coords=bags.coords.flip(2))
     for other in (padded, turned):
         np.testing.assert_allclose(scale_probes(other, folds).AUC, scale_probes(bags, folds).AUC, atol=1e-3)

@@ -46,7 +46,7 @@ def test_class_and_site_are_planted_as_said(store, cohort):
     own = means[:, CHANNELS:] - means[:, CHANNELS:].mean(0)
     between = np.stack([own[site == name].mean(0) for name in np.unique(site)]).var(0, ddof=1).mean()
     noise = 1 / (2 * K * (site == site[0]).sum())
-    assert between == pytest.approx(MARK ** 2 + noise, rel=0.5) and between > 1.2 * noise
+    assert between == pytest.approx(MARK**2 + noise, rel=0.5) and between > 1.2 * noise
 
 
 def test_they_depend_on_the_slide_alone_and_are_drawn_once(store, cohort, tmp_path):

@@ -15,8 +15,9 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 
 HERE = Path(__file__).parent / "slide2vec"
-COHORT = pd.DataFrame({"slide_id": ["one", "two"], "patient_id": ["one", "two"], "label": ["a", "b"], "site": "",
-                       "path": "", "mpp": 0.0})
+COHORT = pd.DataFrame(
+    {"slide_id": ["one", "two"], "patient_id": ["one", "two"], "label": ["a", "b"], "site": "", "path": "", "mpp": 0.0}
+)
 
 
 @pytest.fixture
@@ -53,15 +54,26 @@ def test_every_number_is_where_it_belongs(store, source):
 def test_the_slides_size_is_told_and_tiles_that_jut_out_are_counted(store, source):
     summary = take(store, source)
     assert store.read_tiles("one").dimensions == (1700, 1300)
-    outside = [int((np.load(HERE / "out_10x/tiles/one.coordinates.npz")[axis] + 512 > side).sum())
-               for axis, side in (("x", 1700), ("y", 1300))]
+    outside = [
+        int((np.load(HERE / "out_10x/tiles/one.coordinates.npz")[axis] + 512 > side).sum())
+        for axis, side in (("x", 1700), ("y", 1300))
+    ]
     assert outside == [3, 4]
     assert summary.warnings[0].startswith("6 of 12 tiles at 10x jut out of the slide of 1700 x 1300 px, by 348 px")
 
 
-@pytest.mark.parametrize("px, scales, encoder, reason", [
-    (256, (10, 20), "uni", "has features by 'toy', not by the study's encoder 'uni': set encoder"),
-    (512, (10,), "toy", "one.npz has tiles of 256 px at 10x with 0% overlap, not of 512 px at 10x without: set tile")])
+@pytest.mark.parametrize(
+    "px, scales, encoder, reason",
+    [
+        (256, (10, 20), "uni", "has features by 'toy', not by the study's encoder 'uni': set encoder"),
+        (
+            512,
+            (10,),
+            "toy",
+            "one.npz has tiles of 256 px at 10x with 0% overlap, not of 512 px at 10x without: set tile",
+        ),
+    ],
+)
 def test_another_study_is_told_what_is_there(px, scales, encoder, reason, source, tmp_path):
     with pytest.raises(InputError, match=reason) as caught:
         take(Store(tmp_path / "other", px, scales, encoder), source)
@@ -77,18 +89,23 @@ def test_overlapping_tiles_are_refused(store, source):
         take(store, source)
 
 
-@pytest.mark.parametrize("name, reason", [
-    ("tiles/two.coordinates.npz", "no hs2p file of its tiles"),
-    ("tiles/two.coordinates.meta.json", "no hs2p file of its tiling"),
-    ("tile_embeddings/two.pt", "slide two has no file of features at 20x")])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("tiles/two.coordinates.npz", "no hs2p file of its tiles"),
+        ("tiles/two.coordinates.meta.json", "no hs2p file of its tiling"),
+        ("tile_embeddings/two.pt", "slide two has no file of features at 20x"),
+    ],
+)
 def test_a_slide_that_lacks_a_file_is_a_row(name, reason, store, source):
     (source.parent / "out_20x" / name).unlink()
     assert take(store, source).slide_id.tolist() == ["one"]
     assert reason in read_failures(store.home).reason[0]
 
 
-@pytest.mark.parametrize("name", ["tiles/two.coordinates.npz", "tiles/two.coordinates.meta.json",
-                                  "tile_embeddings/two.pt"])
+@pytest.mark.parametrize(
+    "name", ["tiles/two.coordinates.npz", "tiles/two.coordinates.meta.json", "tile_embeddings/two.pt"]
+)
 def test_a_damaged_file_is_a_row_and_a_mended_one_is_imported(name, store, source):
     path = source.parent / "out_20x" / name
     whole = path.read_bytes()

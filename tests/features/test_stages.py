@@ -18,9 +18,19 @@ from tests.conftest import dmsmil
 from tests.slides.pyramids import make_slide
 
 GOOD = [f"good{i}" for i in range(8)]
-BAD = {"nottissue": "no tissue", "nomag": "states no magnification", "text": "cannot be read", "cut": "cannot be read",
-       "gone": "no slide file", "tiny": "smaller than one", "twice": "2 rows", "unlabelled": "no label",
-       "both1": "two classes", "both2": "two classes", "folder": "is a folder"}
+BAD = {
+    "nottissue": "no tissue",
+    "nomag": "states no magnification",
+    "text": "cannot be read",
+    "cut": "cannot be read",
+    "gone": "no slide file",
+    "tiny": "smaller than one",
+    "twice": "2 rows",
+    "unlabelled": "no label",
+    "both1": "two classes",
+    "both2": "two classes",
+    "folder": "is a folder",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +52,11 @@ def cohort_folder(tmp_path_factory):
     rows = [dict(slide_id=n, patient_id=f"p{i}", label="ab"[i % 2], path="") for i, n in enumerate([*GOOD, "onetile"])]
     for i, name in enumerate(n for n in BAD if not n.startswith("both")):
         rows.append(dict(slide_id=name, patient_id=f"q{i}", label="ab"[i % 2], path=""))
-    rows += [dict(rows[-1], slide_id="twice"), dict(slide_id="both1", patient_id="z", label="a", path=""),
-             dict(slide_id="both2", patient_id="z", label="b", path="")]
+    rows += [
+        dict(rows[-1], slide_id="twice"),
+        dict(slide_id="both1", patient_id="z", label="a", path=""),
+        dict(slide_id="both2", patient_id="z", label="b", path=""),
+    ]
     table = pd.DataFrame(rows)
     table.loc[table.slide_id == "unlabelled", "label"] = ""
     table.loc[table.slide_id == "folder", "path"] = "folder.svs"
@@ -68,8 +81,17 @@ def done(cohort_folder, tmp_path_factory):
 
 @pytest.mark.xdist_group("smoke")
 def test_a_study_of_everything_wrong_ends_with_the_good_slides_and_a_row_for_each_bad_one(cohort_folder, tmp_path):
-    params = {"study": "wrong", "cohort": str(cohort_folder / "cohort.csv"), "outputs": str(tmp_path), "k": 1000,
-              "tile_px": 64, "encoder": "random:resnet18", "encoder_px": 64, "folds": 2, "epochs": 2}
+    params = {
+        "study": "wrong",
+        "cohort": str(cohort_folder / "cohort.csv"),
+        "outputs": str(tmp_path),
+        "k": 1000,
+        "tile_px": 64,
+        "encoder": "random:resnet18",
+        "encoder_px": 64,
+        "folds": 2,
+        "epochs": 2,
+    }
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(params))
     done = dmsmil("run", tmp_path / "wrong.yaml")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -126,7 +148,7 @@ def test_a_damaged_file_is_made_anew_by_the_features_stage_and_no_other(done):
         before = {p: p.stat().st_mtime_ns for p in store.home.rglob("*.h5")}
         content = path(scale, name).read_bytes()
         at = content.index(store.read_tiles(name).coords[scale].tobytes())
-        path(scale, name).write_bytes(content[:at] + b"\x07" + content[at + 1:])
+        path(scale, name).write_bytes(content[:at] + b"\x07" + content[at + 1 :])
         assert list(load_bags(store, cohort, 5).missing) == [name]
         lines = []
         encode_cohort(store, cohort, k=5, workers=1, report=lines.append)
@@ -169,8 +191,9 @@ def test_a_slide_that_fails_this_time_leaves_the_study_and_comes_back(done, coho
 
 def test_no_usable_slide_at_all_is_one_clear_line(tmp_path):
     make_slide(tmp_path / "blank.svs", 600, 600, coverage=0)
-    cohort = pd.DataFrame([dict(slide_id="blank", patient_id="p", label="a", site="", path=str(tmp_path / "blank.svs"),
-                                mpp=0.0)])
+    cohort = pd.DataFrame(
+        [dict(slide_id="blank", patient_id="p", label="a", site="", path=str(tmp_path / "blank.svs"), mpp=0.0)]
+    )
     with pytest.raises(InputError, match="no slide could be done .1 failed, the first: .*no tissue"):
         tile_cohort(Store(tmp_path, 64), cohort, workers=1, report=silent)
 

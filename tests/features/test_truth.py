@@ -20,8 +20,9 @@ def test_a_tiles_share_is_counted_on_the_map_of_its_slide(make, tmp_path):
     table = make(tmp_path, patients=4, side=1024, workers=1)
     bags = toy_bags(len(table), 4, 3)
     corners = torch.tensor([[128, 256], [512, 256], [256, 512], [512, 512]])
-    bags = replace(bags, slide_ids=table.slide_id.tolist(), store=Store(tmp_path, 128),
-                   coords=corners.expand(len(table), 2, 4, 2))
+    bags = replace(
+        bags, slide_ids=table.slide_id.tolist(), store=Store(tmp_path, 128), coords=corners.expand(len(table), 2, 4, 2)
+    )
     shares = known_shares(bags, tmp_path)
     np.testing.assert_array_equal(shares, slide_shares(bags, tmp_path))
     for row, slide_id in enumerate(bags.slide_ids):
@@ -29,7 +30,7 @@ def test_a_tiles_share_is_counted_on_the_map_of_its_slide(make, tmp_path):
         for s, side in enumerate((256, 128)):
             for tile, (x, y) in enumerate(corners.tolist()):
                 if bags.mask[row, s, tile]:
-                    part = signal[y // 16:(y + side) // 16, x // 16:(x + side) // 16]
+                    part = signal[y // 16 : (y + side) // 16, x // 16 : (x + side) // 16]
                     assert shares[row, s, tile] == pytest.approx(part.mean())
                 else:
                     assert np.isnan(shares[row, s, tile])

@@ -12,12 +12,18 @@ from tests.slides.pyramids import make_slide, texture, write_scn
 
 def test_a_view_is_read_as_its_slide_was_tiled(tmp_path):
     sizes = dict(width=1024, height=1024, coverage=1)
-    paths = {"changer": make_slide(tmp_path / "changer.svs", **sizes, objective=20, mpp=0.25),
-             "bare": make_slide(tmp_path / "bare.svs", **sizes, objective=None, mpp=None),
-             "told": make_slide(tmp_path / "told.svs", **sizes, objective=40, mpp=0.25),
-             "begins": write_scn(tmp_path / "begins.scn", texture(1024, 1024, coverage=1), (512, 256))}
-    cohort = pd.DataFrame([{"slide_id": name, "patient_id": name, "label": "a", "path": str(path),
-                            "mpp": 0.5 * (name == "told")} for name, path in paths.items()])
+    paths = {
+        "changer": make_slide(tmp_path / "changer.svs", **sizes, objective=20, mpp=0.25),
+        "bare": make_slide(tmp_path / "bare.svs", **sizes, objective=None, mpp=None),
+        "told": make_slide(tmp_path / "told.svs", **sizes, objective=40, mpp=0.25),
+        "begins": write_scn(tmp_path / "begins.scn", texture(1024, 1024, coverage=1), (512, 256)),
+    }
+    cohort = pd.DataFrame(
+        [
+            {"slide_id": name, "patient_id": name, "label": "a", "path": str(path), "mpp": 0.5 * (name == "told")}
+            for name, path in paths.items()
+        ]
+    )
     store = Store(tmp_path / "study", 64)
     tile_cohort(store, cohort, k=4, mpp=0.5, workers=1, report=lambda line: None)
     views = slide_views(cohort, store, slide_ids=list(paths), mpp=0.5)

@@ -43,8 +43,14 @@ def test_site_balance_counts_the_tested_patients(tmp_path):
         here = table[(table[f"fold_{row.fold}"] == "test") & (table.label == row.label)]
         assert row.patients == here.patient_id[here.slide_id.map(at) == row.site].nunique()
     assert set(data.site) == set(at) and set(data.fold) == set(range(4))
-    many = pd.concat([frame.assign(slide_id=f"{i}" + frame.slide_id, patient_id=f"{i}" + frame.patient_id,
-                                   site=f"hospital {i}" * 3) for i in range(60)])
+    many = pd.concat(
+        [
+            frame.assign(
+                slide_id=f"{i}" + frame.slide_id, patient_id=f"{i}" + frame.patient_id, site=f"hospital {i}" * 3
+            )
+            for i in range(60)
+        ]
+    )
     drawn(figures.site_balance(many, make_folds(many, 2), tmp_path / "g"), tmp_path / "g")
 
 
@@ -88,8 +94,13 @@ def test_result_figures_hold_the_numbers(tmp_path):
     assert drawn(figures.confusion_matrix(t, tmp_path / "c"), tmp_path / "c").iloc[:, 1:].to_numpy().sum() == len(t)
     data = drawn(figures.calibration_curve(t, tmp_path / "k"), tmp_path / "k")
     np.testing.assert_allclose(data.observed, calibration(t)[0].observed, rtol=1e-5)
-    history = pd.DataFrame([dict(fold=f, seed=0, epoch=e, L_ce=1 / (e + 1), L_ot=0.5, spread=1.0, loss=1.0)
-                            for f in range(2) for e in range(5)])
+    history = pd.DataFrame(
+        [
+            dict(fold=f, seed=0, epoch=e, L_ce=1 / (e + 1), L_ot=0.5, spread=1.0, loss=1.0)
+            for f in range(2)
+            for e in range(5)
+        ]
+    )
     assert len(drawn(figures.learning_curves(history, tmp_path / "h", 0.69), tmp_path / "h")) == 10
     only = history[["fold", "seed", "epoch", "loss"]]
     assert drawn(figures.learning_curves(only, tmp_path / "o"), tmp_path / "o").shape == (10, 4)
@@ -124,7 +135,11 @@ def test_attention_and_gradients_stand_beside_the_losses_where_they_were_looked_
     np.testing.assert_allclose(mean["10x"].get_data(), [[0, 1, 10, 20], [0.85, 0.84, 0.75, 0.65]])
     assert effective.lines[-1].get_ydata()[0] == 0.1, "below, a run is marked"
     assert [text.get_text() for text in sampling.get_legend().get_texts()] == [
-        "10x, near the end of reach", "20x, near the end of reach", "10x, off the map", "20x, off the map"]
+        "10x, near the end of reach",
+        "20x, near the end of reach",
+        "10x, off the map",
+        "20x, off the map",
+    ]
     both = {line.get_label(): line.get_ydata() for line in gradients.lines if line.get_marker() == "o"}
     np.testing.assert_allclose(both["of L_ot"], [8, 4, 8 / 11, 8 / 21])
     np.testing.assert_allclose(both["of λ L_ce"], 4.0)
@@ -132,15 +147,22 @@ def test_attention_and_gradients_stand_beside_the_losses_where_they_were_looked_
     assert gradients.get_legend().get_title().get_text() == "L_ot / λ L_ce before the first step: 2"
 
 
-@pytest.mark.parametrize("lacking, panels", [
-    (["beyond_reach", "at_border"], ["effective tiles", "pull at the projection"]),
-    (["gradient", "L_ot", "spread"], ["effective tiles", "sampling points"]),
-    (["gradient", "L_ot", "spread", "beyond_reach", "at_border"], ["effective tiles"])])
+@pytest.mark.parametrize(
+    "lacking, panels",
+    [
+        (["beyond_reach", "at_border"], ["effective tiles", "pull at the projection"]),
+        (["gradient", "L_ot", "spread"], ["effective tiles", "sampling points"]),
+        (["gradient", "L_ot", "spread", "beyond_reach", "at_border"], ["effective tiles"]),
+    ],
+)
 def test_a_method_has_the_panels_of_what_it_has(lacking, panels, tmp_path):
     history = watched_history()
     history = history.drop(columns=[name for name in history if name.startswith(tuple(lacking))])
-    assert [title for title in titles(figures.learning_curves(history, tmp_path / "p")) if "L_" not in title
-            and title != "feature spread"] == panels
+    assert [
+        title
+        for title in titles(figures.learning_curves(history, tmp_path / "p"))
+        if "L_" not in title and title != "feature spread"
+    ] == panels
     silent = watched_history().assign(gradient_ot=0.0)
     assert "pull at the projection" not in titles(figures.learning_curves(silent, tmp_path / "q")), "no L_ot that pulls"
 
@@ -155,25 +177,35 @@ def test_each_curve_has_the_name_and_the_auc_of_its_own_fold(tmp_path):
     t = table(90)
     t = t[(t.fold != 0) | (t.label != last)]
     figure = figures.roc(t, tmp_path / "r")
-    own = {fold: roc_auc_score(part.label == last, part[f"prob_{last}"])
-           for fold, part in t[t.fold > 0].groupby("fold")}
+    own = {
+        fold: roc_auc_score(part.label == last, part[f"prob_{last}"]) for fold, part in t[t.fold > 0].groupby("fold")
+    }
     pooled = roc_auc_score(t.label == last, t[f"prob_{last}"])
-    assert legend(figure) == [f"fold 1, AUC {own[1]:.2f}", f"fold 2, AUC {own[2]:.2f}",
-                              "no curve, one class tested: fold 0", f"all folds pooled, AUC {pooled:.2f}"]
+    assert legend(figure) == [
+        f"fold 1, AUC {own[1]:.2f}",
+        f"fold 2, AUC {own[2]:.2f}",
+        "no curve, one class tested: fold 0",
+        f"all folds pooled, AUC {pooled:.2f}",
+    ]
     assert figure.axes[0].get_title(loc="left") == f"ROC: {question}"
     data = drawn(figure, tmp_path / "r")
     for line, (_, points) in zip(figure.axes[0].lines, data[data.fold > 0].groupby("fold")):
         np.testing.assert_allclose(line.get_ydata(), points.tpr, atol=1e-6)
-    assert figures.calibration_curve(t, tmp_path / "c").axes[0].get_title(loc="left").startswith(
-        f"Calibration: {question}\nECE ")
+    assert (
+        figures.calibration_curve(t, tmp_path / "c")
+        .axes[0]
+        .get_title(loc="left")
+        .startswith(f"Calibration: {question}\nECE ")
+    )
 
 
 def test_of_three_classes_each_has_its_curve_against_the_rest(tmp_path):
     t = table(90, classes=("a", "b", "c"))
     figure = figures.roc(t, tmp_path / "r", "b")
     pooled = [f"{c} against the rest, AUC {roc_auc_score(t.label == c, t[f'prob_{c}']):.2f}" for c in "abc"]
-    folds = np.mean([[roc_auc_score(part.label == c, part[f"prob_{c}"]) for c in "abc"]
-                     for _, part in t.groupby("fold")])
+    folds = np.mean(
+        [[roc_auc_score(part.label == c, part[f"prob_{c}"]) for c in "abc"] for _, part in t.groupby("fold")]
+    )
     assert legend(figure) == [*pooled, f"one-vs-rest AUC, mean over folds: {folds:.2f}"]
     data = drawn(figure, tmp_path / "r")
     assert data.groupby("class").fold.unique().map(sorted).tolist() == [[-1, 0, 1, 2]] * 3
@@ -181,20 +213,33 @@ def test_of_three_classes_each_has_its_curve_against_the_rest(tmp_path):
     errors = [calibration(t, c)[1] for c in "abc"]
     assert legend(said) == [f"{c}, ECE {error:.3f}" for c, error in zip("abc", errors)]
     assert said.axes[0].get_title(loc="left") == (
-        f"Calibration: each class against the rest\nmean ECE {np.mean(errors):.3f}")
+        f"Calibration: each class against the rest\nmean ECE {np.mean(errors):.3f}"
+    )
     assert list(drawn(said, tmp_path / "c")["class"].unique()) == ["a", "b", "c"]
 
 
 def test_figures_of_three_classes_call_their_metrics_what_they_are(tmp_path):
     t = table(90, classes=("a", "b", "c"))
     others = {"other": table(90, signal=0.5, classes=("a", "b", "c"))}
-    rows = pd.DataFrame([{"name": "DMSMIL", "method": "dmsmil", "scales": "5x+10x+20x", **summarise(t, draws=20),
-                          "runs": 3, **NO_MARKS}])
+    rows = pd.DataFrame(
+        [
+            {
+                "name": "DMSMIL",
+                "method": "dmsmil",
+                "scales": "5x+10x+20x",
+                **summarise(t, draws=20),
+                "runs": 3,
+                **NO_MARKS,
+            }
+        ]
+    )
     names = ["ACC", "macro-F1", "one-vs-rest AUC"]
     assert titles(figures.result_intervals(rows, tmp_path / "a")) == names
     assert titles(figures.method_comparison({"all": rows}, tmp_path / "b")) == names
-    for positive, third in (("", "AUC, pooled (DeLong)\nneeds two classes"),
-                            ("b", "AUC of b against\nthe rest, pooled (DeLong)")):
+    for positive, third in (
+        ("", "AUC, pooled (DeLong)\nneeds two classes"),
+        ("b", "AUC of b against\nthe rest, pooled (DeLong)"),
+    ):
         figure = figures.paired_differences(compare(t, others, positive), tmp_path / "c")
         assert titles(figure) == ["one-vs-rest AUC,\nmean over folds", "ACC, mean over folds", third]
 
@@ -203,7 +248,8 @@ def test_curves_of_several_seeds_and_of_folds_of_one_slide(tmp_path):
     t = pd.concat([table(seed=seed).assign(seed=seed) for seed in (0, 1)])
     assert legend(figures.roc(t, tmp_path / "s"))[:2] == [
         f"fold 0, seed {seed}, AUC {roc_auc_score(part.label == 'ILC', part.prob_ILC):.2f}"
-        for seed, part in t[t.fold == 0].groupby("seed")]
+        for seed, part in t[t.fold == 0].groupby("seed")
+    ]
     alone = table(24).assign(fold=np.arange(24))  # leave one out: no fold has a curve
     said = legend(figures.roc(alone, tmp_path / "o"))
     assert said[0].startswith("no curve, one class tested: fold 0, fold 1,") and said[0].endswith("and 14 more")
@@ -220,12 +266,15 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 # ------------------------------------------------------------------------------------------------ comparison
 
 
-@pytest.mark.parametrize("cd, bars", [
-    (0.5, ["", "", "", ""]),  # exactly cd apart is told apart
-    (0.6, ["1", "1 2", "2", ""]),  # a-b and b-c, but not a-c
-    (1.1, ["1", "1", "1 2", "2"]),  # b-c lies inside a-b-c and gets no bar of its own
-    (9.0, ["1", "1", "1", "1"]),
-])
+@pytest.mark.parametrize(
+    "cd, bars",
+    [
+        (0.5, ["", "", "", ""]),  # exactly cd apart is told apart
+        (0.6, ["1", "1 2", "2", ""]),  # a-b and b-c, but not a-c
+        (1.1, ["1", "1", "1 2", "2"]),  # b-c lies inside a-b-c and gets no bar of its own
+        (9.0, ["1", "1", "1", "1"]),
+    ],
+)
 def test_critical_difference_joins_what_is_nearer_than_cd(cd, bars, tmp_path):
     ranks = pd.Series({"d": 3.5, "a": 1.5, "c": 2.5, "b": 2.0})
     drawn(figures.critical_difference(ranks, cd, tmp_path / "c"), tmp_path / "c")
@@ -258,11 +307,26 @@ def test_paired_differences_hold_the_numbers_and_outlive_missing_tests(tmp_path)
 def tile_table(value=None, slides=8, count=20):
     """A table of `tile_scores` and nuclei; value: the normalised score of every tile, or random ones."""
     rng = np.random.default_rng(0)
-    return pd.concat([pd.DataFrame({
-        "slide_id": f"s{i}", "patient_id": f"p{i}", "label": "ab"[i % 2], "scale": scale, "place": np.arange(count),
-        "normalised": rng.uniform(size=count) if value is None else value, "area_um2": rng.uniform(20, 90, count),
-        "density_mm2": rng.uniform(0, 6000, count), "lymphocyte_share": rng.uniform(0, 1, count)})
-        for i in range(slides) for scale in (10, 20)], ignore_index=True)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "slide_id": f"s{i}",
+                    "patient_id": f"p{i}",
+                    "label": "ab"[i % 2],
+                    "scale": scale,
+                    "place": np.arange(count),
+                    "normalised": rng.uniform(size=count) if value is None else value,
+                    "area_um2": rng.uniform(20, 90, count),
+                    "density_mm2": rng.uniform(0, 6000, count),
+                    "lymphocyte_share": rng.uniform(0, 1, count),
+                }
+            )
+            for i in range(slides)
+            for scale in (10, 20)
+        ],
+        ignore_index=True,
+    )
 
 
 def maps_table(truth=True, **changed):
@@ -278,8 +342,13 @@ def maps_table(truth=True, **changed):
 def test_extreme_tiles_hold_which_they_are_and_may_be_few(tmp_path):
     tile = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     rows = {10: [(3, 1.0), (1, 0.8), (2, 0.7)], 20: [(5, 1.0)]}
-    tiles = {scale: {which: [{"tile": tile, "place": place, "normalised": value} for place, value in row]
-                     for which in ("highest", "lowest")} for scale, row in rows.items()}
+    tiles = {
+        scale: {
+            which: [{"tile": tile, "place": place, "normalised": value} for place, value in row]
+            for which in ("highest", "lowest")
+        }
+        for scale, row in rows.items()
+    }
     figure = figures.extreme_tiles(tiles, tmp_path / "e")
     data = drawn(figure, tmp_path / "e")
     assert list(data.place) == [3, 1, 2] * 2 + [5] * 2 and list(data.scale) == [10] * 6 + [20] * 2
@@ -330,9 +399,14 @@ def test_attention_flow_draws_an_arrow_a_tile_and_head(slide, tmp_path):
 @pytest.mark.parametrize("methods", [1, 5])
 def test_removal_curves_are_the_table(methods, tmp_path):
     share = np.linspace(0, 0.9, 10)
-    table = pd.DataFrame([
-        {"name": f"M{m}", "order": order, "share": x, "removed": 0.9 - x / 2, "replaced": 0.8 - m * x / 9}
-        for m in range(methods) for order in ("highest", "lowest", "random") for x in share])
+    table = pd.DataFrame(
+        [
+            {"name": f"M{m}", "order": order, "share": x, "removed": 0.9 - x / 2, "replaced": 0.8 - m * x / 9}
+            for m in range(methods)
+            for order in ("highest", "lowest", "random")
+            for x in share
+        ]
+    )
     table.loc[table.name == "M0", "removed"] = 0.7  # a constant curve
     for way in ("removed", "replaced"):
         figure = figures.removal_curves(table, tmp_path / way, way)
@@ -342,8 +416,11 @@ def test_removal_curves_are_the_table(methods, tmp_path):
         for ax in shown:
             part = table[(table.name == ax.get_title(loc="left")) & (table.order == "highest")]
             np.testing.assert_allclose(ax.lines[0].get_ydata(), part[way])
-    assert drawn(figures.removal_curves(table.assign(replaced=np.nan), tmp_path / "nan"), tmp_path / "nan") \
-        .replaced.isna().all()
+    assert (
+        drawn(figures.removal_curves(table.assign(replaced=np.nan), tmp_path / "nan"), tmp_path / "nan")
+        .replaced.isna()
+        .all()
+    )
 
 
 def test_map_quality_draws_the_summary_with_and_without_truth(tmp_path):
@@ -358,8 +435,11 @@ def test_map_quality_draws_the_summary_with_and_without_truth(tmp_path):
 
 
 def test_map_quality_leaves_out_what_a_constant_map_does_not_have(tmp_path):
-    gone = {f"{c}{end}": [0.1, 0.1, np.nan] for c in ("occlusion", "gradient", "random_weights")
-            for end in ("", "_low", "_high")}
+    gone = {
+        f"{c}{end}": [0.1, 0.1, np.nan]
+        for c in ("occlusion", "gradient", "random_weights")
+        for end in ("", "_low", "_high")
+    }
     figure = figures.map_quality(maps_table(**gone), tmp_path / "q")
     assert drawn(figure, tmp_path / "q").occlusion.isna().tolist() == [False, False, True]
     dots = {line.get_label(): line for line in figure.axes[1].lines}

@@ -24,13 +24,20 @@ def rows(**marks):
 def marked_runs(**marks):
     """Three runs of which the first ones have the marks, as many as said."""
     runs = made(noise=4)
-    return dataclasses.replace(runs, records=runs.records.assign(
-        **{mark: [run < count for run in range(3)] for mark, count in marks.items()}))
+    return dataclasses.replace(
+        runs, records=runs.records.assign(**{mark: [run < count for run in range(3)] for mark, count in marks.items()})
+    )
 
 
-@pytest.mark.parametrize("marks, hollow, label", [
-    ({}, False, "CLAM-SB"), ({"collapsed": 1}, True, "CLAM-SB"), ({"learned_nothing": 2}, True, "CLAM-SB"),
-    ({"gathered": 3}, False, "CLAM-SB†")])
+@pytest.mark.parametrize(
+    "marks, hollow, label",
+    [
+        ({}, False, "CLAM-SB"),
+        ({"collapsed": 1}, True, "CLAM-SB"),
+        ({"learned_nothing": 2}, True, "CLAM-SB"),
+        ({"gathered": 3}, False, "CLAM-SB†"),
+    ],
+)
 def test_the_comparison_draws_them_apart(marks, hollow, label, tmp_path):
     figure = figures.method_comparison({"10x": rows(**marks)}, tmp_path / "m")
     assert list(drawn(figure, tmp_path / "m").label) == ["ABMIL", label]
@@ -43,8 +50,10 @@ def test_the_comparison_draws_them_apart(marks, hollow, label, tmp_path):
 
 
 def test_the_cover_puts_them_last_and_says_why(tmp_path):
-    for marks, said in (({"collapsed": 1, "learned_nothing": 1}, "collapsed: no result"),
-                        ({"learned_nothing": 1}, "learned nothing")):
+    for marks, said in (
+        ({"collapsed": 1, "learned_nothing": 1}, "collapsed: no result"),
+        ({"learned_nothing": 1}, "learned nothing"),
+    ):
         better = rows(**marks).assign(AUC_mean=[0.7, 0.99])
         figure = figures.cover(better, None, tmp_path / "c")
         assert list(drawn(figure, tmp_path / "c")["name"]) == NAMES
@@ -65,8 +74,9 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
 
 
 def test_a_reading_says_its_marks_beside_its_name(tmp_path):
-    table = variant_table({"default": made(), "shared": marked_runs(learned_nothing=1, gathered=3),
-                           "activation_relu": made(3)}, 60)
+    table = variant_table(
+        {"default": made(), "shared": marked_runs(learned_nothing=1, gathered=3), "activation_relu": made(3)}, 60
+    )
     figure = figures.variant_differences(table, tmp_path / "v")
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names[0].endswith(", learned nothing, gathered") and "," not in names[1]
@@ -77,8 +87,10 @@ def test_a_reading_says_its_marks_beside_its_name(tmp_path):
 
 def test_the_ranking_names_them():
     said = ranking(rows(learned_nothing=2, gathered=1))
-    assert ("- Learned nothing: CLAM-SB 10x (2 of 5 runs).\n"
-            "- Attention gathered on few tiles: CLAM-SB 10x (1 of 5 runs, 6% of the tiles).") in said
+    assert (
+        "- Learned nothing: CLAM-SB 10x (2 of 5 runs).\n"
+        "- Attention gathered on few tiles: CLAM-SB 10x (1 of 5 runs, 6% of the tiles)."
+    ) in said
     fallen = ranking(rows(collapsed=1, learned_nothing=2, gathered=1))
     assert "Collapsed, and so no result: CLAM-SB 10x." in fallen, "and no more is said of it"
     assert "Learned" not in fallen and "gathered" not in fallen

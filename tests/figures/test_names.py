@@ -36,13 +36,24 @@ def odd_tiles():
 
 def results():
     frame = pd.DataFrame({"name": ODD, "method": ["dmsmil", "abmil"], "scales": ["10x", "10x"], "collapsed": [0, 0]})
-    return frame.assign(**{f"{metric}_{part}": value for metric in ("ACC", "F1", "AUC")
-                           for part, value in (("mean", 0.8), ("std", 0.1), ("low", 0.7), ("high", 0.9))})
+    return frame.assign(
+        **{
+            f"{metric}_{part}": value
+            for metric in ("ACC", "F1", "AUC")
+            for part, value in (("mean", 0.8), ("std", 0.1), ("low", 0.7), ("high", 0.9))
+        }
+    )
 
 
 def curves():
-    return pd.DataFrame([{"name": name, "order": order, "share": x, "removed": 0.9 - x, "replaced": 0.9 - x}
-                         for name in ODD for order in ("highest", "lowest", "random") for x in (0.0, 0.5)])
+    return pd.DataFrame(
+        [
+            {"name": name, "order": order, "share": x, "removed": 0.9 - x, "replaced": 0.9 - x}
+            for name in ODD
+            for order in ("highest", "lowest", "random")
+            for x in (0.0, 0.5)
+        ]
+    )
 
 
 def counts():
@@ -51,9 +62,20 @@ def counts():
 
 def said():
     """What 10_apply says of two slides, one of which is unlike."""
-    return pd.DataFrame({"slide_id": [ODD[0], "b"], "label": [ODD[1], ""], "models": 2, "pred": ["b", ODD[0]],
-                         f"prob_{ODD[0]}": [0.2, 0.7], "prob_b": [0.8, 0.3],
-                         "lowest": 0.1, "highest": 0.9, "known": ["", "slide"], "unlike": ["colours", ""]})
+    return pd.DataFrame(
+        {
+            "slide_id": [ODD[0], "b"],
+            "label": [ODD[1], ""],
+            "models": 2,
+            "pred": ["b", ODD[0]],
+            f"prob_{ODD[0]}": [0.2, 0.7],
+            "prob_b": [0.8, 0.3],
+            "lowest": 0.1,
+            "highest": 0.9,
+            "known": ["", "slide"],
+            "unlike": ["colours", ""],
+        }
+    )
 
 
 CASES = {

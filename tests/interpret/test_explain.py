@@ -19,10 +19,17 @@ from tests.training.test_fit import folds_of, make_bags, quick
 def trained(tmp_path_factory):
     bags = make_bags()
     folds = folds_of(bags)
-    configs = [quick(bags, folds), quick(bags, folds, "abmil", scale=20), quick(bags, folds, options={"ot": "none"}),
-               quick(bags, folds, options={"deformable": False})]
-    return bags, folds, get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, workers=1,
-                                 report=lambda line: None)
+    configs = [
+        quick(bags, folds),
+        quick(bags, folds, "abmil", scale=20),
+        quick(bags, folds, options={"ot": "none"}),
+        quick(bags, folds, options={"deformable": False}),
+    ]
+    return (
+        bags,
+        folds,
+        get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, workers=1, report=lambda line: None),
+    )
 
 
 def view(bags, row):
@@ -117,13 +124,28 @@ def test_an_arrow_ends_where_its_heads_points_are_on_average(trained):
         np.testing.assert_allclose(end[(start == at).all(1).argmax()], mean, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method, scales, options", [
-    ("abmil", (20,), {}), ("meanpool", (10, 20), {}), ("dmsmil", (10, 20), {"deformable": False}),
-    ("dmsmil", (10, 20), {"map": "tile"}), ("damil", (20,), {"grid": "square"})])
+@pytest.mark.parametrize(
+    "method, scales, options",
+    [
+        ("abmil", (20,), {}),
+        ("meanpool", (10, 20), {}),
+        ("dmsmil", (10, 20), {"deformable": False}),
+        ("dmsmil", (10, 20), {"map": "tile"}),
+        ("damil", (20,), {"grid": "square"}),
+    ],
+)
 def test_no_flow_where_attention_does_not_go_from_tile_to_tile(method, scales, options):
     shape = (1, len(scales), 196)  # as many tiles as grid="square" has cells
-    case = Case("s", "p", 0, 0, create(method, 16, 2, scales, **options).eval(), torch.randn(*shape, 16),
-                torch.ones(shape, dtype=torch.bool), torch.arange(392).reshape(1, 1, 196, 2).expand(*shape, 2))
+    case = Case(
+        "s",
+        "p",
+        0,
+        0,
+        create(method, 16, 2, scales, **options).eval(),
+        torch.randn(*shape, 16),
+        torch.ones(shape, dtype=torch.bool),
+        torch.arange(392).reshape(1, 1, 196, 2).expand(*shape, 2),
+    )
     assert attention_flow(case, 256) is None
     case.model(*case.bag)  # but it answers
 
@@ -135,8 +157,12 @@ def test_extremes_are_the_tiles_of_the_slide_at_full_resolution(tmp_path):
     path = make_slide(tmp_path / "s.svs", 700, 600, coverage=1)
     xy = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(-1, 2) * 128
     value = np.random.default_rng(0).permutation(16) / 15
-    scores = pd.concat([pd.DataFrame({"scale": scale, "place": np.arange(16), "x": xy[:, 0], "y": xy[:, 1],
-                                      "normalised": v}) for scale, v in ((10, value), (20, 1 - value))])
+    scores = pd.concat(
+        [
+            pd.DataFrame({"scale": scale, "place": np.arange(16), "x": xy[:, 0], "y": xy[:, 1], "normalised": v})
+            for scale, v in ((10, value), (20, 1 - value))
+        ]
+    )
     found = extremes({"path": path, "mpp": 0.0, "tile_px": 64}, scores, count=3)
     assert list(found) == [10, 20]
     by_value = np.argsort(value)

@@ -19,24 +19,68 @@ from tests.slides.pyramids import make_slide, texture, write_scn
 SIDE = {10: 512, 20: 256}
 # What qupath-core's QuPathTypeAdapters reads: it skips ids that are no UUIDs and anything outside `properties`.
 FEATURE = {
-    "type": "object", "required": ["type", "id", "geometry", "properties"], "additionalProperties": False,
+    "type": "object",
+    "required": ["type", "id", "geometry", "properties"],
+    "additionalProperties": False,
     "properties": {
         "type": {"const": "Feature"},
         "id": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
-        "geometry": {"type": "object", "required": ["type", "coordinates"], "properties": {
-            "type": {"const": "Polygon"},
-            "coordinates": {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 4, "items": {
-                "type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 2, "maxItems": 2}}}}},
-        "properties": {"type": "object", "required": ["objectType", "measurements"], "properties": {
-            "objectType": {"enum": ["annotation", "detection", "tile", "cell", "tmaCore", "root"]},
-            "name": {"type": "string"}, "isLocked": {"type": "boolean"},
-            "classification": {"type": "object", "required": ["name", "color"], "properties": {
-                "name": {"type": "string"}, "color": {"type": "array", "minItems": 3, "maxItems": 3, "items": {
-                    "type": "integer", "minimum": 0, "maximum": 255}}}},
-            "measurements": {"type": "object", "additionalProperties": {"type": "number"}},
-            "childObjects": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}}}
-SCHEMA = {"$defs": {"feature": FEATURE}, "type": "object", "required": ["type", "features"], "properties": {
-    "type": {"const": "FeatureCollection"}, "features": {"type": "array", "items": {"$ref": "#/$defs/feature"}}}}
+        "geometry": {
+            "type": "object",
+            "required": ["type", "coordinates"],
+            "properties": {
+                "type": {"const": "Polygon"},
+                "coordinates": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "array",
+                        "minItems": 4,
+                        "items": {
+                            "type": "array",
+                            "items": {"type": "number", "minimum": 0},
+                            "minItems": 2,
+                            "maxItems": 2,
+                        },
+                    },
+                },
+            },
+        },
+        "properties": {
+            "type": "object",
+            "required": ["objectType", "measurements"],
+            "properties": {
+                "objectType": {"enum": ["annotation", "detection", "tile", "cell", "tmaCore", "root"]},
+                "name": {"type": "string"},
+                "isLocked": {"type": "boolean"},
+                "classification": {
+                    "type": "object",
+                    "required": ["name", "color"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "color": {
+                            "type": "array",
+                            "minItems": 3,
+                            "maxItems": 3,
+                            "items": {"type": "integer", "minimum": 0, "maximum": 255},
+                        },
+                    },
+                },
+                "measurements": {"type": "object", "additionalProperties": {"type": "number"}},
+                "childObjects": {"type": "array", "items": {"$ref": "#/$defs/feature"}},
+            },
+        },
+    },
+}
+SCHEMA = {
+    "$defs": {"feature": FEATURE},
+    "type": "object",
+    "required": ["type", "features"],
+    "properties": {
+        "type": {"const": "FeatureCollection"},
+        "features": {"type": "array", "items": {"$ref": "#/$defs/feature"}},
+    },
+}
 
 
 @pytest.fixture
@@ -45,9 +89,20 @@ def scores():
     for scale in (10, 20):
         value = rng.uniform(size=6)
         for place, (score, norm) in enumerate(zip(value, normalise(value))):
-            rows.append(dict(slide_id="s", patient_id="p", label="a", fold=0, scale=scale, place=place,
-                             x=512 * (place % 3) + 128 * (scale == 20), y=512 * (place // 3) + 64 * (scale == 20),
-                             score=score, normalised=norm))
+            rows.append(
+                dict(
+                    slide_id="s",
+                    patient_id="p",
+                    label="a",
+                    fold=0,
+                    scale=scale,
+                    place=place,
+                    x=512 * (place % 3) + 128 * (scale == 20),
+                    y=512 * (place // 3) + 64 * (scale == 20),
+                    score=score,
+                    normalised=norm,
+                )
+            )
     return pd.DataFrame(rows)
 
 
@@ -67,9 +122,23 @@ def test_qupath_can_read_it_and_20x_tiles_lie_in_their_parent(scores, tmp_path):
 
 def test_tiles_of_three_scales_are_nested_in_the_scale_before_and_flat_ones_name_it(tmp_path):
     side = {5: 1024, 10: 512, 20: 256}
-    rows = [dict(slide_id="s", patient_id="p", label="a", fold=0, scale=scale, place=place, x=1024 * place + shift,
-                 y=shift, score=0.1, normalised=0.5)
-            for scale, shift in ((5, 0), (10, 64), (20, 96)) for place in range(3) if (scale, place) != (10, 1)]
+    rows = [
+        dict(
+            slide_id="s",
+            patient_id="p",
+            label="a",
+            fold=0,
+            scale=scale,
+            place=place,
+            x=1024 * place + shift,
+            y=shift,
+            score=0.1,
+            normalised=0.5,
+        )
+        for scale, shift in ((5, 0), (10, 64), (20, 96))
+        for place in range(3)
+        if (scale, place) != (10, 1)
+    ]
     path, other = write_qupath(qupath_features(pd.DataFrame(rows), side), tmp_path / "s.geojson")
     found = json.loads(path.read_text())
     jsonschema.validate(found, SCHEMA)
@@ -78,8 +147,11 @@ def test_tiles_of_three_scales_are_nested_in_the_scale_before_and_flat_ones_name
         (child,) = top["properties"]["childObjects"]
         chains.append([top, child, *child["properties"].get("childObjects", [])])
     names = [[feature["properties"]["name"] for feature in chain] for chain in chains]
-    assert names == [["5x tile 0", "10x tile 0", "20x tile 0"], ["5x tile 1", "20x tile 1"],
-                     ["5x tile 2", "10x tile 2", "20x tile 2"]], "where there is no 10x tile, in the 5x tile"
+    assert names == [
+        ["5x tile 0", "10x tile 0", "20x tile 0"],
+        ["5x tile 1", "20x tile 1"],
+        ["5x tile 2", "10x tile 2", "20x tile 2"],
+    ], "where there is no 10x tile, in the 5x tile"
     flat = json.loads(other.read_text())["features"]
     assert sorted(feature["properties"]["scale"] for feature in flat) == [5, 5, 5, 10, 10, 20, 20, 20]
     parents = {feature["id"]: feature["properties"].get("parent") for feature in flat}
@@ -126,8 +198,20 @@ def test_the_flat_file_has_every_tile_at_the_top_and_numbers_as_properties(score
             assert properties["score"] == own.score[properties["scale"], place]
             assert properties.get("parent") == (top["id"] if one is not found["features"][at] else None)
             assert not {"measurements", "childObjects"} & set(properties)
-    assert [one["properties"].get("nuclei") for one in found["features"]] == [None, 3, None, 4, None, 5, None, 6,
-                                                                              None, None, None, None]
+    assert [one["properties"].get("nuclei") for one in found["features"]] == [
+        None,
+        3,
+        None,
+        4,
+        None,
+        5,
+        None,
+        6,
+        None,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_geopandas_reads_all_tiles_with_numbers(scores, flat):
@@ -147,15 +231,18 @@ def test_both_files_are_geojson_by_its_standard(flat):
         assert len(models.FeatureCollection.model_validate_json(path.read_text()).features) == count
 
 
-@pytest.mark.parametrize("kind, names", [("nested", ["s.geojson"]), ("flat", ["s_flat.geojson"]),
-                                         ("both", ["s.geojson", "s_flat.geojson"])])
+@pytest.mark.parametrize(
+    "kind, names", [("nested", ["s.geojson"]), ("flat", ["s_flat.geojson"]), ("both", ["s.geojson", "s_flat.geojson"])]
+)
 def test_only_what_is_asked_for_is_written_and_what_was_before_goes(scores, tmp_path, kind, names):
     features = qupath_features(scores, SIDE)
     both = {path.name: path.read_bytes() for path in write_qupath(features, tmp_path / "s.geojson")}
     (tmp_path / "other.geojson").write_text("mine")
     assert [path.name for path in write_qupath(features, tmp_path / "s.geojson", kind)] == names
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        "other.geojson": b"mine", **{name: both[name] for name in names}}
+        "other.geojson": b"mine",
+        **{name: both[name] for name in names},
+    }
 
 
 def test_another_kind_is_one_line(scores, tmp_path):
@@ -202,8 +289,17 @@ def test_both_lie_over_what_qupath_shows_of_a_slide_that_begins_elsewhere(tmp_pa
         tiles = select_tiles(slide, 1000, 128, scales=(10,))
         bounds, mpp = slide.bounds, slide.mpp
     x, y = tiles.coords[10].T
-    scores = pd.DataFrame(dict(slide_id="a", scale=10, place=range(len(x)), x=x, y=y, score=tiles.density,
-                               normalised=normalise(tiles.density)))
+    scores = pd.DataFrame(
+        dict(
+            slide_id="a",
+            scale=10,
+            place=range(len(x)),
+            x=x,
+            y=y,
+            score=tiles.density,
+            normalised=normalise(tiles.density),
+        )
+    )
     assert x.min() == 2048 and y.min() < 1088 < bounds[1] + 1, "a tile juts out of the image at its upper edge"
     found = qupath_features(scores, {10: 256}, origin=bounds[:2])["features"]
     corners = np.array([f["geometry"]["coordinates"][0][0] for f in found])

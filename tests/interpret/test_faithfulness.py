@@ -54,10 +54,16 @@ def case(model, places=10, padding=2, seed=0):
 def trained(tmp_path_factory):
     bags = toy_bags(24, 16, share=0.3, signal=3.0)
     folds = folds_of(bags)
-    configs = [quick(bags, folds, "abmil", scale=10, epochs=30, lr=3e-3), quick(bags, folds, epochs=3),
-               quick(bags, folds, "meanpool", epochs=3)]
-    return bags, folds, get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, workers=1,
-                                 report=lambda line: None)
+    configs = [
+        quick(bags, folds, "abmil", scale=10, epochs=30, lr=3e-3),
+        quick(bags, folds, epochs=3),
+        quick(bags, folds, "meanpool", epochs=3),
+    ]
+    return (
+        bags,
+        folds,
+        get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, workers=1, report=lambda line: None),
+    )
 
 
 def test_nothing_gone_is_the_prediction_and_padding_is_no_place():
@@ -83,8 +89,10 @@ def test_removed_and_replaced_are_what_they_say():
 def test_the_true_map_is_faithful_its_reverse_misleads_and_noise_does_neither():
     c = case(Linear(), places=40)
     true, noise = own(c), np.random.default_rng(1).uniform(size=40)
-    gain = {name: area(removal(c, score), "replaced") for name, score in
-            (("true", true), ("reverse", -true), ("noise", noise))}
+    gain = {
+        name: area(removal(c, score), "replaced")
+        for name, score in (("true", true), ("reverse", -true), ("noise", noise))
+    }
     assert gain["true"] > 0.02 and gain["reverse"] == pytest.approx(-gain["true"], abs=1e-6)
     assert abs(gain["noise"]) < gain["true"] / 2
 
@@ -97,7 +105,7 @@ def test_deletion_is_the_mirror_of_insertion():
     best = np.argsort(-score, kind="stable")
     for share in STEPS:
         keep = np.zeros((1, 20), bool)
-        keep[0, best[:20 - round(share * 20)]] = True
+        keep[0, best[: 20 - round(share * 20)]] = True
         assert table.removed["lowest", share] == pytest.approx(probabilities(c, keep)[0], abs=1e-6)
 
 
@@ -192,23 +200,43 @@ def test_a_slide_that_was_not_tested_is_named_with_a_near_one(trained):
         list(cases(runs, bags, ["01"]))
 
 
-@pytest.mark.parametrize("change, word", [
-    ({}, "faithful"), ({"replaced_low": -0.1}, "not shown to be faithful"),
-    ({"random_weights_high": 0.9}, "faithful but not learned"),
-    ({"random_weights": 0.9, "random_weights_high": np.nan}, "faithful but not learned"),  # one patient
-    ({"random_weights": np.nan, "random_weights_high": np.nan}, "faithful"),  # fresh weights prefer no tile
-    ({"replaced_low": -0.3, "replaced_high": -0.1}, "misleading"),
-    ({"occlusion": np.nan, "random_weights": np.nan}, "constant"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({}, "faithful"),
+        ({"replaced_low": -0.1}, "not shown to be faithful"),
+        ({"random_weights_high": 0.9}, "faithful but not learned"),
+        ({"random_weights": 0.9, "random_weights_high": np.nan}, "faithful but not learned"),  # one patient
+        ({"random_weights": np.nan, "random_weights_high": np.nan}, "faithful"),  # fresh weights prefer no tile
+        ({"replaced_low": -0.3, "replaced_high": -0.1}, "misleading"),
+        ({"occlusion": np.nan, "random_weights": np.nan}, "constant"),
+    ],
+)
 def test_the_word_follows_the_numbers(change, word):
-    row = {"replaced_low": 0.1, "replaced_high": 0.3, "random_weights": 0.1, "random_weights_high": 0.2,
-           "occlusion": 0.5}
+    row = {
+        "replaced_low": 0.1,
+        "replaced_high": 0.3,
+        "random_weights": 0.1,
+        "random_weights_high": 0.2,
+        "occlusion": 0.5,
+    }
     assert judge(row | change) == word
 
 
 def test_sentences_turn_with_the_sign():
-    row = {"name": "X", "map": "misleading", "occlusion": 0.1, "gradient": 0.2, "random_weights": 0.3, "replaced": -0.2,
-           "replaced_low": -0.3, "replaced_high": -0.1, "removed": 0.1, "removed_low": 0.0, "removed_high": 0.2}
+    row = {
+        "name": "X",
+        "map": "misleading",
+        "occlusion": 0.1,
+        "gradient": 0.2,
+        "random_weights": 0.3,
+        "replaced": -0.2,
+        "replaced_low": -0.3,
+        "replaced_high": -0.1,
+        "removed": 0.1,
+        "removed_low": 0.0,
+        "removed_high": 0.2,
+    }
     said = map_sentences(pd.DataFrame([row]))
     assert "0.20 [0.10, 0.30] higher with tiles replaced, 0.10 [0.00, 0.20] lower with tiles removed" in said
     assert "with fresh weights 0.30" in said
@@ -220,7 +248,7 @@ def test_a_fresh_twin_is_given_the_same_features(trained, tmp_path):
     """Mean and deviation of the features are data, not weights: without them a twin sees other features."""
     bags, folds, _ = trained
     config = quick(bags, folds, epochs=1, options={"standardise": True})
-    runs, = get_runs(tmp_path, bags, folds, [config], workers=1, report=lambda line: None)
+    (runs,) = get_runs(tmp_path, bags, folds, [config], workers=1, report=lambda line: None)
     c = next(cases(runs, bags))
     mine, fresh = (one.model.branches for one in (c, random_twin(c, runs)))
     assert torch.equal(fresh.centre, mine.centre) and torch.equal(fresh.deviation, mine.deviation)

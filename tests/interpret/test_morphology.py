@@ -32,10 +32,19 @@ def tiles(link=0.0, level=0.0, slides=16, count=30, seed=0):
     rng, parts = np.random.default_rng(seed), []
     for number in range(slides):
         score = rng.normal(size=count)
-        parts.append(pd.DataFrame({
-            "slide_id": f"s{number:02d}", "patient_id": f"p{number // 2:02d}", "label": "ab"[number // 2 % 2],
-            "scale": 20, "place": np.arange(count), "normalised": score + level * number,
-            **{what: link * score + rng.normal(size=count) + level * number for what in WHAT}}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "slide_id": f"s{number:02d}",
+                    "patient_id": f"p{number // 2:02d}",
+                    "label": "ab"[number // 2 % 2],
+                    "scale": 20,
+                    "place": np.arange(count),
+                    "normalised": score + level * number,
+                    **{what: link * score + rng.normal(size=count) + level * number for what in WHAT},
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -64,8 +73,10 @@ def test_a_link_between_slides_is_none():
 
 def test_rho_is_the_mean_over_patients_of_the_mean_over_their_slides():
     table = tiles(link=0.5)
-    by_slide = {key: spearmanr(part.normalised, part.density_mm2).statistic
-                for key, part in table.groupby(["patient_id", "slide_id"])}
+    by_slide = {
+        key: spearmanr(part.normalised, part.density_mm2).statistic
+        for key, part in table.groupby(["patient_id", "slide_id"])
+    }
     by_patient = pd.Series(by_slide).groupby(level=0).mean()
     assert row_of(associations(table), "density_mm2").rho == pytest.approx(by_patient.mean())
 
@@ -105,13 +116,25 @@ def test_one_patient_has_no_interval():
 def scores(means, count=10):
     """A table of `tile_scores`: `means` {(slide, patient, label): mean normalised score}, the same at both scales."""
     spread = np.linspace(-0.1, 0.1, count)
-    return pd.concat([pd.DataFrame({"slide_id": slide, "patient_id": patient, "label": label, "scale": scale,
-                                    "normalised": mean + spread})
-                      for (slide, patient, label), mean in means.items() for scale in (10, 20)], ignore_index=True)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {"slide_id": slide, "patient_id": patient, "label": label, "scale": scale, "normalised": mean + spread}
+            )
+            for (slide, patient, label), mean in means.items()
+            for scale in (10, 20)
+        ],
+        ignore_index=True,
+    )
 
 
-MEANS = {("s1", "p1", "a"): 0.2, ("s2", "p1", "a"): 0.4, ("s3", "p2", "a"): 0.5,
-         ("s4", "p3", "b"): 0.6, ("s5", "p4", "b"): 0.9}
+MEANS = {
+    ("s1", "p1", "a"): 0.2,
+    ("s2", "p1", "a"): 0.4,
+    ("s3", "p2", "a"): 0.5,
+    ("s4", "p3", "b"): 0.6,
+    ("s5", "p4", "b"): 0.9,
+}
 
 
 def test_a_claim_about_two_classes_is_not_run_where_there_are_three():
@@ -120,8 +143,12 @@ def test_a_claim_about_two_classes_is_not_run_where_there_are_three():
     between = class_scores(pd.concat([table, third]), "b")
     assert between.empty and list(between) == list(class_scores(table, "b"))
     claims = claims_table(found_at(0.1, 0.3), between, "X", "b", QUALITY, True)
-    assert claims.iloc[0].to_dict() == {"claim": "Slides of one class score lower than those of the other",
-                                        "where": "Fig. 6 and 7", "verdict": "not run", "number": "it needs two classes"}
+    assert claims.iloc[0].to_dict() == {
+        "claim": "Slides of one class score lower than those of the other",
+        "where": "Fig. 6 and 7",
+        "verdict": "not run",
+        "number": "it needs two classes",
+    }
     assert list(claims.verdict[1:3]) != ["not run"] * 2
 
 
@@ -159,18 +186,39 @@ QUALITY = pd.Series({"map": "faithful", "replaced": 0.2, "replaced_low": 0.1, "r
 
 def found_at(low, high):
     """A table of `associations` whose rows all have this interval."""
-    return pd.DataFrame([{"what": what, "label": "all", "rho": (low + high) / 2, "low": low, "high": high, "slides": 9}
-                         for what in WHAT])
+    return pd.DataFrame(
+        [
+            {"what": what, "label": "all", "rho": (low + high) / 2, "low": low, "high": high, "slides": 9}
+            for what in WHAT
+        ]
+    )
 
 
 def between_at(low, high):
-    return pd.DataFrame([{"scale": 10, "positive": 0.5, "others": 0.5 - (low + high) / 2,
-                          "difference": (low + high) / 2, "low": low, "high": high}])
+    return pd.DataFrame(
+        [
+            {
+                "scale": 10,
+                "positive": 0.5,
+                "others": 0.5 - (low + high) / 2,
+                "difference": (low + high) / 2,
+                "low": low,
+                "high": high,
+            }
+        ]
+    )
 
 
-@pytest.mark.parametrize("low, high, higher, lower", [
-    (0.1, 0.3, "held", "not held"), (-0.1, 0.3, "not shown", "not shown"), (-0.3, -0.1, "not held", "held"),
-    (0.0, 0.0, "not shown", "not shown"), (np.nan, np.nan, "not shown", "not shown")])
+@pytest.mark.parametrize(
+    "low, high, higher, lower",
+    [
+        (0.1, 0.3, "held", "not held"),
+        (-0.1, 0.3, "not shown", "not shown"),
+        (-0.3, -0.1, "not held", "held"),
+        (0.0, 0.0, "not shown", "not shown"),
+        (np.nan, np.nan, "not shown", "not shown"),
+    ],
+)
 def test_verdicts_turn_with_the_interval_and_with_what_is_claimed(low, high, higher, lower):
     found, between = found_at(low, high), between_at(low, high)
     up = claims_table(found, between, "X", "LUSC", QUALITY, higher=True)
@@ -182,9 +230,16 @@ def test_verdicts_turn_with_the_interval_and_with_what_is_claimed(low, high, hig
         assert table.verdict[table.claim == "Low-scoring tiles hold the lymphocytes"].item() == lower
 
 
-@pytest.mark.parametrize("word, verdict", [
-    ("faithful", "held"), ("misleading", "not held"), ("not shown to be faithful", "not shown"),
-    ("faithful but not learned", "not shown"), ("constant", "not shown")])
+@pytest.mark.parametrize(
+    "word, verdict",
+    [
+        ("faithful", "held"),
+        ("misleading", "not held"),
+        ("not shown to be faithful", "not shown"),
+        ("faithful but not learned", "not shown"),
+        ("constant", "not shown"),
+    ],
+)
 def test_a_map_that_is_not_faithful_is_said_to_be_none(word, verdict):
     table = claims_table(found_at(0.1, 0.3), between_at(0.1, 0.3), "X", "b", QUALITY.replace("faithful", word), True)
     assert table.verdict.iloc[-1] == verdict and f"map {word};" in table.number.iloc[-1]
@@ -195,8 +250,10 @@ def test_the_studys_checklist_takes_the_claims_as_they_are(tmp_path):
     table = claims_table(found_at(-0.3, -0.1), between_at(0.1, 0.3), "X", "b", QUALITY, higher=True)
     save_table(table, tmp_path, "07_claims")
     last = claims(tmp_path).tail(len(table))
-    assert last[["claim", "verdict", "number"]].to_numpy().tolist() == \
-        table[["claim", "verdict", "number"]].to_numpy().tolist()
+    assert (
+        last[["claim", "verdict", "number"]].to_numpy().tolist()
+        == table[["claim", "verdict", "number"]].to_numpy().tolist()
+    )
     assert set(last["tested in"]) == {"07_interpret"}
 
 
@@ -217,9 +274,18 @@ def tiled(home, cohort, k):
 @pytest.fixture
 def study(tmp_path):
     """(store, cohort) of two small slides with six tiles each."""
-    cohort = pd.DataFrame([{"slide_id": name, "patient_id": name, "label": label, "mpp": 0.0,
-                            "path": str(make_slide(tmp_path / f"{name}.svs", 900, 800, seed=seed, coverage=0.9))}
-                           for seed, (name, label) in enumerate((("007", "a"), ("s2", "b")))])
+    cohort = pd.DataFrame(
+        [
+            {
+                "slide_id": name,
+                "patient_id": name,
+                "label": label,
+                "mpp": 0.0,
+                "path": str(make_slide(tmp_path / f"{name}.svs", 900, 800, seed=seed, coverage=0.9)),
+            }
+            for seed, (name, label) in enumerate((("007", "a"), ("s2", "b")))
+        ]
+    )
     return tiled(tmp_path / "study", cohort, 6), cohort
 
 
@@ -277,10 +343,16 @@ def test_other_tiles_or_another_mpp_are_segmented_again(study, segmented):
 
 
 def test_the_studys_mpp_leaves_the_nuclei_of_slides_that_say_theirs_as_they_are(tmp_path):
-    made = {name: make_slide(tmp_path / f"{name}.svs", 900, 800, seed=3, coverage=0.9, objective=None, mpp=mpp)
-            for name, mpp in (("says", 0.25), ("silent", None))}
-    cohort = pd.DataFrame([{"slide_id": name, "patient_id": name, "label": "a", "mpp": 0.0, "path": str(path)}
-                           for name, path in made.items()])
+    made = {
+        name: make_slide(tmp_path / f"{name}.svs", 900, 800, seed=3, coverage=0.9, objective=None, mpp=mpp)
+        for name, mpp in (("says", 0.25), ("silent", None))
+    }
+    cohort = pd.DataFrame(
+        [
+            {"slide_id": name, "patient_id": name, "label": "a", "mpp": 0.0, "path": str(path)}
+            for name, path in made.items()
+        ]
+    )
     store = Store(tmp_path / "study", 64, (10, 20))
     tile_cohort(store, cohort, k=6, mpp=0.5, workers=1, report=silent)
     found = nuclei_of(store, cohort, mpp=0.5).set_index("slide_id")
@@ -290,10 +362,17 @@ def test_the_studys_mpp_leaves_the_nuclei_of_slides_that_say_theirs_as_they_are(
         np.testing.assert_allclose(found.loc[name, list(WHAT)], own[list(WHAT)], rtol=1e-5)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda text: "", lambda text: "not,a\ntable", lambda text: text[:len(text) // 2],
-    lambda text: text[:text.rstrip().rindex("\n") + 1],  # whole rows, one less
-    lambda text: "\0\xff" * 50], ids=["empty", "other", "half", "a row less", "bytes"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: "not,a\ntable",
+        lambda text: text[: len(text) // 2],
+        lambda text: text[: text.rstrip().rindex("\n") + 1],  # whole rows, one less
+        lambda text: "\0\xff" * 50,
+    ],
+    ids=["empty", "other", "half", "a row less", "bytes"],
+)
 def test_a_damaged_table_is_made_again(study, segmented, spoil):
     store, cohort = study
     whole = nuclei_of(store, cohort)

@@ -76,6 +76,7 @@ def test_black_padding_is_neither_stain_nor_tissue(demo, tmp_path):
 
 # ---- the pieces, against independent formulas -----------------------------------------------------------------------
 
+
 def test_haematoxylin_is_that_of_skimage_in_decadic_units(demo):
     np.testing.assert_allclose(haematoxylin(demo[0]), 6 * rgb2hed(demo[0])[..., 0], atol=1e-5)
 
@@ -107,8 +108,8 @@ def test_measurements_agree_with_regionprops(demo):
 
 def test_panoptic_by_hand():
     true, found = np.zeros((10, 20), int), np.zeros((10, 20), int)
-    true[:4, :5], true[:4, 10:14], true[6:, 10:14] = 1, 2, 3   # 20, 16 and 16 pixels
-    found[:4, :4], found[:4, 12:16], found[8:, :2] = 4, 1, 2   # shares 16 of 20; 8 of 24; nothing
+    true[:4, :5], true[:4, 10:14], true[6:, 10:14] = 1, 2, 3  # 20, 16 and 16 pixels
+    found[:4, :4], found[:4, 12:16], found[8:, :2] = 4, 1, 2  # shares 16 of 20; 8 of 24; nothing
     got = panoptic(true, found)
     assert got["sq"] == pytest.approx(0.8) and got["f1"] == pytest.approx(2 / 6)
     assert got["pq"] == pytest.approx(0.8 / 3) and got["dice"] == pytest.approx(2 * 24 / (52 + 36))
@@ -133,6 +134,7 @@ def test_panoptic_is_that_of_all_pairs_of_masks(demo):
 
 # ---- painted nuclei -------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.46, 1.0])
 @pytest.mark.parametrize("radius", [3.0, 5.0])
 def test_discs_are_counted_and_measured_at_any_mpp(mpp, radius):
@@ -149,8 +151,10 @@ def test_discs_are_counted_and_measured_at_any_mpp(mpp, radius):
 
 def test_half_the_pixels_at_twice_the_mpp_are_the_same_nuclei(demo):
     tile = demo[0]
-    fine, coarse = (measure(segment(t, mpp), t, mpp) for t, mpp in
-                    ((tile, 0.5), (cv2.resize(tile, (256, 256), interpolation=cv2.INTER_AREA), 1.0)))
+    fine, coarse = (
+        measure(segment(t, mpp), t, mpp)
+        for t, mpp in ((tile, 0.5), (cv2.resize(tile, (256, 256), interpolation=cv2.INTER_AREA), 1.0))
+    )
     assert len(coarse) == pytest.approx(len(fine), rel=0.1)
     assert coarse.area_um2.median() == pytest.approx(fine.area_um2.median(), rel=0.1)
 
@@ -225,6 +229,7 @@ def test_a_cut_nucleus_counts_half_so_that_tiling_does_not_change_the_density(de
 
 
 # ---- the demo's truth, a slide, real fields -------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("mpp", [0.5, 1.0])
 def test_the_nuclei_of_a_demo_slide(demo, mpp):

@@ -28,8 +28,14 @@ from tests.slides.pyramids import make_slide
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, SIZE = {10: 512, 20: 256}, (1536, 1280)
-ROWS = [(10, 0, 0, 0.0), (10, 1024, 0, 1.0), (10, 512, 512, 0.5),
-        (20, 256, 0, 1.0), (20, 1024, 256, 0.0), (20, 700, 1000, 0.5)]
+ROWS = [
+    (10, 0, 0, 0.0),
+    (10, 1024, 0, 1.0),
+    (10, 512, 512, 0.5),
+    (20, 256, 0, 1.0),
+    (20, 1024, 256, 0.0),
+    (20, 700, 1000, 0.5),
+]
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +120,10 @@ def test_a_kernel_is_watched_when_questions_are_answered():
 
 
 def test_an_executed_notebook_keeps_the_figure():
-    cells = ["from matplotlib.figure import Figure\nfrom dmsmil.interpret.viewer import watched, zoomable",
-             "zoomable({}, None, 'the figure'), watched()"]
+    cells = [
+        "from matplotlib.figure import Figure\nfrom dmsmil.interpret.viewer import watched, zoomable",
+        "zoomable({}, None, 'the figure'), watched()",
+    ]
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, resources={"metadata": {"path": ROOT}}).execute()
     assert notebook.cells[1].outputs[0]["data"]["text/plain"] == "('the figure', False)"
@@ -171,8 +179,15 @@ def laboratory(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
-              "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    places = (
+        "HOME",
+        "IPYTHONDIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "JUPYTERLAB_SETTINGS_DIR",
+        "JUPYTERLAB_WORKSPACES_DIR",
+    )
     home = {place: str(folder / place.lower()) for place in places}
     for place in home.values():
         Path(place).mkdir()
@@ -182,11 +197,24 @@ def laboratory(folder):
     log = folder / "lab.log"
     with log.open("w") as said:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
-             f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1",
-             "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
-             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-            stdout=said, stderr=said, env=os.environ | home | {"PYTHONPATH": str(ROOT)})
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                f"--ServerApp.root_dir={folder}",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                "--ServerApp.ip=127.0.0.1",
+                "--IdentityProvider.token=",
+                "--LabApp.expose_app_in_browser=True",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            ],
+            stdout=said,
+            stderr=said,
+            env=os.environ | home | {"PYTHONPATH": str(ROOT)},
+        )
 
     def answers():
         assert server.poll() is None, log.read_text()[-2000:]
@@ -204,10 +232,12 @@ def laboratory(folder):
 @browser.needed
 @pytest.mark.xdist_group("browser")
 def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
-    cells = ["import pandas as pd\nfrom dmsmil.interpret.viewer import zoomable",
-             f"view = {view_of(str(slide))}",
-             f"scores = pd.DataFrame({ROWS}, columns=['scale', 'x', 'y', 'normalised'])",
-             "zoomable(view, scores, 'no viewer')"]
+    cells = [
+        "import pandas as pd\nfrom dmsmil.interpret.viewer import zoomable",
+        f"view = {view_of(str(slide))}",
+        f"scores = pd.DataFrame({ROWS}, columns=['scale', 'x', 'y', 'normalised'])",
+        "zoomable(view, scores, 'no viewer')",
+    ]
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "nb.ipynb")
@@ -226,7 +256,7 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
             x, y = (round(n / 2 + zoom * (p - s / 2)) for n, p, s in zip((width, height), point, SIZE))
             *colour, alpha = at(laid, *point)
             share = opacity * alpha / 255
-            shown = picture[y - 8:y + 8, x - 8:x + 8].mean((0, 1))
+            shown = picture[y - 8 : y + 8, x - 8 : x + 8].mean((0, 1))
             if np.abs(shown - (share * np.array(colour) + (1 - share) * under)).max() > 8:
                 return False
         return True
@@ -237,19 +267,24 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
         page.until(f"!!document.querySelector('{canvas}')")
         browser.until(lambda: seen(10, 0.6), "the slide with its scores at 10x")
         page.photograph(tmp_path / "10x.png")
-        page.js("(s => (s.selectedIndex = 1, s.dispatchEvent(new Event('change', {bubbles: true}))))"
-                "(document.querySelector('.jp-OutputArea select'))")
+        page.js(
+            "(s => (s.selectedIndex = 1, s.dispatchEvent(new Event('change', {bubbles: true}))))"
+            "(document.querySelector('.jp-OutputArea select'))"
+        )
         browser.until(lambda: seen(20, 0.6), "its scores at 20x")
         page.photograph(tmp_path / "20x.png")
         page.key(".jp-OutputArea .noUi-handle", "Home", 36)
         browser.until(lambda: seen(20, 0), "the bare slide")
         fits = page.js("document.querySelector('.islide-readout').textContent")
         page.wheel(canvas, -240)
-        zoomed = page.until("(t => t != " + json.dumps(fits) + " && t)"
-                            "(document.querySelector('.islide-readout').textContent)")
+        zoomed = page.until(
+            "(t => t != " + json.dumps(fits) + " && t)(document.querySelector('.islide-readout').textContent)"
+        )
         assert float(zoomed.split("×")[0]) > float(fits.split("×")[0])
-        assert page.js("[...document.querySelectorAll('.jp-OutputArea .widget-label')]"
-                       ".every(label => label.scrollWidth <= label.clientWidth)"), "a label is clipped"
+        assert page.js(
+            "[...document.querySelectorAll('.jp-OutputArea .widget-label')]"
+            ".every(label => label.scrollWidth <= label.clientWidth)"
+        ), "a label is clipped"
         assert [error for error in page.errors if "islide" in error or "widget" in error] == []
         page.js("void setTimeout(() => { throw new Error('a broken widget') })")
         browser.until(lambda: page.js("1") and any("a broken widget" in e for e in page.errors), "an error on purpose")
@@ -257,10 +292,12 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
 
 def test_a_slider_shows_a_figure_for_each_value_to_a_person():
     """In a kernel whose questions are answered: a picture comes with the widget, and another when the slider moves."""
-    code = ("from functools import partial\nfrom matplotlib import pyplot as plt\n"
-            "from dmsmil.interpret.viewer import slider\ndef draw(title, bars):\n"
-            "    figure = plt.figure(figsize=(1, 1))\n    plt.bar(range(bars), 1)\n"
-            "    plt.close(figure)\n    return figure\nbox = slider(partial(draw, 'b'), bars=[2, 1, 3])")
+    code = (
+        "from functools import partial\nfrom matplotlib import pyplot as plt\n"
+        "from dmsmil.interpret.viewer import slider\ndef draw(title, bars):\n"
+        "    figure = plt.figure(figsize=(1, 1))\n    plt.bar(range(bars), 1)\n"
+        "    plt.close(figure)\n    return figure\nbox = slider(partial(draw, 'b'), bars=[2, 1, 3])"
+    )
     manager, client = start_new_kernel(kernel_name="python3")
     try:
         seen = []
@@ -268,8 +305,7 @@ def test_a_slider_shows_a_figure_for_each_value_to_a_person():
             client.execute_interactive(cell, allow_stdin=True, timeout=120, output_hook=seen.append)
         options = client.execute_interactive("", user_expressions={"o": "box.children[0].options"}, allow_stdin=True)
         assert options["content"]["user_expressions"]["o"]["data"]["text/plain"] == "(1, 2, 3)"
-        pictures = [m["content"]["data"]["image/png"] for m in seen
-                    if "image/png" in m["content"].get("data", {})]
+        pictures = [m["content"]["data"]["image/png"] for m in seen if "image/png" in m["content"].get("data", {})]
         assert len(set(pictures)) == 2
     finally:
         client.stop_channels()

@@ -38,9 +38,11 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_a_killed_writer_leaves_no_file_of_that_name(tmp_path):
-    code = ("import os, signal; from dmsmil.jobs.files import atomic\n"
-            f"with atomic({str(tmp_path / 'x.csv')!r}) as t:\n"
-            "    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
+    code = (
+        "import os, signal; from dmsmil.jobs.files import atomic\n"
+        f"with atomic({str(tmp_path / 'x.csv')!r}) as t:\n"
+        "    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert not (tmp_path / "x.csv").exists()
 
@@ -82,8 +84,12 @@ with atomic(sys.argv[1]) as temporary:
 def test_what_a_kill_left_is_swept_and_a_living_writers_file_is_not(tmp_path):
     folder = tmp_path / "features/20x"
     folder.mkdir(parents=True)
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(folder / name)], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE) for name in ("dead.h5", "living.h5")]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for name in ("dead.h5", "living.h5")
+    ]
     assert [writer.stdout.readline() for writer in writers] == [b"writing\n"] * 2
     writers[0].kill()
     writers[0].wait()
@@ -97,7 +103,7 @@ def test_what_a_kill_left_is_swept_and_a_living_writers_file_is_not(tmp_path):
 
 def test_another_machines_temporary_goes_only_when_nobody_wrote_to_it_for_a_week(tmp_path):
     running = temporary_path(tmp_path / "03.ipynb")
-    there = [tmp_path / f".x{i}.h5.0123abcd.{2 ** 22 + i}.tmp" for i in range(2)]
+    there = [tmp_path / f".x{i}.h5.0123abcd.{2**22 + i}.tmp" for i in range(2)]
     others = [tmp_path / name for name in (".x.h5.tmp", "x.0123abcd.1.tmp", ".a.b.tmp", ".x.0123abcd.1.tmp.part")]
     for path in [running, *there, *others]:
         path.touch()

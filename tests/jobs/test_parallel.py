@@ -92,8 +92,10 @@ def test_initializer_reaches_every_worker(workers):
 
 
 def test_workers_of_a_killed_study_leave_with_it():
-    code = ("import time\nfrom dmsmil.jobs.parallel import run_units\n"
-            "print('go', flush=True)\nlist(run_units(time.sleep, {'a': (60,), 'b': (60,)}, 2))")
+    code = (
+        "import time\nfrom dmsmil.jobs.parallel import run_units\n"
+        "print('go', flush=True)\nlist(run_units(time.sleep, {'a': (60,), 'b': (60,)}, 2))"
+    )
     study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     study.stdout.readline()
     limit = time.monotonic() + 30
@@ -143,8 +145,15 @@ def dask_cli(tmp_path):
 
     def start(*words):
         with open(tmp_path / f"dask-{len(started)}.log", "w") as log:
-            started.append(subprocess.Popen([sys.executable, "-m", "dask", *map(str, words)], cwd=tmp_path, env=env,
-                                            stdout=log, stderr=subprocess.STDOUT))
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *map(str, words)],
+                    cwd=tmp_path,
+                    env=env,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
         return started[-1]
 
     yield start
@@ -295,9 +304,11 @@ def test_what_is_no_scheduler_is_one_line(tmp_path):
 
 
 def test_dask_is_imported_only_when_asked_for():
-    code = ("import sys; import dmsmil.training.fit, dmsmil.features.stages; "
-            "from dmsmil.jobs.parallel import run_units; list(run_units(str, {'a': (1,)})); "
-            "sys.exit('distributed' in sys.modules)")
+    code = (
+        "import sys; import dmsmil.training.fit, dmsmil.features.stages; "
+        "from dmsmil.jobs.parallel import run_units; list(run_units(str, {'a': (1,)})); "
+        "sys.exit('distributed' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,10 +8,38 @@ from markdown_it import MarkdownIt
 
 from dmsmil.jobs.text import as_written
 
-ODD = ["<img src=x onerror=alert(1)>", "a|b", "$x$ *b* _c_", "50 %", "癌", "a & b &amp; &#60;", "`code` ``more``",
-       "**bold** __bold__ ***", "~~gone~~ ~x~", "[a](b) [c][d] [e]: f ![g](h)", "# head", "> said", "- item", "+ item",
-       "1. first", "2) second", "% comment", "<!-- x --> <?php ?> </b>", "<http://x.y>", "{role}`x`", "---", "***",
-       "___", "back\\slash \\* \\", "_x __y z_", "a * b", "5*", "~~~", "```", "<script>alert(1)</script>"]
+ODD = [
+    "<img src=x onerror=alert(1)>",
+    "a|b",
+    "$x$ *b* _c_",
+    "50 %",
+    "癌",
+    "a & b &amp; &#60;",
+    "`code` ``more``",
+    "**bold** __bold__ ***",
+    "~~gone~~ ~x~",
+    "[a](b) [c][d] [e]: f ![g](h)",
+    "# head",
+    "> said",
+    "- item",
+    "+ item",
+    "1. first",
+    "2) second",
+    "% comment",
+    "<!-- x --> <?php ?> </b>",
+    "<http://x.y>",
+    "{role}`x`",
+    "---",
+    "***",
+    "___",
+    "back\\slash \\* \\",
+    "_x __y z_",
+    "a * b",
+    "5*",
+    "~~~",
+    "```",
+    "<script>alert(1)</script>",
+]
 
 
 def read(html):
@@ -22,8 +50,11 @@ def read(html):
 @pytest.mark.parametrize("around", ["{}", "- {} is best", "- the best is {}, of 3", "- **{}**: so"])
 def test_odd_names_read_as_they_were_written(name, around):
     """CommonMark, tables and struck words, HTML allowed, as Jupyter and the book have it."""
-    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(
-        around.format(as_written(name)))
+    html = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable(["table", "strikethrough"])
+        .render(around.format(as_written(name)))
+    )
     plain = around.removeprefix("- ").replace("**", "")
     assert read(re.sub("</?strong>", "", html)) == " ".join(plain.format(name).split())
 
@@ -34,9 +65,19 @@ def test_a_cell_of_a_table_stays_a_cell(name):
     assert [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", html)] == [name, "c"]
 
 
-@pytest.mark.parametrize("name", [
-    "DMSMIL", "HAG-MIL 20x, hidden_dims=[128, 192], size=[64, 32], 8 epochs", "p < 0.001", "lobular-like", "R & D",
-    "0.869 ± 0.129 [0.67, 0.97]", "a > b", "DMSMIL is better by 0.1 AUC [0.05, 0.15], corrected p = 0.02."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DMSMIL",
+        "HAG-MIL 20x, hidden_dims=[128, 192], size=[64, 32], 8 epochs",
+        "p < 0.001",
+        "lobular-like",
+        "R & D",
+        "0.869 ± 0.129 [0.67, 0.97]",
+        "a > b",
+        "DMSMIL is better by 0.1 AUC [0.05, 0.15], corrected p = 0.02.",
+    ],
+)
 def test_usual_names_stay_as_they_are(name):
     assert as_written(name) == name
 

@@ -63,13 +63,13 @@ class NaiveBranch(nn.Module):
         """Eq. (3)-(8): maps (N, d, H, W), tissue (N, 1, H, W) -> the output of every cell that is not empty."""
         m, u = self.heads, self.points
         number, d, height, width = maps.shape
-        x = maps.flatten(2).transpose(1, 2)[:, :int(tissue[0].sum())]  # (N, Q, d)
+        x = maps.flatten(2).transpose(1, 2)[:, : int(tissue[0].sum())]  # (N, Q, d)
         z = self.query(x)
         planned = self.plan(F.layer_norm(z, (d,)) if self.options["query"] == "norm" else z)
-        offset = planned[..., :2 * m * u].reshape(number, -1, m, u, 2)
+        offset = planned[..., : 2 * m * u].reshape(number, -1, m, u, 2)
         offset = torch.tanh(self.options["offset_lr"] * offset) * (u + 1 if self.options["offset"] == "cells" else 1)
         row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        reference = torch.stack([column, row], -1).reshape(-1, 2)[:x.shape[1], None, None]
+        reference = torch.stack([column, row], -1).reshape(-1, 2)[: x.shape[1], None, None]
         where = (reference + offset).flatten(2, 3)  # (N, Q, M U, 2)
         sampled = read(maps, tissue, where).permute(0, 2, 3, 1).unflatten(2, (m, u))  # eq. (5): (N, Q, M, U, d)
 
@@ -80,7 +80,7 @@ class NaiveBranch(nn.Module):
         if self.options["attention"] == "dot":
             logits = (z.view(number, -1, m, 1, d // m) * heads(self.key)).sum(-1) / math.sqrt(d // m)  # (N, Q, M, U)
         else:
-            logits = planned[..., 2 * m * u:].reshape(number, -1, m, u)
+            logits = planned[..., 2 * m * u :].reshape(number, -1, m, u)
         if self.options["softmax"] == "all":
             attention = logits.flatten(2).softmax(-1).view_as(logits)
         else:
@@ -171,8 +171,11 @@ class NaiveDMSMIL(nn.Module):
 
     def loss(self, logits, transported, labels):
         """L_ot + lam L_ce; L_ot by `ot.emd2`, slide by slide."""
-        distances = [torch.stack([self.distance(a, b) for a, b in zip(scales, scales[1:])]).mean()
-                     for scales in transported if self.options["ot"] != "none"]
+        distances = [
+            torch.stack([self.distance(a, b) for a, b in zip(scales, scales[1:])]).mean()
+            for scales in transported
+            if self.options["ot"] != "none"
+        ]
         ce = F.cross_entropy(logits, labels)
         return (torch.stack(distances).mean() if distances else 0) + self.options["lam"] * ce
 
@@ -187,11 +190,12 @@ class NaiveDMSMIL(nn.Module):
             return (x - y).norm(dim=1).mean()
         cost = torch.cdist(x, y)
         if self.options["ot"] == "squared":
-            cost = cost ** 2
+            cost = cost**2
         a, b = ot.unif(len(x), type_as=x), ot.unif(len(y), type_as=y)
         if self.options["ot"] == "entropic":
-            plan = ot.sinkhorn(a, b, cost.detach(), 0.05 * cost.mean().item(), method="sinkhorn_log",
-                               numItermax=2000, stopThr=1e-6)
+            plan = ot.sinkhorn(
+                a, b, cost.detach(), 0.05 * cost.mean().item(), method="sinkhorn_log", numItermax=2000, stopThr=1e-6
+            )
             return (plan * cost).sum()
         return ot.emd2(a, b, cost)
 
@@ -223,9 +227,15 @@ def compare(batch=1, rounds=20, tiles=200, in_dim=2048, seed=0, **options):
     torch.manual_seed(seed)
     model = create("dmsmil", in_dim, 2, **options)
     naive = NaiveDMSMIL.like(model, **options)
-    runs = {"naive": (step_naive, naive, torch.optim.Adam(naive.parameters(), lr=1e-4), {}),
-            "dmsmil": (step, model, torch.optim.Adam(model.parameters(), lr=1e-4, fused=True), {
-                "geometry": model.geometry(torch.ones(batch, 2, tiles, dtype=torch.bool))})}
+    runs = {
+        "naive": (step_naive, naive, torch.optim.Adam(naive.parameters(), lr=1e-4), {}),
+        "dmsmil": (
+            step,
+            model,
+            torch.optim.Adam(model.parameters(), lr=1e-4, fused=True),
+            {"geometry": model.geometry(torch.ones(batch, 2, tiles, dtype=torch.bool))},
+        ),
+    }
     seconds = {name: [] for name in runs}
     prototypes = torch.rand(8, in_dim)
     for _ in range(rounds):

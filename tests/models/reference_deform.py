@@ -34,10 +34,14 @@ def core_errors(npz):
     core = (sampled * tensor(npz, "in/attention_weights")[..., 0, :, None]).sum(-2).flatten(2)
     loss = core.square().mean()
     loss.backward()
-    return {"core": worst(core, npz["out/core"]),
-            "loss/core_mean_square": worst(loss, npz["out/loss/core_mean_square"]),
-            **{f"gradin/core_mean_square/{name}": worst(leaf.grad, npz[f"gradin/core_mean_square/{name}"])
-               for name, leaf in (("value", value), ("sampling_locations", location))}}
+    return {
+        "core": worst(core, npz["out/core"]),
+        "loss/core_mean_square": worst(loss, npz["out/loss/core_mean_square"]),
+        **{
+            f"gradin/core_mean_square/{name}": worst(leaf.grad, npz[f"gradin/core_mean_square/{name}"])
+            for name, leaf in (("value", value), ("sampling_locations", location))
+        },
+    }
 
 
 def module_errors(npz):
@@ -57,8 +61,15 @@ def module_errors(npz):
     maps = full_maps(height + 4, width + 4, (1, number), None)
     index, weight = (part[0] for part in corners(where[None, ..., 0], where[None, ..., 1], maps))
     mass = attention[..., None] * weight / queries
-    w = torch.stack([torch.zeros(number, (height + 4) * (width + 4), dtype=torch.float64)
-                     .scatter_add(1, index[:, :, m].flatten(1), mass[:, :, m].flatten(1)) for m in range(heads)], 1)
+    w = torch.stack(
+        [
+            torch.zeros(number, (height + 4) * (width + 4), dtype=torch.float64).scatter_add(
+                1, index[:, :, m].flatten(1), mass[:, :, m].flatten(1)
+            )
+            for m in range(heads)
+        ],
+        1,
+    )
     w = w * framed(torch.ones(number, queries, dtype=torch.float64), height, width, 2)[:, None]
     pooled = layer.mix((w @ framed(tokens, height, width, 2))[None], w.sum(-1)[None])[0]
     return {"module, mean over queries": worst(pooled, npz["out/module"].mean(1))}
@@ -72,7 +83,7 @@ def check_dat(npz):
         for parameter in layer.parameters():
             parameter.zero_()
         layer.query.weight[0] = torch.eye(2 * groups)
-        layer.plan.weight[0, :, :2 * groups] = torch.eye(2 * groups)
+        layer.plan.weight[0, :, : 2 * groups] = torch.eye(2 * groups)
     raw = tensor(npz, "out/conv_offset_output").view(-1, groups, 2, height * width)  # channels (y, x)
     x = raw.flip(2).permute(0, 3, 1, 2).flatten(2)[None]  # (1, N, H W, groups * (x, y))
     samples = layer.sample(x, full_maps(height, width, (1, x.shape[1]), None))

@@ -21,9 +21,17 @@ def under(theirs: str, ours: str, names: dict) -> dict:
 
 
 TRANSMIL = {
-    "_fc1.0": "project", "cls_token": "token", "layer1.norm": "norm1", "layer2.norm": "norm2", "norm": "norm",
-    "pos_layer.proj": "position.conv7", "pos_layer.proj1": "position.conv5", "pos_layer.proj2": "position.conv3",
-    "_fc2": "classifier", **under("layer1.attn", "attention1", NYSTROM), **under("layer2.attn", "attention2", NYSTROM),
+    "_fc1.0": "project",
+    "cls_token": "token",
+    "layer1.norm": "norm1",
+    "layer2.norm": "norm2",
+    "norm": "norm",
+    "pos_layer.proj": "position.conv7",
+    "pos_layer.proj1": "position.conv5",
+    "pos_layer.proj2": "position.conv3",
+    "_fc2": "classifier",
+    **under("layer1.attn", "attention1", NYSTROM),
+    **under("layer2.attn", "attention2", NYSTROM),
 }
 
 
@@ -31,8 +39,9 @@ def lamil_names(depth: int, width: int) -> dict:
     """LA-MIL and GA-MIL: theirs has q, k, v apart in one and joined in the other, ours joined in both."""
     names = {"fc1": "project", "mlp_head": "classifier"}
     for i in range(depth):
-        names |= under(f"layers.{i}", f"layers.{i}", {
-            "O": "out", "attn.to_qkv": "to_qkv", "attn.to_out.0": "out", "norm": None})
+        names |= under(
+            f"layers.{i}", f"layers.{i}", {"O": "out", "attn.to_qkv": "to_qkv", "attn.to_out.0": "out", "norm": None}
+        )
         for j, name in enumerate("QKV"):
             names[f"layers.{i}.attention.{name}"] = (f"layers.{i}.to_qkv", slice(j * width, (j + 1) * width))
     return names
@@ -43,57 +52,111 @@ def hagmil_names(blocks: int, n_classes: int) -> dict:
     for c in range(n_classes):
         names[f"instance_classifiers.{c}"] = ("instance_classifiers", slice(2 * c, 2 * c + 2))
     for j in range(blocks):
-        names |= under(f"layers.{j}", f"blocks.{j}", {
-            "fc": "project", "norm": "norm", "layer.norm": "attention_norm", "layer.residual_attn.omega": None,
-            "layer_map_to_final": "to_final", "attention_net.0": "instance.0",
-            "attention_net.3.attention_a.0": "score.V", "attention_net.3.attention_b.0": "score.U",
-            "attention_net.3.attention_c": "score.w",
-            **under("layer.attn", "attention", NYSTROM)})
+        names |= under(
+            f"layers.{j}",
+            f"blocks.{j}",
+            {
+                "fc": "project",
+                "norm": "norm",
+                "layer.norm": "attention_norm",
+                "layer.residual_attn.omega": None,
+                "layer_map_to_final": "to_final",
+                "attention_net.0": "instance.0",
+                "attention_net.3.attention_a.0": "score.V",
+                "attention_net.3.attention_b.0": "score.U",
+                "attention_net.3.attention_c": "score.w",
+                **under("layer.attn", "attention", NYSTROM),
+            },
+        )
     return names
 
 
 def hifuse_names(depth: int) -> dict:
     names = {
-        "stem_l": "stem_local", "stem_g.proj": "stem_global.0", "stem_g.norm": "stem_global.1", "norm": "norm",
-        "down.0": "down_local", "glob.1.downsample.norm": "down_global.0", "head": "classifier",
-        "glob.1.downsample.reduction": "down_global.1", "fu.1.Updim.conv": "fusion.1.before",
-        "fu.1.Updim.bn": "fusion.1.before_norm"}
+        "stem_l": "stem_local",
+        "stem_g.proj": "stem_global.0",
+        "stem_g.norm": "stem_global.1",
+        "norm": "norm",
+        "down.0": "down_local",
+        "glob.1.downsample.norm": "down_global.0",
+        "head": "classifier",
+        "glob.1.downsample.reduction": "down_global.1",
+        "fu.1.Updim.conv": "fusion.1.before",
+        "fu.1.Updim.bn": "fusion.1.before_norm",
+    }
     for stage in range(2):
         for i in range(depth):
-            names |= under(f"local.{stage}.{i}", f"local.{stage}.{i}", {
-                "dwconv": "conv", "norm": "norm", "pwconv": "point"})
-            names |= under(f"glob.{stage}.blocks.{i}", f"glob.{stage}.{i}", {
-                "norm1": "norm", "norm2": None, "attn.relative_position_index": None, "attn.qkv": "qkv",
-                "attn.relative_position_bias_table": "position", "attn.proj": "out", "fc1": "point"})
+            names |= under(
+                f"local.{stage}.{i}", f"local.{stage}.{i}", {"dwconv": "conv", "norm": "norm", "pwconv": "point"}
+            )
+            names |= under(
+                f"glob.{stage}.blocks.{i}",
+                f"glob.{stage}.{i}",
+                {
+                    "norm1": "norm",
+                    "norm2": None,
+                    "attn.relative_position_index": None,
+                    "attn.qkv": "qkv",
+                    "attn.relative_position_bias_table": "position",
+                    "attn.proj": "out",
+                    "fc1": "point",
+                },
+            )
         join, norm, unused = ("W3", "norm1", ("W", "norm2")) if stage else ("W", "norm2", ("Updim", "W3", "norm1"))
-        names |= under(f"fu.{stage}", f"fusion.{stage}", {
-            "se": "squeeze", "spatial.conv": "spatial", "spatial.bn": "spatial_norm", "W_l.conv": "local",
-            "W_l.bn": "local_norm", "W_g.conv": "glob", "W_g.bn": "glob_norm", norm: "join_norm",
-            f"{join}.conv": "join", f"{join}.bn": "joined_norm", "norm3": "norm", "residual.conv1.conv": "mix",
-            "residual.bn1": "mix_norm", "residual.conv2.conv": "widen", "residual.conv3.conv": "narrow",
-            "residual.conv3.bn": "narrow_norm", **dict.fromkeys(unused)})
+        names |= under(
+            f"fu.{stage}",
+            f"fusion.{stage}",
+            {
+                "se": "squeeze",
+                "spatial.conv": "spatial",
+                "spatial.bn": "spatial_norm",
+                "W_l.conv": "local",
+                "W_l.bn": "local_norm",
+                "W_g.conv": "glob",
+                "W_g.bn": "glob_norm",
+                norm: "join_norm",
+                f"{join}.conv": "join",
+                f"{join}.bn": "joined_norm",
+                "norm3": "norm",
+                "residual.conv1.conv": "mix",
+                "residual.bn1": "mix_norm",
+                "residual.conv2.conv": "widen",
+                "residual.conv3.conv": "narrow",
+                "residual.conv3.bn": "narrow_norm",
+                **dict.fromkeys(unused),
+            },
+        )
     return names
 
 
 def amgcfn_names() -> dict:
     names = {
-        "feat_in": "nodes", "BN_GCN": "node_norm", "GCN_Multihead.LayerNorm": "graph_norm",
-        "cross.conv1_spatial": "cross.conv1", "cross.conv2_spatial": "cross.conv2", "GCN_fc_out": "classifier_graph",
-        "CNN_fc_out": "classifier_image", "Cross_fc_out": "classifier",
+        "feat_in": "nodes",
+        "BN_GCN": "node_norm",
+        "GCN_Multihead.LayerNorm": "graph_norm",
+        "cross.conv1_spatial": "cross.conv1",
+        "cross.conv2_spatial": "cross.conv2",
+        "GCN_fc_out": "classifier_graph",
+        "CNN_fc_out": "classifier_image",
+        "Cross_fc_out": "classifier",
         **{f"GCN_Multihead.{name}": name for name in ("query", "key", "value", "dense")},
-        **{f"CNN_Multihead.attn_conv{j}": ("gate", j) for j in range(6)}}
+        **{f"CNN_Multihead.attn_conv{j}": ("gate", j) for j in range(6)},
+    }
     for i in range(3):
         names[f"BN_GCN{i + 1}"] = f"graph.{i}.norm"
         for j in range(2):
             names[f"GCNBlock{i + 1}.conv{j + 1}.weight"] = f"graph.{i}.weights.{j}"
             names[f"GCNBlock{i + 1}.conv{j + 1}.bias"] = f"graph.{i}.biases.{j}"
         for j, letter in enumerate("ABC"):
-            names |= under(f"CNNlayer{letter}{i + 1}", f"image.{i}.{j}", {
-                "BN": "norm", "conv_in": "point", "conv_out": "conv"})
+            names |= under(
+                f"CNNlayer{letter}{i + 1}", f"image.{i}.{j}", {"BN": "norm", "conv_in": "point", "conv_out": "conv"}
+            )
     for j in (1, 2):
         for theirs, ours in (("avg", "mean"), ("max", "most")):
-            names |= {f"cross.{theirs}{j}": f"cross.{ours}.{j - 1}.0",
-                      f"cross.{theirs}{j}{j}": f"cross.{ours}.{j - 1}.2"}
+            names |= {
+                f"cross.{theirs}{j}": f"cross.{ours}.{j - 1}.0",
+                f"cross.{theirs}{j}{j}": f"cross.{ours}.{j - 1}.2",
+            }
     # p20 is the same layer as p10, stored twice
     return {"p10": "project", "p20": None} | {f"net.{key}": value for key, value in names.items()}
 
@@ -122,11 +185,18 @@ def check_transmil(npz: dict) -> dict[str, float]:
     x = tensor(npz, "in/x").requires_grad_()
     out = model(x[None, None])
     loss, _ = model.loss(out, tensor(npz, "in/label"))
-    return compare(npz, {
-        "logits": out.logits, "bag_feature": out.extras["bag_feature"], "cls_attention": out.extras["attention"],
-        "cls_attention_per_head": second[0][1][1][..., 1:len(x) + 1], "after_layer1": position[0][0][0],
-        "after_ppeg": position[0][1], "loss/bag_ce": loss,
-    }) | gradient_errors(model, npz, "bag_ce", loss, TRANSMIL, {"x": x})
+    return compare(
+        npz,
+        {
+            "logits": out.logits,
+            "bag_feature": out.extras["bag_feature"],
+            "cls_attention": out.extras["attention"],
+            "cls_attention_per_head": second[0][1][1][..., 1 : len(x) + 1],
+            "after_layer1": position[0][0][0],
+            "after_ppeg": position[0][1],
+            "loss/bag_ce": loss,
+        },
+    ) | gradient_errors(model, npz, "bag_ce", loss, TRANSMIL, {"x": x})
 
 
 def check_lamil(npz: dict) -> dict[str, float]:
@@ -152,26 +222,45 @@ def check_lamil(npz: dict) -> dict[str, float]:
     weights = weights / weights.sum(1, keepdim=True)
     errors[name] = worst(last[0][1][1][0], weights.permute(2, 0, 1))
     errors["scores"] = worst(out.scores, weights.mean((0, 2)))
-    return errors | compare(npz, {
-        "logits": out.logits, "bag_feature": out.extras["bag_feature"], "after_layer1": first[0][1][0],
-        "loss/bag_ce": loss}) | gradient_errors(model, npz, "bag_ce", loss, names, {"x": x})
+    return (
+        errors
+        | compare(
+            npz,
+            {
+                "logits": out.logits,
+                "bag_feature": out.extras["bag_feature"],
+                "after_layer1": first[0][1][0],
+                "loss/bag_ce": loss,
+            },
+        )
+        | gradient_errors(model, npz, "bag_ce", loss, names, {"x": x})
+    )
 
 
 def check_gamil(npz: dict) -> dict[str, float]:
     """GA-MIL: attention, logits."""
     depth, width = setting(npz, "depth"), setting(npz, "width")
     names = lamil_names(depth, width)
-    model = model_for(npz, "lamil", names, architecture="GA_MIL", latent_dim=width, num_heads=setting(npz, "heads"),
-                      depth=depth)
+    model = model_for(
+        npz, "lamil", names, architecture="GA_MIL", latent_dim=width, num_heads=setting(npz, "heads"), depth=depth
+    )
     last = watch(model.layers[-1])
     x = tensor(npz, "in/x").requires_grad_()
     out = model(x[None, None])
     loss, _ = model.loss(out, tensor(npz, "in/label"))
-    return compare(npz, {
-        "logits": out.logits, "bag_feature": out.extras["bag_feature"], "last_layer_attention": last[0][1][1],
-        "loss/bag_ce": loss,
-    }) | {"scores": worst(out.scores, npz["out/last_layer_attention"].mean((0, 1)))} | gradient_errors(
-        model, npz, "bag_ce", loss, names, {"x": x})
+    return (
+        compare(
+            npz,
+            {
+                "logits": out.logits,
+                "bag_feature": out.extras["bag_feature"],
+                "last_layer_attention": last[0][1][1],
+                "loss/bag_ce": loss,
+            },
+        )
+        | {"scores": worst(out.scores, npz["out/last_layer_attention"].mean((0, 1)))}
+        | gradient_errors(model, npz, "bag_ce", loss, names, {"x": x})
+    )
 
 
 def check_hagmil(npz: dict) -> dict[str, float]:
@@ -180,17 +269,32 @@ def check_hagmil(npz: dict) -> dict[str, float]:
     widths, label = tuple(setting(npz, f"hidden{j}") for j in range(4)), tensor(npz, "in/label")
     n_classes = setting(npz, "n_classes")
     names = hagmil_names(len(widths), n_classes)
-    model = model_for(npz, "hagmil", names, hidden_dims=widths, k_sample=setting(npz, "k_sample"),
-                      size=(setting(npz, "score_L"), setting(npz, "score_D")))
+    model = model_for(
+        npz,
+        "hagmil",
+        names,
+        hidden_dims=widths,
+        k_sample=setting(npz, "k_sample"),
+        size=(setting(npz, "score_L"), setting(npz, "score_D")),
+    )
     blocks = [watch(block) for block in model.blocks]
     x = tensor(npz, "in/x").requires_grad_()
     out = model(x[None, None])
-    losses = {"total_half_half": model.loss(out, label)[0], "bag_ce": F.cross_entropy(out.logits, label),
-              "bag_ce_smoothed_0_1": F.cross_entropy(out.logits, label, label_smoothing=0.1)}
-    found = {"logits": out.logits, "bag_feature": out.extras["bag_feature"], "block0_tokens": blocks[0][0][1][0],
-             "attention_raw_last_block": out.extras["attention_raw"], "block3_attention": out.scores}
-    _, targets, used = select_instances(out.extras["attention"], out.extras["mask"], label, n_classes, model.k_sample,
-                                          False)
+    losses = {
+        "total_half_half": model.loss(out, label)[0],
+        "bag_ce": F.cross_entropy(out.logits, label),
+        "bag_ce_smoothed_0_1": F.cross_entropy(out.logits, label, label_smoothing=0.1),
+    }
+    found = {
+        "logits": out.logits,
+        "bag_feature": out.extras["bag_feature"],
+        "block0_tokens": blocks[0][0][1][0],
+        "attention_raw_last_block": out.extras["attention_raw"],
+        "block3_attention": out.scores,
+    }
+    _, targets, used = select_instances(
+        out.extras["attention"], out.extras["mask"], label, n_classes, model.k_sample, False
+    )
     found |= {f"loss/{name}": loss for name, loss in losses.items()} | {"inst_labels": targets[used]}
     found |= {f"inst_loss_svm_label{c}": model.loss(out, torch.tensor([c]))[1]["L_inst"] for c in range(n_classes)}
     for j, calls in enumerate(blocks):
@@ -205,8 +309,15 @@ def check_hifuse(npz: dict) -> dict[str, float]:
     """HiFuse: both branches and the fusion of both stages, logits."""
     depth, shape = setting(npz, "depth"), torch.tensor([[setting(npz, "H"), setting(npz, "W")]])
     names = hifuse_names(depth)
-    model = model_for(npz, "hifuse", names, (10, 20), embed_dim=setting(npz, "c"), depths=(depth, depth),
-                      window_size=setting(npz, "window"))
+    model = model_for(
+        npz,
+        "hifuse",
+        names,
+        (10, 20),
+        embed_dim=setting(npz, "c"),
+        depths=(depth, depth),
+        window_size=setting(npz, "window"),
+    )
     stages = [watch(fusion) for fusion in model.fusion]
     inputs = {name: tensor(npz, f"in/{name}").requires_grad_() for name in ("x_coarse", "x_fine")}
     out = model(torch.stack(list(inputs.values()), 1), geometry={"grid": shape})
@@ -214,8 +325,11 @@ def check_hifuse(npz: dict) -> dict[str, float]:
     found = {"logits": out.logits, "bag_feature": out.extras["bag_feature"], "loss/bag_ce": loss}
     for j, calls in enumerate(stages):
         (local, glob, *_), (fused, *_) = calls[0]
-        found |= {f"local{j}": local.permute(0, 3, 1, 2), f"global{j}": glob.flatten(1, 2),
-                  f"fuse{j}": fused.permute(0, 3, 1, 2)}
+        found |= {
+            f"local{j}": local.permute(0, 3, 1, 2),
+            f"global{j}": glob.flatten(1, 2),
+            f"fuse{j}": fused.permute(0, 3, 1, 2),
+        }
     return compare(npz, found) | gradient_errors(model, npz, "bag_ce", loss, names, inputs)
 
 
@@ -229,12 +343,21 @@ def check_amgcfn(npz: dict) -> dict[str, float]:
     out = model(torch.stack(list(inputs.values()))[None], geometry={"grid": torch.tensor([shape])})
     losses = {"sum_of_three_ce": model.loss(out, label)[0], "cross_ce": F.cross_entropy(out.logits, label)}
     ((image, graph), *_), ((image_out, _), (graph_out, _)) = cross[0]
-    errors = compare(npz, {
-        "logits_cross": out.logits, "logits_cnn": out.extras["logits_image"], "logits_gcn": out.extras["logits_graph"],
-        "gcn_block1": summed[0][0][0] - block[0][0][0], "cnn_A1": unit[0][1].permute(0, 3, 1, 2),
-        "gcn_attention_out": graph,
-        "cnn_attention_out": image.mT.unflatten(2, shape), "cafm_cnn": image_out, "cafm_gcn": graph_out,
-        **{f"loss/{name}": loss for name, loss in losses.items()}})
+    errors = compare(
+        npz,
+        {
+            "logits_cross": out.logits,
+            "logits_cnn": out.extras["logits_image"],
+            "logits_gcn": out.extras["logits_graph"],
+            "gcn_block1": summed[0][0][0] - block[0][0][0],
+            "cnn_A1": unit[0][1].permute(0, 3, 1, 2),
+            "gcn_attention_out": graph,
+            "cnn_attention_out": image.mT.unflatten(2, shape),
+            "cafm_cnn": image_out,
+            "cafm_gcn": graph_out,
+            **{f"loss/{name}": loss for name, loss in losses.items()},
+        },
+    )
     for s, (before, after) in enumerate(((graph, "cafm_gcn"), (image, "cafm_cnn"))):
         errors[f"scores/{after}"] = worst(before[0] * (1 + out.scores[0, s, :, None]), npz["out/" + after])
     cells = torch.ones(1, *shape, dtype=torch.bool)
@@ -245,5 +368,11 @@ def check_amgcfn(npz: dict) -> dict[str, float]:
     return errors
 
 
-CHECKS = {"transmil": check_transmil, "lamil": check_lamil, "gamil": check_gamil, "hagmil": check_hagmil,
-          "hifuse": check_hifuse, "amgcfn": check_amgcfn}
+CHECKS = {
+    "transmil": check_transmil,
+    "lamil": check_lamil,
+    "gamil": check_gamil,
+    "hagmil": check_hagmil,
+    "hifuse": check_hifuse,
+    "amgcfn": check_amgcfn,
+}

@@ -19,8 +19,10 @@ from dmsmil.models.contract import (
 FORMS = [dict(gated=True), dict(gated=False), dict(one_logit=True)]
 
 
-@pytest.mark.parametrize("options,count", [
-    (dict(gated=True), 1_153_887), (dict(gated=False), 1_089_759), (dict(gated=False, one_logit=True), 1_089_258)])
+@pytest.mark.parametrize(
+    "options,count",
+    [(dict(gated=True), 1_153_887), (dict(gated=False), 1_089_759), (dict(gated=False, one_logit=True), 1_089_258)],
+)
 def test_parameters(options, count):
     assert count_parameters(create("abmil", 2048, 2, (10,), **options)) == count
 
@@ -56,7 +58,7 @@ def test_one_logit_is_a_sigmoid_with_a_clamped_loss():
     with torch.no_grad():
         model.classifier.bias.fill_(100.0)
     loss, _ = model.loss(model(bags), torch.tensor([0, 0]))
-    close(loss, -torch.log(torch.tensor(1e-5)), 1e-2)                           # 1 - (1 - 1e-5) in float32
+    close(loss, -torch.log(torch.tensor(1e-5)), 1e-2)  # 1 - (1 - 1e-5) in float32
 
 
 def test_one_logit_needs_two_classes():

@@ -43,10 +43,13 @@ def test_adjacency_is_the_best_simple_path(height, width, holes):
     n = height * width
     for b in range(2):
         there = [i for i in range(n) if cells[b].view(-1)[i]]
-        links = {i: [j for j in there if j != i and max(abs(i // width - j // width), abs(i % width - j % width)) == 1]
-                 for i in there}
-        squared = {(i, j): float((x[b].view(n, -1)[i] - x[b].view(n, -1)[j]).square().sum())
-                   for i in there for j in links[i]}
+        links = {
+            i: [j for j in there if j != i and max(abs(i // width - j // width), abs(i % width - j % width)) == 1]
+            for i in there
+        }
+        squared = {
+            (i, j): float((x[b].view(n, -1)[i] - x[b].view(n, -1)[j]).square().sum()) for i in there for j in links[i]
+        }
         middle = sorted(squared.values())[(len(squared) - 1) // 2] if squared else 1.0
         weight = {edge: float(torch.exp(torch.tensor(-d / middle, dtype=torch.float64))) for edge, d in squared.items()}
         for k in (1, 2, 3):
@@ -68,7 +71,7 @@ def test_conv_unit_is_the_published_sequence():
     unit, x = ConvUnit(5, 4, 3), torch.randn(2, 4, 6, 5)
     y = F.batch_norm(x.permute(0, 3, 1, 2), None, None, unit.norm.weight, unit.norm.bias, training=True)
     y = F.leaky_relu(F.conv2d(y, unit.point.weight[:, :, None, None], unit.point.bias))
-    y = nn.AvgPool2d(3, stride=1, padding=1)(y)                                 # counts the zeros outside
+    y = nn.AvgPool2d(3, stride=1, padding=1)(y)  # counts the zeros outside
     y = F.leaky_relu(F.conv2d(y, unit.conv.weight, unit.conv.bias, padding=1, groups=4))
     close(unit(x, None).permute(0, 3, 1, 2), y)
 

@@ -18,8 +18,10 @@ from dmsmil.models.contract import (
 )
 
 
-@pytest.mark.parametrize("name,options,count", [
-    ("clam_sb", {}, 1_315_079), ("clam_mb", {}, 1_315_336), ("clam_sb", dict(gate=False), 1_183_751)])
+@pytest.mark.parametrize(
+    "name,options,count",
+    [("clam_sb", {}, 1_315_079), ("clam_mb", {}, 1_315_336), ("clam_sb", dict(gate=False), 1_183_751)],
+)
 def test_parameters(name, options, count):
     assert count_parameters(create(name, 2048, 2, (10,), **options)) == count
 
@@ -58,16 +60,19 @@ def test_instance_loss_is_the_plain_one(branches, loss, subtyping):
     mask = torch.arange(30) < lengths.unsqueeze(1)
     attention = torch.rand(5, branches, 30, generator=generator) * mask.unsqueeze(1)
     labels = torch.tensor([0, 1, 2, 1, 0])
-    plain = [plain_instance_loss(logits[b, :n], attention[b, :, :n], labels[b], 8, loss, subtyping)
-             for b, n in enumerate(lengths)]
+    plain = [
+        plain_instance_loss(logits[b, :n], attention[b, :, :n], labels[b], 8, loss, subtyping)
+        for b, n in enumerate(lengths)
+    ]
     close(instance_loss(logits, attention, mask, labels, 8, loss, subtyping), torch.stack(plain).mean())
 
 
 def test_few_tiles_clip_k():
-    ids, targets, used = select_instances(torch.tensor([[[0.2, 0.5, 0.3, 0.0]]]), torch.tensor([[True] * 3 + [False]]),
-                                          torch.tensor([1]), 2, 8, True)
+    ids, targets, used = select_instances(
+        torch.tensor([[[0.2, 0.5, 0.3, 0.0]]]), torch.tensor([[True] * 3 + [False]]), torch.tensor([1]), 2, 8, True
+    )
     assert used.sum((0, 2)).tolist() == [3, 6]
-    assert ids[0, 1][used[0, 1]].tolist() == [1, 2, 0, 0, 2, 1]                 # each tile high and low, no padding
+    assert ids[0, 1][used[0, 1]].tolist() == [1, 2, 0, 0, 2, 1]  # each tile high and low, no padding
     assert targets[0, 1][used[0, 1]].tolist() == [1, 1, 1, 0, 0, 0] and targets[0, 0].sum() == 0
 
 
@@ -91,7 +96,7 @@ def test_bag_weight_one_is_cross_entropy():
 def test_scores_of_mb_are_the_predicted_branch():
     model, (bags, _, _) = model_of("clam_mb"), bags_of((9,) * 8)
     with torch.no_grad():
-        model.classifier.bias -= model(bags).logits.mean(0)                     # both classes get predicted
+        model.classifier.bias -= model(bags).logits.mean(0)  # both classes get predicted
     out = model(bags)
     rows = out.logits.argmax(-1)
     assert len(rows.unique()) == 2

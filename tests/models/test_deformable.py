@@ -1,6 +1,5 @@
 """Deformable attention: bilinear reading, the layout of the map, the weight map."""
 
-
 import pytest
 import torch
 
@@ -65,8 +64,8 @@ def test_corners_read_what_grid_sample_reads(n):
     found = (x[index] * weight[..., None]).sum(-2)[0, 0]
     torch.testing.assert_close(found, expected)
     probe = torch.randn(400, 3, dtype=torch.float64)  # gradients off the kinks
-    mine, = torch.autograd.grad((found[:400] * probe).sum(), where, retain_graph=True)
-    theirs, = torch.autograd.grad((expected[:400] * probe).sum(), where)
+    (mine,) = torch.autograd.grad((found[:400] * probe).sum(), where, retain_graph=True)
+    (theirs,) = torch.autograd.grad((expected[:400] * probe).sum(), where)
     torch.testing.assert_close(mine, theirs)
 
 

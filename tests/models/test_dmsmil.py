@@ -15,15 +15,39 @@ from tests.models.naive_dmsmil import NaiveDMSMIL, compare, step, step_naive
 
 DIM, D = 32, 8
 VARIANTS = [
-    {}, dict(deformable=False), dict(fusion="mean"), dict(ot="none"), dict(ot="entropic"), dict(ot="paired"),
-    dict(ot="squared"), dict(ot_on="raw"), dict(ot_on="unit"), dict(map="tile"), dict(grid="square"),
-    dict(attention="dot"), dict(softmax="all"), dict(offset="cells", offset_lr=1.0, query="plain"),
-    dict(gate="projection"), dict(gate="projected"),
-    dict(head="sigmoid"), dict(shared=True), dict(activation="relu"), dict(activation="gelu"),
-    dict(activation="layernorm"), dict(activation="layernorm_relu"), dict(score="norm"), dict(lam=10.0),
-    dict(ot_on="relative"), dict(ot_on="relative", ot="squared"), dict(query="plain"), dict(offset_lr=1.0),
-    dict(offset="dat", offset_lr=0.1, query="norm", ot_on="relative"), dict(offset="cells"), dict(ot_on="projection"),
-    dict(deformable=False, ot="none"), dict(map="tile", attention="dot", gate="projection", score="norm"),
+    {},
+    dict(deformable=False),
+    dict(fusion="mean"),
+    dict(ot="none"),
+    dict(ot="entropic"),
+    dict(ot="paired"),
+    dict(ot="squared"),
+    dict(ot_on="raw"),
+    dict(ot_on="unit"),
+    dict(map="tile"),
+    dict(grid="square"),
+    dict(attention="dot"),
+    dict(softmax="all"),
+    dict(offset="cells", offset_lr=1.0, query="plain"),
+    dict(gate="projection"),
+    dict(gate="projected"),
+    dict(head="sigmoid"),
+    dict(shared=True),
+    dict(activation="relu"),
+    dict(activation="gelu"),
+    dict(activation="layernorm"),
+    dict(activation="layernorm_relu"),
+    dict(score="norm"),
+    dict(lam=10.0),
+    dict(ot_on="relative"),
+    dict(ot_on="relative", ot="squared"),
+    dict(query="plain"),
+    dict(offset_lr=1.0),
+    dict(offset="dat", offset_lr=0.1, query="norm", ot_on="relative"),
+    dict(offset="cells"),
+    dict(ot_on="projection"),
+    dict(deformable=False, ot="none"),
+    dict(map="tile", attention="dot", gate="projection", score="norm"),
     dict(grid="square", attention="dot", softmax="all", shared=True, activation="layernorm", score="norm"),
 ]
 
@@ -50,8 +74,9 @@ def data(lengths=(23, 14, 7), scales=2, seed=0):
 @pytest.mark.parametrize("options", VARIANTS, ids=name_of)
 def test_values_and_gradients_of_the_naive_model(options):
     model = perturbed(options)
-    naive = NaiveDMSMIL.like(model, projection_dim=D, heads=2, points=3,
-                             **{key: value for key, value in options.items() if key != "score"})
+    naive = NaiveDMSMIL.like(
+        model, projection_dim=D, heads=2, points=3, **{key: value for key, value in options.items() if key != "score"}
+    )
     bags, mask, _, labels = data()
     output = model(bags, mask)
     loss, _ = model.loss(output, labels)
@@ -93,8 +118,19 @@ def test_scores(options):
         torch.testing.assert_close(pooled, (weights @ projection).squeeze(2))
 
 
-def expected_count(d=128, mu=16, groups=2, in_dim=2048, projected=None, deformable=True, dot=False, norm=False,
-                   gate=0, fusion=True, logits=2):
+def expected_count(
+    d=128,
+    mu=16,
+    groups=2,
+    in_dim=2048,
+    projected=None,
+    deformable=True,
+    dot=False,
+    norm=False,
+    gate=0,
+    fusion=True,
+    logits=2,
+):
     """Parameters counted by hand."""
     scale = (projected or in_dim) * d + d + 2 * d * norm
     if deformable:
@@ -103,12 +139,21 @@ def expected_count(d=128, mu=16, groups=2, in_dim=2048, projected=None, deformab
 
 
 COUNTS = [
-    ({}, {}), (dict(deformable=False), dict(deformable=False)), (dict(fusion="mean"), dict(fusion=False)),
-    (dict(ot="none"), {}), (dict(map="tile"), dict(projected=128)), (dict(grid="square"), {}),
-    (dict(attention="dot"), dict(dot=True)), (dict(softmax="all"), {}), (dict(offset="dat"), {}),
-    (dict(gate="projected"), dict(gate=128 * 128 + 128)), (dict(head="sigmoid"), dict(logits=1)),
-    (dict(shared=True), dict(groups=1)), (dict(activation="layernorm"), dict(norm=True)),
-    (dict(activation="gelu"), {}), (dict(projection_dim=64, heads=8, points=2), dict(d=64)),
+    ({}, {}),
+    (dict(deformable=False), dict(deformable=False)),
+    (dict(fusion="mean"), dict(fusion=False)),
+    (dict(ot="none"), {}),
+    (dict(map="tile"), dict(projected=128)),
+    (dict(grid="square"), {}),
+    (dict(attention="dot"), dict(dot=True)),
+    (dict(softmax="all"), {}),
+    (dict(offset="dat"), {}),
+    (dict(gate="projected"), dict(gate=128 * 128 + 128)),
+    (dict(head="sigmoid"), dict(logits=1)),
+    (dict(shared=True), dict(groups=1)),
+    (dict(activation="layernorm"), dict(norm=True)),
+    (dict(activation="gelu"), {}),
+    (dict(projection_dim=64, heads=8, points=2), dict(d=64)),
 ]
 
 
@@ -142,9 +187,18 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize("name,scales", [("dmsmil", 2), ("damil", 1)])
-@pytest.mark.parametrize("options", [{}, dict(map="tile"), dict(grid="square"), dict(attention="dot"),
-                                     dict(deformable=False), dict(activation="layernorm_relu", score="norm")],
-                         ids=name_of)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(map="tile"),
+        dict(grid="square"),
+        dict(attention="dot"),
+        dict(deformable=False),
+        dict(activation="layernorm_relu", score="norm"),
+    ],
+    ids=name_of,
+)
 def test_contract(name, scales, options):
     model = model_of(name, scales, DIM, projection_dim=16, heads=4, **options)
     check = [bags_of(lengths, scales, DIM) for lengths in ((1,), (2,), (31,), (1, 2, 31))]
@@ -152,9 +206,9 @@ def test_contract(name, scales, options):
         output = model(bags, mask, coords)
         for b in range(len(bags)):
             n = int(mask[b, 0].sum())
-            one = model(bags[b:b + 1, :, :n])
-            close(output.logits[b:b + 1], one.logits)
-            close(output.scores[b:b + 1, :, :n], one.scores)
+            one = model(bags[b : b + 1, :, :n])
+            close(output.logits[b : b + 1], one.logits)
+            close(output.scores[b : b + 1, :, :n], one.scores)
         model.zero_grad()
         model.loss(output, torch.arange(len(bags)) % 2)[0].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -181,8 +235,16 @@ def test_padding_is_never_seen(options):
         output = model(b, m)
         loss, terms = model.loss(output, labels)
         loss.backward()
-        results.append([output.logits, output.scores[:, :, :20], loss, terms["L_ot"], terms["spread"],
-                        *[p.grad.clone() for p in model.parameters()]])
+        results.append(
+            [
+                output.logits,
+                output.scores[:, :, :20],
+                loss,
+                terms["L_ot"],
+                terms["spread"],
+                *[p.grad.clone() for p in model.parameters()],
+            ]
+        )
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
 
@@ -294,8 +356,9 @@ def test_one_logit_is_a_sigmoid():
     output = model(bags, mask)
     z = output.logits[:, 1]
     torch.testing.assert_close(output.probabilities[:, 1], z.sigmoid())
-    torch.testing.assert_close(model.loss(output, labels)[1]["L_ce"],
-                               F.binary_cross_entropy_with_logits(z, labels.double()).detach())
+    torch.testing.assert_close(
+        model.loss(output, labels)[1]["L_ce"], F.binary_cross_entropy_with_logits(z, labels.double()).detach()
+    )
 
 
 def test_shared_weights_treat_both_scales_alike():
@@ -307,8 +370,11 @@ def test_shared_weights_treat_both_scales_alike():
 
 def test_damil_is_the_branch_of_dmsmil():
     both, one = perturbed({}), create("damil", DIM, 2, (20,), projection_dim=D, heads=2, points=3).double()
-    state = {key: value[1:] if key.startswith("branches") else value
-             for key, value in both.state_dict().items() if key != "omega"}
+    state = {
+        key: value[1:] if key.startswith("branches") else value
+        for key, value in both.state_dict().items()
+        if key != "omega"
+    }
     one.load_state_dict(state)
     bags, mask, *_ = data()
     output, single = both(bags, mask), one(bags[:, 1:], mask[:, 1:])
@@ -360,9 +426,16 @@ def test_every_choice_runs():
             assert math.isfinite(loss.item()), (key, value)
 
 
-@pytest.mark.parametrize("options,text", [
-    (dict(scales=(10,)), "DAMIL"), (dict(projection_dim=10), "heads"), (dict(in_dim=30, map="tile"), "divided"),
-    (dict(map="tile", grid="square"), "grid"), (dict(n_classes=3, head="sigmoid"), "one logit")])
+@pytest.mark.parametrize(
+    "options,text",
+    [
+        (dict(scales=(10,)), "DAMIL"),
+        (dict(projection_dim=10), "heads"),
+        (dict(in_dim=30, map="tile"), "divided"),
+        (dict(map="tile", grid="square"), "grid"),
+        (dict(n_classes=3, head="sigmoid"), "one logit"),
+    ],
+)
 def test_what_cannot_be_built(options, text):
     with pytest.raises(InputError, match=text):
         create("dmsmil", **(dict(in_dim=DIM) | options))

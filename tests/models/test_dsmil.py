@@ -17,11 +17,17 @@ from dmsmil.models.contract import (
 FORMS = [{}, dict(passing_v=True, dropout_node=0.2), dict(one_logit=True)]
 
 
-@pytest.mark.parametrize("scales,options,count", [
-    ((10, 20), {}, 565_508), ((10, 20), dict(one_logit=True), 549_122), ((10, 20), dict(passing_v=True), 17_346_820),
-    ((10,), {}, 291_076)])
+@pytest.mark.parametrize(
+    "scales,options,count",
+    [
+        ((10, 20), {}, 565_508),
+        ((10, 20), dict(one_logit=True), 549_122),
+        ((10, 20), dict(passing_v=True), 17_346_820),
+        ((10,), {}, 291_076),
+    ],
+)
 def test_parameters(scales, options, count):
-    with torch.device("meta"):                                                  # a 4096 x 4096 start takes seconds
+    with torch.device("meta"):  # a 4096 x 4096 start takes seconds
         assert count_parameters(create("dsmil", 2048, 2, scales, **options)) == count
 
 
@@ -42,7 +48,7 @@ def test_equations():
     y = model.bag.bias.clone()
     for c in range(2):
         critical = max(range(5), key=lambda j: model.instance(x[j])[c].item())
-        weight = torch.stack([(model.q(x[j]) @ model.q(x[critical]) / 128 ** 0.5).exp() for j in range(5)])
+        weight = torch.stack([(model.q(x[j]) @ model.q(x[critical]) / 128**0.5).exp() for j in range(5)])
         weight = weight / weight.sum()
         y = y + model.bag.weight[:, c] @ sum(w * xj for w, xj in zip(weight, x))
         close(model(bags).extras["attention"][0, :, c], weight)
@@ -59,7 +65,7 @@ def test_a_row_without_one_scale_does_not_count():
 
 
 def test_starts_orthogonal():
-    weight = model_of("dsmil", 2, dim=100).q[0].weight                           # 128 x 200
+    weight = model_of("dsmil", 2, dim=100).q[0].weight  # 128 x 200
     close(weight @ weight.T, torch.eye(128), 1e-4)
 
 

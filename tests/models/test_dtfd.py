@@ -31,7 +31,7 @@ def test_contract(options):
     model = model_of("dtfd", **options)
     check_batch_and_padding(model)
     check_gradients(model)
-    check_permutation(model)                                                    # coordinates decide the groups
+    check_permutation(model)  # coordinates decide the groups
     check_learns(model)
     bags, mask, coords = bags_of((1, 2, 5, 31))
     close(model(bags, mask, coords).scores.sum((1, 2)), torch.ones(4))
@@ -78,8 +78,9 @@ def test_selection_is_a_sort(distill):
     e = model(bags, None, coords).extras
     expected = []
     for g in range(4):
-        members = sorted((e["group"][0] == g).nonzero().flatten().tolist(),
-                         key=lambda i: -e["tile_probability"][0, i, -1].item())
+        members = sorted(
+            (e["group"][0] == g).nonzero().flatten().tolist(), key=lambda i: -e["tile_probability"][0, i, -1].item()
+        )
         expected += members[:2] + (members[-2:] if distill == "MaxMinS" else [])
     assert e["selected"][0][e["pseudo_there"][0]].tolist() == expected
 
@@ -101,8 +102,9 @@ def test_tiers_learn_apart(options):
     first = [p for n, p in model.named_parameters() if "2" not in n]
     second = [p for n, p in model.named_parameters() if "2" in n]
     assert all(g is None for g in torch.autograd.grad(tier2, first, retain_graph=True, allow_unused=True))
-    for own, whole in zip(torch.autograd.grad(tier2, second, retain_graph=True),
-                          torch.autograd.grad(total, second, retain_graph=True)):
+    for own, whole in zip(
+        torch.autograd.grad(tier2, second, retain_graph=True), torch.autograd.grad(total, second, retain_graph=True)
+    ):
         close(own, whole)
     model.eval()
     bags.requires_grad_()

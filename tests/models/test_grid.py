@@ -12,9 +12,15 @@ from dmsmil.models.grid import CellConv, CellNorm, grid_shape, grids
 def test_grid_shape():
     n = torch.arange(1, 3000)
     height, width = grid_shape(n).unbind(-1)
-    assert (height * width >= n).all() and (height * (width - 1) < n).all()    # just large enough
+    assert (height * width >= n).all() and (height * (width - 1) < n).all()  # just large enough
     assert [tuple(s) for s in grid_shape(torch.tensor([1, 2, 3, 50, 199, 200])).tolist()] == [
-        (1, 1), (1, 2), (1, 3), (5, 10), (10, 20), (10, 20)]
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (5, 10),
+        (10, 20),
+        (10, 20),
+    ]
     assert ((width[500:] / height[500:] - 2).abs() < 0.15).all()
 
 
@@ -33,7 +39,7 @@ def test_cells_are_the_tiles_in_raster_order(even):
             height, width = shape[slide].tolist()
             assert cell.shape[:2] == ((height + height % 2, width + width % 2) if even else (height, width))
             expected = torch.zeros(height * width, 3)
-            expected[:counts[slide]] = values[slide, mask[slide]]
+            expected[: counts[slide]] = values[slide, mask[slide]]
             assert torch.equal(cell[:height, :width], expected.view(height, width, 3))
             assert not cell[height:].any() and not cell[:, width:].any() and there.sum() == counts[slide]
             assert torch.equal(there, cell[..., 0] != 0)
@@ -69,5 +75,7 @@ def test_cell_norm_of_one_tile_uses_the_stored_statistics():
 
 def test_cell_conv():
     conv, x = CellConv(4, 4, 5, groups=4), torch.randn(2, 3, 6, 4)
-    close(conv(x).permute(0, 3, 1, 2), nn.functional.conv2d(
-        x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=2, groups=4))
+    close(
+        conv(x).permute(0, 3, 1, 2),
+        nn.functional.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=2, groups=4),
+    )

@@ -52,7 +52,7 @@ def test_children_of_the_highest_tiles_pass(share):
         assert set(chosen[b, 1].nonzero()[:, 0].tolist()) == set(out.scores[b, 0].topk(number).indices.tolist())
     assert torch.equal(out.scores[:, 1] > 0, chosen[:, 1])
     fine = model.levels[1](bags[:, 1:], chosen[:, 1:])
-    assert torch.equal(out.logits, fine.logits)                                 # the finest level decides
+    assert torch.equal(out.logits, fine.logits)  # the finest level decides
 
 
 def test_a_tile_without_a_child_is_not_chosen():
@@ -61,7 +61,8 @@ def test_a_tile_without_a_child_is_not_chosen():
     mask = mask.clone()
     mask[0, 1, best[:2]] = False
     assert set(model(bags, mask).extras["chosen"][0, 1].nonzero()[:, 0].tolist()) == set(best[2:].tolist()) | set(
-        model(bags, mask).scores[0, 0].topk(7).indices[6:].tolist())
+        model(bags, mask).scores[0, 0].topk(7).indices[6:].tolist()
+    )
     mask[0, 1] = False
     with pytest.raises(InputError, match="no tile"):
         model(bags, mask)

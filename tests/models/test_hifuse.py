@@ -14,11 +14,19 @@ SMALL = dict(embed_dim=16, window_size=3)
 @pytest.mark.parametrize("c,count", [(96, 3_692_182), (64, 1_736_598), (16, 163_062)])
 def test_parameters(c, count):
     """METHODS.md's counts, less what the repository creates and never uses, layer by layer."""
+
     def conv(into, out):  # 1 x 1 with bias, and its batch norm
         return into * out + out + 2 * out
-    unused = (conv(c // 2, c) + 2 * 3 * c + conv(3 * c, c)                      # fusion 1: Updim, norm1, W3
-              + 2 * 2 * 2 * c + conv(2 * 2 * c, 2 * c)                          # fusion 2: norm2, W
-              + 2 * 2 * c + 2 * 2 * 2 * c)                                      # norm2 of the four window blocks
+
+    unused = (
+        conv(c // 2, c)
+        + 2 * 3 * c
+        + conv(3 * c, c)  # fusion 1: Updim, norm1, W3
+        + 2 * 2 * 2 * c
+        + conv(2 * 2 * c, 2 * c)  # fusion 2: norm2, W
+        + 2 * 2 * c
+        + 2 * 2 * 2 * c
+    )  # norm2 of the four window blocks
     assert count_parameters(create("hifuse", 2048, 2, (10, 20), embed_dim=c)) == count - unused
 
 
@@ -37,7 +45,7 @@ def test_a_cell_sees_its_window(shift):
     block, x = GlobalBlock(8, 2, 3, shift).double(), torch.randn(1, 6, 9, 8, dtype=torch.float64, requires_grad=True)
     grad = torch.autograd.grad(block(x, None)[0, 4, 4].square().sum(), x)[0][0].norm(dim=-1)
     seen = torch.zeros(6, 9, dtype=torch.bool)
-    seen[4 if shift else 3:6, slice(4, 7) if shift else slice(3, 6)] = True
+    seen[4 if shift else 3 : 6, slice(4, 7) if shift else slice(3, 6)] = True
     assert torch.equal(grad > 1e-20, seen)
 
 
@@ -65,7 +73,7 @@ def test_an_empty_cell_acts_as_the_zeros_outside_the_map():
     seen = []
     model.local[0][1].register_forward_hook(lambda _, inputs, output: seen.append(output))
     model(bags)
-    model(bags, geometry={"grid": torch.tensor([[6, 4]])})                      # four more rows, all empty
+    model(bags, geometry={"grid": torch.tensor([[6, 4]])})  # four more rows, all empty
     small, large = seen
     close(large[:, :2], small)
     assert not large[:, 2:].any() and not small[0, 1, 3].any()

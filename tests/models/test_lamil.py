@@ -38,7 +38,7 @@ def test_contract(architecture):
 
 def test_permutation_where_no_distances_are_equal():
     model, (bags, _, _) = model_of("lamil", **SMALL), bags_of((20,))
-    coords = torch.randint(0, 10 ** 6, (1, 1, 20, 2), generator=torch.Generator().manual_seed(0))
+    coords = torch.randint(0, 10**6, (1, 1, 20, 2), generator=torch.Generator().manual_seed(0))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     out, other = model(bags, None, coords), model(bags[:, :, order], None, coords[:, :, order])
     close(out.logits, other.logits)
@@ -64,11 +64,12 @@ def test_nearest_is_brute_force_with_ties_by_position(k):
 
 
 def test_all_neighbours_and_no_clamp_is_global_attention():
-    local, everywhere = (model_of("lamil", architecture=name, latent_dim=16, num_heads=4, k=(99, 99))
-                         for name in ("LA_MIL", "GA_MIL"))
+    local, everywhere = (
+        model_of("lamil", architecture=name, latent_dim=16, num_heads=4, k=(99, 99)) for name in ("LA_MIL", "GA_MIL")
+    )
     everywhere.load_state_dict(local.state_dict())
     bags, mask, coords = bags_of((12, 20))
-    close(local(bags, mask, coords).logits, everywhere(bags, mask).logits)      # small weights: nothing is clamped
+    close(local(bags, mask, coords).logits, everywhere(bags, mask).logits)  # small weights: nothing is clamped
     for model in (local, everywhere):
         model.layers[0].to_qkv.weight.data *= 20
     assert (local(bags, mask, coords).logits - everywhere(bags, mask).logits).abs().max() > 1e-4

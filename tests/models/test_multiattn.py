@@ -15,7 +15,7 @@ from dmsmil.models.contract import (
 )
 
 
-@pytest.mark.parametrize("D,count", [(128, 345_477), (256, 854_789)])           # 854,789: Table 3 of the DMSMIL paper
+@pytest.mark.parametrize("D,count", [(128, 345_477), (256, 854_789)])  # 854,789: Table 3 of the DMSMIL paper
 def test_parameters(D, count):
     assert count_parameters(create("multiattn", 2048, 2, (10, 20), D=D)) == count
 

@@ -16,8 +16,9 @@ def plain(layer: NystromAttention, u: torch.Tensor) -> tuple[torch.Tensor, torch
     q, k, v = (part.view(len(u), heads, -1).transpose(0, 1) for part in (u @ layer.to_qkv.weight.T).chunk(3, 1))
     q = q / q.shape[-1] ** 0.5
     q_mean, k_mean = (x.view(heads, m, len(u) // m, -1).mean(2) for x in (q, k))
-    first, second, third = ((a @ b.transpose(1, 2)).softmax(-1)
-                            for a, b in ((q, k_mean), (q_mean, k_mean), (q_mean, k)))
+    first, second, third = (
+        (a @ b.transpose(1, 2)).softmax(-1) for a, b in ((q, k_mean), (q_mean, k_mean), (q_mean, k))
+    )
     eye, inverse = torch.eye(m, dtype=u.dtype), second.transpose(1, 2) / (second.sum(1).max() * second.sum(2).max())
     for _ in range(layer.iterations):
         a = second @ inverse
@@ -31,10 +32,10 @@ def plain(layer: NystromAttention, u: torch.Tensor) -> tuple[torch.Tensor, torch
 def test_equals_the_padded_computation(n):
     torch.manual_seed(n)
     layer = NystromAttention(16, heads=2, landmarks=8, kernel=5).double().eval()
-    layer.to_qkv.weight.data *= 4                                               # far from uniform attention
+    layer.to_qkv.weight.data *= 4  # far from uniform attention
     u = torch.randn(3, n, 16, dtype=torch.float64)
     found, weights = layer(u, row=n // 2)
-    for b in range(3):                                                          # each bag by itself
+    for b in range(3):  # each bag by itself
         expected, expected_weights = plain(layer, u[b])
         close(found[b], expected, 1e-9)
         close(weights[b], expected_weights[:, n // 2], 1e-9)
@@ -47,7 +48,7 @@ def test_many_landmarks_are_exact_attention():
     layer = NystromAttention(8, heads=1, landmarks=6, iterations=30).double().eval()
     u = torch.randn(1, 6, 8, dtype=torch.float64)
     q, k, _ = layer.to_qkv(u).chunk(3, -1)
-    close(layer(u, row=2)[1][:, 0], (q @ k.mT / 8 ** 0.5).softmax(-1)[:, 2], 1e-7)
+    close(layer(u, row=2)[1][:, 0], (q @ k.mT / 8**0.5).softmax(-1)[:, 2], 1e-7)
 
 
 def test_by_count():

@@ -50,10 +50,10 @@ def test_relative_transport_does_not_reward_shrinking():
     """The slope of L_ot along x itself, which is what shrinks the features, is 0; that of the plain one is L_ot."""
     x, mask = clouds()
     x.requires_grad_()
-    slope, = torch.autograd.grad(relative(x, mask), x)
+    (slope,) = torch.autograd.grad(relative(x, mask), x)
     assert abs((slope * x).sum().item()) < 1e-12 and slope.abs().max() > 1e-3
     plain = distance(x, mask)
-    slope, = torch.autograd.grad(plain, x)
+    (slope,) = torch.autograd.grad(plain, x)
     close((slope * x).sum(), plain, 1e-9)
 
 
@@ -156,12 +156,13 @@ def test_each_run_of_a_stack_has_its_own_standard():
     output = stack.forward([bags[:1], bags[1:]], mask, coords, geometry)
     assert len(stack.parameters()) == len(stack.values) - 2
     for run, model in enumerate(models):
-        close(output.logits[run], model(bags[run:run + 1], mask[run:run + 1], coords[run:run + 1]).logits)
+        close(output.logits[run], model(bags[run : run + 1], mask[run : run + 1], coords[run : run + 1]).logits)
         close(stack.weights(run)["branches.centre"], model.branches.centre)
 
 
-@pytest.mark.parametrize("options", [{}, dict(grid="position"), dict(grid="square"), dict(offset="dat"),
-                                     dict(map="tile")], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, dict(grid="position"), dict(grid="square"), dict(offset="dat"), dict(map="tile")], ids=str
+)
 def test_looks_counts_what_sampling_shows(options):
     dim = 32
     model = model_of("dmsmil", 2, dim, projection_dim=16, **options)

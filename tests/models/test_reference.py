@@ -60,8 +60,12 @@ def test_worst():
 @pytest.mark.parametrize("left_over", ["official", "ours", "nameless"])
 def test_load_into_leaves_nothing_over(left_over):
     model = create("abmil", 4, 2, (10,), M=3, L=2, gated=False)
-    npz = {f"state/{official}.{kind}": value.detach().numpy() + 1 for official, ours in ABMIL_NAMES.items()
-           if official in PLAIN for kind, value in model.get_submodule(ours).named_parameters()}
+    npz = {
+        f"state/{official}.{kind}": value.detach().numpy() + 1
+        for official, ours in ABMIL_NAMES.items()
+        if official in PLAIN
+        for kind, value in model.get_submodule(ours).named_parameters()
+    }
     before = model.project.weight.detach().clone()
     load_into(model, npz, ABMIL_NAMES)
     torch.testing.assert_close(model.project.weight.float(), before + 1)
@@ -71,6 +75,6 @@ def test_load_into_leaves_nothing_over(left_over):
     elif left_over == "ours":
         del npz["state/classifier.0.bias"]
     else:
-        names = {key: value for key, value in ABMIL_NAMES.items() if value != "project"}    # says nothing of one
+        names = {key: value for key, value in ABMIL_NAMES.items() if value != "project"}  # says nothing of one
     with pytest.raises(KeyError):
         load_into(model, npz, names)

@@ -72,9 +72,16 @@ def test_what_a_tile_reads_is_the_bilinear_sample_of_the_values():
     for s, b in np.ndindex(2, 3):
         heads = values[s, b].unflatten(-1, (2, -1))  # (K, M, d)
         for j in range(features.shape[2]):
-            read = [sum(samples.attention[s, b, j, m, u] * samples.weight[s, b, j, m, u, c]
-                        * heads[samples.index[s, b, j, m, u, c], m] for u in range(3) for c in range(4))
-                    for m in range(2)]
+            read = [
+                sum(
+                    samples.attention[s, b, j, m, u]
+                    * samples.weight[s, b, j, m, u, c]
+                    * heads[samples.index[s, b, j, m, u, c], m]
+                    for u in range(3)
+                    for c in range(4)
+                )
+                for m in range(2)
+            ]
             expected[s, b, j] = torch.cat(read) @ attend.output.weight[s] + attend.output.bias[s]
     torch.testing.assert_close(attend.each(features, maps), expected)
 
@@ -168,9 +175,9 @@ def test_runs_in_one_pass_are_what_they_are_alone():
     together = stack.forward([bags[:1], bags[1:]], mask, coords, geometry)
     losses, _ = stack.loss(together, labels)
     for i, model in enumerate(models):
-        alone = model(bags[i:i + 1], mask[i:i + 1], coords[i:i + 1])
+        alone = model(bags[i : i + 1], mask[i : i + 1], coords[i : i + 1])
         torch.testing.assert_close(together.logits[i], alone.logits)
-        torch.testing.assert_close(losses[i], model.loss(alone, labels[i:i + 1])[0])
+        torch.testing.assert_close(losses[i], model.loss(alone, labels[i : i + 1])[0])
 
 
 def test_what_is_whitened_is_what_scikit_learn_whitens():
@@ -273,8 +280,18 @@ def test_the_gate_of_a_place_is_made_of_the_scales_that_have_a_tile_there():
     torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
 
 
-@pytest.mark.parametrize("wrong", [{"transport": "some"}, {"grid": "square"}, {"attention": "full"}, {"inputs": "some"},
-                                   {"components": 0}, {"bound": -1.0}, {"matched": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"transport": "some"},
+        {"grid": "square"},
+        {"attention": "full"},
+        {"inputs": "some"},
+        {"components": 0},
+        {"bound": -1.0},
+        {"matched": 0},
+    ],
+)
 def test_an_option_that_cannot_be_is_one_clear_line(wrong):
     with pytest.raises(InputError):
         model_of(**wrong)

@@ -9,12 +9,33 @@ from dmsmil.models.stacked import Stack
 
 SLIDES, K, CHANNELS = 8, 12, 80
 STACKING = ["dmsmil", "dmsmil_select", "damil", "abmil", "meanpool", "maxpool", "topk"]
-OPTIONS = [dict(shared=True), dict(shared=True, score="norm"), dict(deformable=False), dict(map="tile"),
-           dict(grid="square"), dict(attention="dot"), dict(softmax="all"), dict(offset="cells"), dict(fusion="mean"),
-           dict(gate="projection"), dict(gate="projected"), dict(head="sigmoid"), dict(activation="layernorm_relu"),
-           dict(ot="none"), dict(ot="paired"), dict(ot="squared"), dict(ot="entropic"), dict(ot_on="raw"),
-           dict(ot_on="unit"), dict(ot_on="relative"), dict(grid="position"), dict(offset_lr=1.0), dict(query="plain"),
-           dict(standardise=True), dict(standardise=True, shared=True)]
+OPTIONS = [
+    dict(shared=True),
+    dict(shared=True, score="norm"),
+    dict(deformable=False),
+    dict(map="tile"),
+    dict(grid="square"),
+    dict(attention="dot"),
+    dict(softmax="all"),
+    dict(offset="cells"),
+    dict(fusion="mean"),
+    dict(gate="projection"),
+    dict(gate="projected"),
+    dict(head="sigmoid"),
+    dict(activation="layernorm_relu"),
+    dict(ot="none"),
+    dict(ot="paired"),
+    dict(ot="squared"),
+    dict(ot="entropic"),
+    dict(ot_on="raw"),
+    dict(ot_on="unit"),
+    dict(ot_on="relative"),
+    dict(grid="position"),
+    dict(offset_lr=1.0),
+    dict(query="plain"),
+    dict(standardise=True),
+    dict(standardise=True, shared=True),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +51,7 @@ def study(scales: int):
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(SLIDES, scales, K, CHANNELS, generator=draw)
     mask = torch.ones(SLIDES, scales, K, dtype=torch.bool)
-    mask[::2, :, K - 3:] = False
+    mask[::2, :, K - 3 :] = False
     coords = torch.stack([torch.arange(K) % 5, torch.arange(K) // 5], -1).expand(SLIDES, scales, K, 2) * 1024
     return x, mask, coords, torch.arange(SLIDES) % 2
 
@@ -56,13 +77,13 @@ def check_stack(models):
             stack.keep(runs, together)
         rows = torch.randint(SLIDES, (len(runs),), generator=draw)
         where = {name: value[rows] for name, value in geometry.items()}
-        output = stack.forward([x[row:row + 1] for row in rows], mask[rows], coords[rows], where)
+        output = stack.forward([x[row : row + 1] for row in rows], mask[rows], coords[rows], where)
         losses, terms = stack.loss(output, labels[rows])
         together.zero_grad()
         losses.sum().backward()
         together.step()
         for place, run in enumerate(runs):
-            row = rows[place:place + 1]
+            row = rows[place : place + 1]
             own = models[run](x[row], mask[row], coords[row], {name: value[row] for name, value in geometry.items()})
             loss, said = models[run].loss(own, labels[row])
             alone[run].zero_grad()
@@ -126,7 +147,7 @@ def test_the_features_of_a_stack_are_never_joined():
     geometry = {name: value[rows] for name, value in stack.model.geometry(mask, coords).items()}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        stack.forward([x[row:row + 1] for row in rows], mask[rows], coords[rows], geometry)
+        stack.forward([x[row : row + 1] for row in rows], mask[rows], coords[rows], geometry)
     assert kept and not [t.shape for t in kept if t.shape[-1] == CHANNELS and t.numel() >= 3 * x[0].numel()]
 
 

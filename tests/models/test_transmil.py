@@ -34,7 +34,7 @@ def test_the_map_is_square_and_the_first_tokens_come_again(n, side):
     model.attention1.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     model(bags)
     tokens = seen[0][0, 1:]
-    assert len(tokens) == side * side and torch.equal(tokens[n:], tokens[:side * side - n])
+    assert len(tokens) == side * side and torch.equal(tokens[n:], tokens[: side * side - n])
 
 
 def test_the_order_of_tiles_matters():

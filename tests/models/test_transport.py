@@ -101,7 +101,7 @@ def test_entropic_tends_to_exact():
 def test_entropic_gradient_holds_the_coupling():
     features, mask = pair(12, 9)
     features.requires_grad_()
-    gradient, = torch.autograd.grad(distance(features, mask, "entropic"), features)
+    (gradient,) = torch.autograd.grad(distance(features, mask, "entropic"), features)
     coupling = plan(features[:, 0].detach(), features[:, 1].detach(), mask[:, 0], mask[:, 1], "entropic")
     unit = features[:, 0, :, None] - features[:, 1, None]
     unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -136,7 +136,7 @@ def test_padding_and_batches(kind):
     padded = torch.cat([features, torch.full((3, 2, 37, 5), -1e6, dtype=torch.float64)], 2)
     longer = torch.cat([mask, torch.zeros(3, 2, 37, dtype=torch.bool)], 2)
     together = distance(padded, longer, kind)
-    one_by_one = torch.stack([distance(features[i:i + 1], mask[i:i + 1], kind) for i in range(3)]).mean()
+    one_by_one = torch.stack([distance(features[i : i + 1], mask[i : i + 1], kind) for i in range(3)]).mean()
     torch.testing.assert_close(together, one_by_one)
 
 
@@ -193,8 +193,9 @@ def test_in_blocks_is_a_coupling_inside_blocks(monkeypatch, n1, n2):
     torch.testing.assert_close(coupling.sum((1, 2)), torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(coupling.sum(2), mask[:, 0] / mask[:, 0].sum(1, keepdim=True).double())
     tolerance = 1e-12 if n1 == n2 else 0.35 / n2  # else a block's columns share what its rows weigh
-    torch.testing.assert_close(coupling.sum(1), mask[:, 1] / mask[:, 1].sum(1, keepdim=True).double(),
-                               atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        coupling.sum(1), mask[:, 1] / mask[:, 1].sum(1, keepdim=True).double(), atol=tolerance, rtol=0
+    )
 
 
 def test_in_blocks_has_the_gradient_of_the_matched_distances(monkeypatch):

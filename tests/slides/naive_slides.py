@@ -46,12 +46,16 @@ def naive_scores(path, tile_px: int, magnification: float, black: str = "padding
     with openslide.OpenSlide(path) as slide:
         side = round(tile_px * magnification / 10)
         width, height = slide.dimensions
-        return [(density(read_tile(slide, x, y, magnification, 10, tile_px), black), y, x)
-                for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+        return [
+            (density(read_tile(slide, x, y, magnification, 10, tile_px), black), y, x)
+            for y in range(0, height - side + 1, side)
+            for x in range(0, width - side + 1, side)
+        ]
 
 
-def naive_select(path, k: int, tile_px: int, seed: int, min_density: float, magnification: float,
-                 black: str = "padding") -> dict:
+def naive_select(
+    path, k: int, tile_px: int, seed: int, min_density: float, magnification: float, black: str = "padding"
+) -> dict:
     """coords {10, 20: (N, 2)}, density (N,) and pixels {10, 20: (N, tile_px, tile_px, 3)} in raster order."""
     scores = [score for score in naive_scores(path, tile_px, magnification, black) if score[0] >= min_density]
     chosen = sorted(sorted(scores, key=lambda s: (-s[0], s[1], s[2]))[:k], key=lambda s: s[1:])
@@ -59,11 +63,15 @@ def naive_select(path, k: int, tile_px: int, seed: int, min_density: float, magn
     corners = {10: [(x, y) for _, y, x in chosen]}
     corners[20] = [child_corner(seed, Path(path).stem, corner, 20, room) for corner in corners[10]]
     with openslide.OpenSlide(path) as slide:
-        pixels = {scale: [read_tile(slide, x, y, magnification, scale, tile_px) for x, y in corners[scale]]
-                  for scale in (10, 20)}
-    return dict(coords={scale: np.array(at) for scale, at in corners.items()},
-                density=np.array([score[0] for score in chosen]),
-                pixels={scale: np.array(images) for scale, images in pixels.items()})
+        pixels = {
+            scale: [read_tile(slide, x, y, magnification, scale, tile_px) for x, y in corners[scale]]
+            for scale in (10, 20)
+        }
+    return dict(
+        coords={scale: np.array(at) for scale, at in corners.items()},
+        density=np.array([score[0] for score in chosen]),
+        pixels={scale: np.array(images) for scale, images in pixels.items()},
+    )
 
 
 KINDS = {"20x": (20, 0.5, 20_000, 20_000), "40x": (40, 0.25, 42_001, 34_003)}
@@ -79,10 +87,19 @@ def bench_slide(path, kind: str = "20x", side: int = 0, seed: int = 0) -> Path:
     if side:
         width, height = side, round(side * height / width)
     rng = np.random.default_rng(seed)
-    blocks = [texture(2048, 2048, seed=1, coverage=1), texture(2048, 2048, seed=2, coverage=1, loose=1.0),
-              texture(2048, 2048, seed=3, coverage=0)]
-    outline, compact = (cv2.resize(rng.normal(size=(cells, cells)).astype(np.float32), (width // 64, height // 64),
-                                   interpolation=cv2.INTER_CUBIC) for cells in (5, 12))
+    blocks = [
+        texture(2048, 2048, seed=1, coverage=1),
+        texture(2048, 2048, seed=2, coverage=1, loose=1.0),
+        texture(2048, 2048, seed=3, coverage=0),
+    ]
+    outline, compact = (
+        cv2.resize(
+            rng.normal(size=(cells, cells)).astype(np.float32),
+            (width // 64, height // 64),
+            interpolation=cv2.INTER_CUBIC,
+        )
+        for cells in (5, 12)
+    )
     kind_of = np.where(outline > np.quantile(outline, 0.6), compact < 0, 2).astype(np.uint8)
     level1 = np.empty((height // 4, width // 4, 3), np.uint8)
 
@@ -104,8 +121,14 @@ def bench_slide(path, kind: str = "20x", side: int = 0, seed: int = 0) -> Path:
             padded = np.pad(strip, ((0, TILE - len(rows)), (0, -width % TILE), (0, 0)), mode="edge")
             yield from (padded[:, left : left + TILE] for left in range(0, padded.shape[1], TILE))
 
-    options = dict(tile=(TILE, TILE), compression="jpeg", compressionargs={"level": 80}, photometric="rgb",
-                   metadata=None, description=describe(width, height, objective, mpp))
+    options = dict(
+        tile=(TILE, TILE),
+        compression="jpeg",
+        compressionargs={"level": 80},
+        photometric="rgb",
+        metadata=None,
+        description=describe(width, height, objective, mpp),
+    )
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         tif.write(strips(), shape=(height, width, 3), dtype=np.uint8, **options)
         tif.write(level1, subfiletype=1, **options)

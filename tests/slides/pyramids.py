@@ -11,8 +11,9 @@ import tifffile
 TILE = 256
 
 
-def texture(height: int, width: int, seed: int = 0, coverage: float = 0.4, glass: int = 243,
-            loose: float = 0.0) -> np.ndarray:
+def texture(
+    height: int, width: int, seed: int = 0, coverage: float = 0.4, glass: int = 243, loose: float = 0.0
+) -> np.ndarray:
     """An RGB uint8 image (height, width, 3) of pink tissue with nuclei, lumens and fat on glass of brightness `glass`.
 
     `coverage` is about the share of the area under tissue: 0 is bare glass, 1 is tissue from edge to edge. `loose`
@@ -55,16 +56,29 @@ def describe(width: int, height: int, objective: float | None, mpp: float | None
     return text + ("" if mpp is None else f"|MPP = {mpp:g}")
 
 
-def write_pyramid(path, image: np.ndarray, objective: float | None = 20, mpp: float | None = 0.5,
-                  factors: tuple[int, ...] = (1, 4, 16), quality: int = 80) -> Path:
+def write_pyramid(
+    path,
+    image: np.ndarray,
+    objective: float | None = 20,
+    mpp: float | None = 0.5,
+    factors: tuple[int, ...] = (1, 4, 16),
+    quality: int = 80,
+) -> Path:
     """Write `image` (H, W, 3) as an Aperio-like pyramid with one level for each of `factors`; return the path."""
     path = Path(path)
     text = describe(image.shape[1], image.shape[0], objective, mpp)
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         for factor in factors:
-            tif.write(image if factor == 1 else shrink(image, factor), tile=(TILE, TILE), compression="jpeg",
-                      compressionargs={"level": quality}, photometric="rgb", metadata=None, description=text,
-                      subfiletype=int(factor > 1))
+            tif.write(
+                image if factor == 1 else shrink(image, factor),
+                tile=(TILE, TILE),
+                compression="jpeg",
+                compressionargs={"level": quality},
+                photometric="rgb",
+                metadata=None,
+                description=text,
+                subfiletype=int(factor > 1),
+            )
     return path
 
 
@@ -82,26 +96,47 @@ def write_scn(path, image: np.ndarray, offset: tuple[int, int], mpp: float = 0.5
         sizes = {page: 'sizeX="{}" sizeY="{}"'.format(*pictures[page].shape[1::-1]) for page in levels.values()}
         pixels = "".join(f'<dimension {sizes[page]} r="{number}" ifd="{page}"/>' for number, page in levels.items())
         x, y, w, h = (side * nm for side in place)
-        return (f'<image name="{name}" uuid="urn:uuid:{name}"><creationDate>2020-01-01</creationDate>'
-                f'<device model="Leica SCN400" version="1"/><pixels {sizes[levels[0]]}>{pixels}'
-                f'</pixels><view sizeX="{w}" sizeY="{h}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
-                f'<objectiveSettings><objective>{power:g}</objective></objectiveSettings><illuminationSettings>'
-                '<numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource>'
-                '</illuminationSettings></scanSettings></image>')
+        return (
+            f'<image name="{name}" uuid="urn:uuid:{name}"><creationDate>2020-01-01</creationDate>'
+            f'<device model="Leica SCN400" version="1"/><pixels {sizes[levels[0]]}>{pixels}'
+            f'</pixels><view sizeX="{w}" sizeY="{h}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
+            f"<objectiveSettings><objective>{power:g}</objective></objectiveSettings><illuminationSettings>"
+            "<numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
 
-    text = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:scn">'
-            f'<collection name="c" uuid="urn:uuid:c" sizeX="{3 * width * nm}" sizeY="{3 * height * nm}">'
-            + one("macro", {0: 0}, (0, 0, 3 * width, 3 * height), 0.6)
-            + one("main", {0: 1, 1: 2}, (*offset, width, height), objective) + "</collection></scn>")
+    text = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:scn">'
+        f'<collection name="c" uuid="urn:uuid:c" sizeX="{3 * width * nm}" sizeY="{3 * height * nm}">'
+        + one("macro", {0: 0}, (0, 0, 3 * width, 3 * height), 0.6)
+        + one("main", {0: 1, 1: 2}, (*offset, width, height), objective)
+        + "</collection></scn>"
+    )
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         for page, picture in enumerate(pictures):
-            tif.write(picture, tile=(TILE, TILE), compression="jpeg", compressionargs={"level": 90}, photometric="rgb",
-                      metadata=None, description=None if page else text)
+            tif.write(
+                picture,
+                tile=(TILE, TILE),
+                compression="jpeg",
+                compressionargs={"level": 90},
+                photometric="rgb",
+                metadata=None,
+                description=None if page else text,
+            )
     return path
 
 
-def write_ome(path, image: np.ndarray, factors: tuple[int, ...] = (1, 2, 4, 8), compression: str = "jpeg",
-              layout: str = "chunky", subifds: bool = True, bigtiff: bool = True, dots: float = 0, **said) -> Path:
+def write_ome(
+    path,
+    image: np.ndarray,
+    factors: tuple[int, ...] = (1, 2, 4, 8),
+    compression: str = "jpeg",
+    layout: str = "chunky",
+    subifds: bool = True,
+    bigtiff: bool = True,
+    dots: float = 0,
+    **said,
+) -> Path:
     """Write `image` (H, W, 3) as an OME-TIFF; return the path.
 
     layout: "chunky" (R, G, B of a pixel beside one another), "planar" (one behind the other in a page) or "pages" (a
@@ -118,16 +153,30 @@ def write_ome(path, image: np.ndarray, factors: tuple[int, ...] = (1, 2, 4, 8), 
         return level if layout == "chunky" else np.ascontiguousarray(level.transpose(2, 0, 1))
 
     with tifffile.TiffWriter(path, bigtiff=bigtiff, ome=True) as tif:
-        tif.write(pixels(1), subifds=count if subifds else 0, resolution=(dots, dots) if dots else None,
-                  resolutionunit="CENTIMETER" if dots else None,
-                  metadata={"axes": "YXS" if layout == "chunky" else "CYX", **said}, **options)
+        tif.write(
+            pixels(1),
+            subifds=count if subifds else 0,
+            resolution=(dots, dots) if dots else None,
+            resolutionunit="CENTIMETER" if dots else None,
+            metadata={"axes": "YXS" if layout == "chunky" else "CYX", **said},
+            **options,
+        )
         for factor in factors[1:]:
             tif.write(pixels(factor), subfiletype=1, metadata=None, **options)
     return path
 
 
-def make_slide(path, width: int = 1536, height: int = 1280, seed: int = 0, coverage: float = 0.4, glass: int = 243,
-               loose: float = 0.0, objective: float | None = 20, mpp: float | None = 0.5,
-               factors: tuple[int, ...] = (1, 4, 16)) -> Path:
+def make_slide(
+    path,
+    width: int = 1536,
+    height: int = 1280,
+    seed: int = 0,
+    coverage: float = 0.4,
+    glass: int = 243,
+    loose: float = 0.0,
+    objective: float | None = 20,
+    mpp: float | None = 0.5,
+    factors: tuple[int, ...] = (1, 4, 16),
+) -> Path:
     """Write one small synthetic slide and return its path."""
     return write_pyramid(path, texture(height, width, seed, coverage, glass, loose), objective, mpp, factors)

@@ -38,8 +38,12 @@ def slides(tmp_path_factory):
 
 
 def cohort_of(folder, names=("one", "two")):
-    return pd.DataFrame([{"slide_id": name, "patient_id": name, "label": "a", "path": str(folder / f"{name}.svs"),
-                          "mpp": 0.0} for name in names])
+    return pd.DataFrame(
+        [
+            {"slide_id": name, "patient_id": name, "label": "a", "path": str(folder / f"{name}.svs"), "mpp": 0.0}
+            for name in names
+        ]
+    )
 
 
 def corners_of(seed, count=20):
@@ -81,8 +85,10 @@ def test_the_corners_are_those_given_and_each_finer_tile_lies_in_the_one_before(
         for coarse, fine in zip(scales, scales[1:]):
             offset = tiles.coords[fine] - tiles.coords[coarse]
             assert (offset >= 0).all() and (offset <= PX * 20 // coarse - PX * 20 // fine).all()
-            drawn = [child_corner(0, name, tuple(at), fine, PX * 20 // coarse - PX * 20 // fine)
-                     for at in tiles.coords[coarse].tolist()]
+            drawn = [
+                child_corner(0, name, tuple(at), fine, PX * 20 // coarse - PX * 20 // fine)
+                for at in tiles.coords[coarse].tolist()
+            ]
             np.testing.assert_array_equal(tiles.coords[fine], drawn)
 
 
@@ -169,17 +175,31 @@ def test_who_chose_is_said(slides, tmp_path):
 # ------------------------------------------------------------------------------------------------ what is wrong
 
 
-@pytest.mark.parametrize("change, reason", [
-    (lambda rows: rows[rows.slide_id != "two"], "mine.csv has no tiles of slide two: add them"),
-    (lambda rows: pd.concat([rows, rows.tail(1)]), "mine.csv has the tile of slide two at .* more than once"),
-    (lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", "left")), "row 7 of mine.csv: x is 'left', and"),
-    (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1.5")), "y is '1.5', and must be a whole number"),
-    (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "")), "y is '', and must be a whole number"),
-    (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1e300")), "y is '1e300', and must be a whole"),
-    (lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", 1300)),
-     r"two.svs: 5 of 5 tiles lie outside of its 1300 x 900 px, the first at \(1300, "),
-    (lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", -SIDE)), "two.svs: 5 of 5 tiles lie outside"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda rows: rows[rows.slide_id != "two"], "mine.csv has no tiles of slide two: add them"),
+        (lambda rows: pd.concat([rows, rows.tail(1)]), "mine.csv has the tile of slide two at .* more than once"),
+        (
+            lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", "left")),
+            "row 7 of mine.csv: x is 'left', and",
+        ),
+        (
+            lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1.5")),
+            "y is '1.5', and must be a whole number",
+        ),
+        (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "")), "y is '', and must be a whole number"),
+        (
+            lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1e300")),
+            "y is '1e300', and must be a whole",
+        ),
+        (
+            lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", 1300)),
+            r"two.svs: 5 of 5 tiles lie outside of its 1300 x 900 px, the first at \(1300, ",
+        ),
+        (lambda rows: rows.assign(x=rows.x.where(rows.slide_id == "one", -SIDE)), "two.svs: 5 of 5 tiles lie outside"),
+    ],
+)
 def test_what_is_wrong_with_a_slides_tiles_is_its_row(slides, tmp_path, change, reason):
     whole = {"one": corners_of(1, 5), "two": corners_of(2, 5)}
     rows = pd.read_csv(written(tmp_path / "mine.csv", whole), dtype=str)
@@ -200,14 +220,21 @@ def test_tiles_that_overlap_are_not_taken(slides, tmp_path):
     assert_one_line(caught, "one.svs")
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "mine.csv is empty"),
-    ("slide_id,x,y\n", "mine.csv has no rows: one row a tile is needed"),
-    ("slide_id,x\none,0\n", "mine.csv has no column 'y': its columns are slide_id, x"),
-    ("slide_id,x,yy\none,0,0\n", "mine.csv has no column 'y': rename its column 'yy'"),
-    ("slide_id,x,y\none,0,0\n,4,4\n", "row 3 of mine.csv has no slide_id"),
-    ("slide_id,x,y\none,0,0\none,4\n", "mine.csv: row 3 has 2 cells, the header 3"),
-    ("slide_id,x,y\nother,0,0\n", "no tiles of any of the 2 slides, but of other: name theirs with the key 'tiles'")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "mine.csv is empty"),
+        ("slide_id,x,y\n", "mine.csv has no rows: one row a tile is needed"),
+        ("slide_id,x\none,0\n", "mine.csv has no column 'y': its columns are slide_id, x"),
+        ("slide_id,x,yy\none,0,0\n", "mine.csv has no column 'y': rename its column 'yy'"),
+        ("slide_id,x,y\none,0,0\n,4,4\n", "row 3 of mine.csv has no slide_id"),
+        ("slide_id,x,y\none,0,0\none,4\n", "mine.csv: row 3 has 2 cells, the header 3"),
+        (
+            "slide_id,x,y\nother,0,0\n",
+            "no tiles of any of the 2 slides, but of other: name theirs with the key 'tiles'",
+        ),
+    ],
+)
 def test_a_table_that_is_none_is_one_line(tmp_path, text, reason):
     (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(InputError, match=reason) as caught:
@@ -219,16 +246,24 @@ def test_a_table_is_read_as_spreadsheets_save_it_and_names_slides_as_others_do(t
     (tmp_path / "mine.csv").write_text("Slide ID;X;Y;note\none.svs;0;5;a\ntwo;512.0;1024;b\n12.0;3;4;\n", "utf-8-sig")
     found = open_given(tmp_path / "mine.csv", ["one", "two", "12"], 10, PX)
     assert {name: given.corners.tolist() for name, given in found.items()} == {
-        "one": [[0, 5]], "two": [[512, 1024]], "12": [[3, 4]]}
+        "one": [[0, 5]],
+        "two": [[512, 1024]],
+        "12": [[3, 4]],
+    }
     (tmp_path / "mine.csv").write_text("slide_id,x,y\none.svs,0,0\none.tif,0,0\n")
     found = open_given(tmp_path / "mine.csv", ["one"], 10, PX)
     assert "tiles of one.svs and of one.tif, and either" in found["one"].problem
     assert not open_given(tmp_path / "mine.csv", ["one.svs"], 10, PX)["one.svs"].problem
 
 
-@pytest.mark.parametrize("place, reason", [("gone.csv", "names gone.csv, which is no table"),
-                                           ("gone", "names gone, which is no table"),
-                                           (".", "has no tiles of hs2p .tiles/<slide>.coordinates.npz., but empty")])
+@pytest.mark.parametrize(
+    "place, reason",
+    [
+        ("gone.csv", "names gone.csv, which is no table"),
+        ("gone", "names gone, which is no table"),
+        (".", "has no tiles of hs2p .tiles/<slide>.coordinates.npz., but empty"),
+    ],
+)
 def test_a_place_that_is_none_is_one_line(tmp_path, place, reason):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=reason) as caught:
@@ -236,15 +271,23 @@ def test_a_place_that_is_none_is_one_line(tmp_path, place, reason):
     assert_one_line(caught, "tiles")
 
 
-@pytest.mark.parametrize("change, px, reason", [
-    ({"overlap": 0.25}, 256, "tiles of 256 px at 10x with 25% overlap, not of 256 px at 10x without: set tile_px and"),
-    ({}, 512, "tiles of 256 px at 10x with 0% overlap, not of 512 px at 10x"),
-    ({"requested_spacing_um": 0.5}, 256, "tiles of 256 px at 20x with 0% overlap, not of 256 px at 10x"),
-    ({"tile_size_lv0": 1024}, 256, "its tiles have 1024 level-0 px, and one of 256 px at 10x has 512 here"),
-    ({"dimensions": [3400, 2600]}, 256, "one.svs has 1700 x 1300 px, and its tiles are of one of 3400 x 2600 px"),
-    ({"coordinate_space": "um"}, 256, "is damaged or incomplete .*its corners are in um"),
-    ({"tile_size_lv0": None}, 256, "is damaged or incomplete"),
-    (None, 256, "has no one.coordinates.meta.json beside it")])
+@pytest.mark.parametrize(
+    "change, px, reason",
+    [
+        (
+            {"overlap": 0.25},
+            256,
+            "tiles of 256 px at 10x with 25% overlap, not of 256 px at 10x without: set tile_px and",
+        ),
+        ({}, 512, "tiles of 256 px at 10x with 0% overlap, not of 512 px at 10x"),
+        ({"requested_spacing_um": 0.5}, 256, "tiles of 256 px at 20x with 0% overlap, not of 256 px at 10x"),
+        ({"tile_size_lv0": 1024}, 256, "its tiles have 1024 level-0 px, and one of 256 px at 10x has 512 here"),
+        ({"dimensions": [3400, 2600]}, 256, "one.svs has 1700 x 1300 px, and its tiles are of one of 3400 x 2600 px"),
+        ({"coordinate_space": "um"}, 256, "is damaged or incomplete .*its corners are in um"),
+        ({"tile_size_lv0": None}, 256, "is damaged or incomplete"),
+        (None, 256, "has no one.coordinates.meta.json beside it"),
+    ],
+)
 def test_what_does_not_fit_in_hs2ps_words_is_one_line(tmp_path, change, px, reason):
     make_slide(tmp_path / "one.svs", 1700, 1300, seed=3, coverage=0.97)
     shutil.copytree(HS2P, tmp_path / "made")
@@ -278,13 +321,18 @@ def test_a_scanner_that_is_not_quite_20x_is_said_and_its_corners_are_kept(tmp_pa
 
 def test_hs2p_itself_is_taken_as_it_chose(tmp_path):
     hs2p = pytest.importorskip("hs2p", reason="needs hs2p, of the extra [interop]")
-    paths = [make_slide(tmp_path / f"{name}.svs", 1700, 1300, seed=seed, coverage=0.6) for seed, name in
-             enumerate(("one", "two"))]
+    paths = [
+        make_slide(tmp_path / f"{name}.svs", 1700, 1300, seed=seed, coverage=0.6)
+        for seed, name in enumerate(("one", "two"))
+    ]
     made = hs2p.tile_slides(
         [hs2p.SlideSpec(sample_id=path.stem, image_path=path) for path in paths],
-        tiling=hs2p.TilingConfig(requested_spacing_um=1.0, requested_tile_size_px=128, tolerance=0.1, overlap=0.0,
-                                 backend="openslide"),
-        segmentation=hs2p.SegmentationConfig(method="hsv", downsample=16), output_dir=tmp_path / "made")
+        tiling=hs2p.TilingConfig(
+            requested_spacing_um=1.0, requested_tile_size_px=128, tolerance=0.1, overlap=0.0, backend="openslide"
+        ),
+        segmentation=hs2p.SegmentationConfig(method="hsv", downsample=16),
+        output_dir=tmp_path / "made",
+    )
     assert len(made) == 2
     store = Store(tmp_path / "study", 128)
     assert len(tile(store, cohort_of(tmp_path), tmp_path / "made", k=1000)) == 2

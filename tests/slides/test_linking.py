@@ -12,8 +12,11 @@ def brute(corners, side, inner, inner_side):
     """The containing tile by looking at every pair: nearest centre first, then first row."""
     found = []
     for x, y in inner + inner_side / 2:
-        inside = [(max(abs(x - a - side / 2), abs(y - b - side / 2)), row) for row, (a, b) in enumerate(corners)
-                  if a <= x < a + side and b <= y < b + side]
+        inside = [
+            (max(abs(x - a - side / 2), abs(y - b - side / 2)), row)
+            for row, (a, b) in enumerate(corners)
+            if a <= x < a + side and b <= y < b + side
+        ]
         found.append(min(inside)[1] if inside else -1)
     return found
 
@@ -32,8 +35,13 @@ def test_containment_is_what_looking_at_every_pair_finds(seed):
     if seed % 3 == 2:  # micrometres rounded to pixels
         corners = corners + rng.integers(-1, 2, corners.shape)
     corners = corners[rng.permutation(len(corners))[: rng.integers(1, len(corners))]]
-    inner = np.concatenate([rng.integers(corners.min(0) - side, corners.max(0) + 2 * side, (300, 2)),
-                            grid(14, 12, side // 2, corners.min(0)), corners + side // 2 - inner_side // 2])
+    inner = np.concatenate(
+        [
+            rng.integers(corners.min(0) - side, corners.max(0) + 2 * side, (300, 2)),
+            grid(14, 12, side // 2, corners.min(0)),
+            corners + side // 2 - inner_side // 2,
+        ]
+    )
     found = containing(corners, side, inner, inner_side)
     assert found.tolist() == brute(corners, side, inner, inner_side) and len(set(found.tolist())) > 1
 
@@ -74,8 +82,10 @@ def parts(n10=30, holes=(), **more):
     """A slide of a row of 10x tiles with four 20x tiles in each, but for those in `holes`; features tell the row."""
     coarse, fine = grid(n10, 1, 1024), grid(2 * n10, 2, 512)
     fine = fine[~np.isin(fine[:, 0] // 1024, holes)]
-    return {10: Part(np.arange(n10, dtype=np.float32)[:, None], coarse, 1024.0, **more),
-            20: Part(np.arange(len(fine), dtype=np.float32)[:, None], fine, 512.0)}
+    return {
+        10: Part(np.arange(n10, dtype=np.float32)[:, None], coarse, 1024.0, **more),
+        20: Part(np.arange(len(fine), dtype=np.float32)[:, None], fine, 512.0),
+    }
 
 
 @pytest.mark.parametrize("k, alone", [(50, 6), (27, 3), (24, 0), (10, 0)])
@@ -98,7 +108,7 @@ def test_too_many_tiles_are_thinned_evenly_or_by_density():
     _, rows = link("s", parts(), 256, 4, 0, 40.0)
     assert rows[10].tolist() == [0, 10, 19, 29]
     density = np.zeros(30)
-    density[[3, 28, 11, 4]] = [.5, .9, .4, .8]
+    density[[3, 28, 11, 4]] = [0.5, 0.9, 0.4, 0.8]
     _, rows = link("s", parts(density=density, colour=np.ones((30, 6))), 256, 3, 0, 40.0)
     assert rows[10].tolist() == [3, 4, 28]
 

@@ -22,9 +22,19 @@ FLAT = dict(factors=(1,), compression="zlib")  # one level: OpenSlide reads all 
 COLOURS = {"Color": [-16776961, 16711935, 65535]}  # red, green, blue, as OME writes them
 
 
-@pytest.mark.parametrize("size, unit, mpp", [
-    (0.5, "µm", 0.5), (0.5, "\u03bcm", 0.5), (500, "nm", 0.5), (0.00025, "mm", 0.25), (2500, "Å", 0.25),
-    (0.25, None, 0.25), (2.5e-5, "cm", 0.25), (2.5e-7, "m", 0.25)])
+@pytest.mark.parametrize(
+    "size, unit, mpp",
+    [
+        (0.5, "µm", 0.5),
+        (0.5, "\u03bcm", 0.5),
+        (500, "nm", 0.5),
+        (0.00025, "mm", 0.25),
+        (2500, "Å", 0.25),
+        (0.25, None, 0.25),
+        (2.5e-5, "cm", 0.25),
+        (2.5e-7, "m", 0.25),
+    ],
+)
 @pytest.mark.parametrize("bigtiff", [True, False])
 @pytest.mark.parametrize("factors", [(1,), (1, 4)])
 def test_the_size_of_a_pixel_is_read_in_any_unit(tmp_path, size, unit, mpp, bigtiff, factors):
@@ -50,9 +60,13 @@ def test_the_tables_word_and_the_studys_keep_their_rank(tmp_path):
         assert slide.mpp == 0.25
 
 
-@pytest.mark.parametrize("said, reason", [
-    ({"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "pixel"}, "its pixel size is in 'pixel', which is no length"),
-    ({"PhysicalSizeX": 250.0}, "its mpp 250 is absurd")])
+@pytest.mark.parametrize(
+    "said, reason",
+    [
+        ({"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "pixel"}, "its pixel size is in 'pixel', which is no length"),
+        ({"PhysicalSizeX": 250.0}, "its mpp 250 is absurd"),
+    ],
+)
 def test_a_size_that_is_none_is_said(tmp_path, said, reason):
     path = write_ome(tmp_path / "a.ome.tif", IMAGE, **FLAT, **said)
     with open_slide(path, mpp=0.5) as slide:
@@ -70,8 +84,10 @@ def test_tiff_tags_count_as_before_unless_they_are_absurd(tmp_path):
 def test_the_objective_is_that_of_the_picture(tmp_path):
     path = write_ome(tmp_path / "a.ome.tif", IMAGE, **FLAT)
     text = tifffile.tiffcomment(path)
-    said = ('<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="5"/>'
-            '<Objective ID="Objective:1" NominalMagnification="40"/></Instrument><Image ')
+    said = (
+        '<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="5"/>'
+        '<Objective ID="Objective:1" NominalMagnification="40"/></Instrument><Image '
+    )
     text = text.replace("<Image ", said, 1).replace("<Pixels ", '<ObjectiveSettings ID="Objective:1"/><Pixels ', 1)
     tifffile.tiffcomment(path, text)
     with open_slide(path) as slide:
@@ -97,8 +113,10 @@ def test_levels_in_subifds_give_openslides_pixels_of_the_same_levels_as_pages(tm
             np.testing.assert_array_equal(one.whole(level), two.whole(level))
             beyond = one.dimensions[0] - 40 * level.step, one.dimensions[1] - 40 * level.step
             np.testing.assert_array_equal(one.region(level, *beyond, 100), two.region(level, *beyond, 100))
-        between = [np.abs(one.region(level, 101, 203, 90).astype(int) - two.region(level, 101, 203, 90)).mean()
-                   for level in one.levels]
+        between = [
+            np.abs(one.region(level, 101, 203, 90).astype(int) - two.region(level, 101, 203, 90)).mean()
+            for level in one.levels
+        ]
         assert max(between) < 1.5, "where a corner lies between pixels both interpolate"
         difference = one.thumbnail(200).astype(int) - two.thumbnail(200)
         assert difference.shape == (167, 200, 3) and np.abs(difference).mean() < 1.5
@@ -128,13 +146,20 @@ def test_three_channels_that_say_nothing_are_colours_and_said_to_be_taken_so(tmp
     path = write_ome(tmp_path / "a.ome.tif", IMAGE, layout="pages", PhysicalSizeX=0.5, **FLAT)
     with open_slide(path) as slide:
         np.testing.assert_array_equal(slide.whole(slide.levels[0]), IMAGE)
-        assert slide.warnings == ["slide a.ome.tif: its three channels are read as red, green and blue, for it names "
-                                  "none"]
+        assert slide.warnings == [
+            "slide a.ome.tif: its three channels are read as red, green and blue, for it names none"
+        ]
 
 
 def test_channels_that_are_no_colours_are_refused(tmp_path):
-    path = write_ome(tmp_path / "a.ome.tif", IMAGE, layout="pages", PhysicalSizeX=0.5,
-                     Channel={"Name": ["DAPI", "CD3", "CD8"]}, **FLAT)
+    path = write_ome(
+        tmp_path / "a.ome.tif",
+        IMAGE,
+        layout="pages",
+        PhysicalSizeX=0.5,
+        Channel={"Name": ["DAPI", "CD3", "CD8"]},
+        **FLAT,
+    )
     with pytest.raises(InputError, match=r"3 pages of one channel \(DAPI, CD3, CD8\), which are not red") as caught:
         open_slide(path)
     assert_one_line(caught, "a.ome.tif")
@@ -192,14 +217,23 @@ def test_a_damaged_file_tile_is_one_line_and_an_absent_one_is_white(tmp_path, le
 
 
 def test_only_slides_that_are_read_otherwise_than_before_have_another_configuration(tmp_path):
-    made = {"plain": make_slide(tmp_path / "a.svs", 300, 300),
-            "one level": write_ome(tmp_path / "b.ome.tif", IMAGE, PhysicalSizeX=0.5, **FLAT),
-            "SubIFDs": write_ome(tmp_path / "c.ome.tif", IMAGE, PhysicalSizeX=0.5),
-            "pages": write_ome(tmp_path / "d.ome.tif", IMAGE, layout="pages", Channel=COLOURS, **FLAT)}
+    made = {
+        "plain": make_slide(tmp_path / "a.svs", 300, 300),
+        "one level": write_ome(tmp_path / "b.ome.tif", IMAGE, PhysicalSizeX=0.5, **FLAT),
+        "SubIFDs": write_ome(tmp_path / "c.ome.tif", IMAGE, PhysicalSizeX=0.5),
+        "pages": write_ome(tmp_path / "d.ome.tif", IMAGE, layout="pages", Channel=COLOURS, **FLAT),
+    }
     store = Store(tmp_path, 128)
     rows = {name: SimpleNamespace(path=str(path), mpp=0.5) for name, path in made.items()}
     found = {name: tile_config(store, row, 5, 0.05, 0, 0.0) for name, row in rows.items()}
     assert {name: config.pop("reader", "") for name, config in found.items()} == {
-        "plain": "", "one level": "", "SubIFDs": "tifffile", "pages": "tifffile"}
-    assert set(found["plain"]) == set(found["SubIFDs"]) == {
-        "k", "tile_px", "scales", "min_density", "seed", "mpp", "fallback_mpp", "black", "bytes"}
+        "plain": "",
+        "one level": "",
+        "SubIFDs": "tifffile",
+        "pages": "tifffile",
+    }
+    assert (
+        set(found["plain"])
+        == set(found["SubIFDs"])
+        == {"k", "tile_px", "scales", "min_density", "seed", "mpp", "fallback_mpp", "black", "bytes"}
+    )

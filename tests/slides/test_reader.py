@@ -19,22 +19,46 @@ from tests.slides.pyramids import describe, make_slide, texture, write_scn
 WSI = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "wsi"
 
 
-@pytest.mark.parametrize("objective, file_mpp, table_mpp, magnification, mpp, warned", [
-    (20, 0, 0, 20, 0.5, False), (40, 0.25, 0, 40, 0.25, False), (0, 0.499, 0, 20, 0.499, False),
-    (0, 0.2325, 0, 40, 0.2325, False), (0, 0.3, 0, 10 / 0.3, 0.3, False), (0, 0, 0.25, 40, 0.25, False),
-    (33, 0, 0, 33, 10 / 33, False), (40, 0.5, 0, 20, 0.5, True), (20, 0.5, 0.25, 40, 0.25, True),
-    (20, 0.234, 0, 40, 0.234, True), (10, 0.3, 0, 10 / 0.3, 0.3, True), (40, 0.262, 0, 40, 0.262, False),
-    (20, 0.5, 0.49, 20, 0.49, False), (0, 352.8, 0.5, 20, 0.5, True), (400, 0.5, 0, 20, 0.5, True),
-    (0, 0.25, 0.5, 20, 0.5, True)])
+@pytest.mark.parametrize(
+    "objective, file_mpp, table_mpp, magnification, mpp, warned",
+    [
+        (20, 0, 0, 20, 0.5, False),
+        (40, 0.25, 0, 40, 0.25, False),
+        (0, 0.499, 0, 20, 0.499, False),
+        (0, 0.2325, 0, 40, 0.2325, False),
+        (0, 0.3, 0, 10 / 0.3, 0.3, False),
+        (0, 0, 0.25, 40, 0.25, False),
+        (33, 0, 0, 33, 10 / 33, False),
+        (40, 0.5, 0, 20, 0.5, True),
+        (20, 0.5, 0.25, 40, 0.25, True),
+        (20, 0.234, 0, 40, 0.234, True),
+        (10, 0.3, 0, 10 / 0.3, 0.3, True),
+        (40, 0.262, 0, 40, 0.262, False),
+        (20, 0.5, 0.49, 20, 0.49, False),
+        (0, 352.8, 0.5, 20, 0.5, True),
+        (400, 0.5, 0, 20, 0.5, True),
+        (0, 0.25, 0.5, 20, 0.5, True),
+    ],
+)
 def test_magnification(objective, file_mpp, table_mpp, magnification, mpp, warned):
     found = base_magnification("a.svs", objective, file_mpp, table_mpp)
     assert found[:2] == (pytest.approx(magnification), pytest.approx(mpp))
     assert bool(found[2]) == warned
 
 
-@pytest.mark.parametrize("objective, file_mpp, table_mpp, magnification, mpp", [
-    (0, 0, 0, 20, 0.5), (0, 352.8, 0, 20, 0.5), (500, 0, 0, 20, 0.5),                  # nothing is known but this
-    (40, 0, 0, 40, 0.25), (0, 0.25, 0, 40, 0.25), (20, 0.25, 0, 40, 0.25), (0, 0, 0.25, 40, 0.25), (40, 0, 1, 10, 1)])
+@pytest.mark.parametrize(
+    "objective, file_mpp, table_mpp, magnification, mpp",
+    [
+        (0, 0, 0, 20, 0.5),
+        (0, 352.8, 0, 20, 0.5),
+        (500, 0, 0, 20, 0.5),  # nothing is known but this
+        (40, 0, 0, 40, 0.25),
+        (0, 0.25, 0, 40, 0.25),
+        (20, 0.25, 0, 40, 0.25),
+        (0, 0, 0.25, 40, 0.25),
+        (40, 0, 1, 10, 1),
+    ],
+)
 def test_the_studys_mpp_is_only_for_slides_that_do_not_say(objective, file_mpp, table_mpp, magnification, mpp):
     assert base_magnification("a.svs", objective, file_mpp, table_mpp, fallback_mpp=0.5)[:2] == (magnification, mpp)
 
@@ -73,15 +97,20 @@ def test_reading_a_slide_with_the_mpp_it_was_read_with_changes_nothing(tmp_path)
 
 def test_what_openslide_does_not_read_is_to_be_converted_and_what_is_damaged_copied(tmp_path):
     image = texture(300, 400)
-    tifffile.imwrite(tmp_path / "strips.svs", image, photometric="rgb", description=describe(400, 300, 20, 0.5),
-                     metadata=None)
+    tifffile.imwrite(
+        tmp_path / "strips.svs", image, photometric="rgb", description=describe(400, 300, 20, 0.5), metadata=None
+    )
     tifffile.imwrite(tmp_path / "webp.tif", image, photometric="rgb", tile=(256, 256), compression="webp")
     Image.fromarray(image).save(tmp_path / "photo.jpg")
     Image.fromarray(image).save(tmp_path / "photo.png")
     (tmp_path / "cut.tif").write_bytes((tmp_path / "strips.svs").read_bytes()[:5000])
     (tmp_path / "text.svs").write_text("II*, but no TIFF")
-    reasons = {"strips.svs": "is a TIFF in strips", "webp.tif": "is a TIFF compressed as WEBP",
-               "photo.jpg": "is a JPEG picture", "photo.png": "is a PNG picture"}
+    reasons = {
+        "strips.svs": "is a TIFF in strips",
+        "webp.tif": "is a TIFF compressed as WEBP",
+        "photo.jpg": "is a JPEG picture",
+        "photo.png": "is a PNG picture",
+    }
     for name, reason in reasons.items():
         with pytest.raises(InputError, match=f"{reason}.*convert it with libvips, `vips tiffsave IN OUT") as caught:
             open_slide(tmp_path / name)
@@ -120,8 +149,10 @@ def test_thumbnail_and_closing(tmp_path):
 
 @pytest.mark.skipif(not WSI.is_dir(), reason="needs ../shared/data/wsi")
 def test_real_level_downsample_is_openslides(tmp_path):
-    with open_slide(WSI / "openslide_boxes.tiff", 0.5) as slide, \
-            openslide.OpenSlide(WSI / "openslide_boxes.tiff") as reference:
+    with (
+        open_slide(WSI / "openslide_boxes.tiff", 0.5) as slide,
+        openslide.OpenSlide(WSI / "openslide_boxes.tiff") as reference,
+    ):
         for magnification in (20, 10, 5, 2.5):
             level = reference.get_best_level_for_downsample(20 / magnification)
             assert slide.source(magnification, 8)[0].number == level

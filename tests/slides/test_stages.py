@@ -14,8 +14,12 @@ from tests.slides.pyramids import make_slide, texture, write_pyramid
 
 
 def cohort_of(paths, mpp=0.0):
-    return pd.DataFrame([{"slide_id": path.stem, "patient_id": path.stem, "label": "a", "path": str(path), "mpp": mpp}
-                         for path in paths])
+    return pd.DataFrame(
+        [
+            {"slide_id": path.stem, "patient_id": path.stem, "label": "a", "path": str(path), "mpp": mpp}
+            for path in paths
+        ]
+    )
 
 
 def silent(_):
@@ -24,10 +28,12 @@ def silent(_):
 
 def test_the_studys_mpp_is_for_the_slides_that_do_not_say_and_for_no_other(tmp_path):
     sizes = dict(width=1024, height=1024, coverage=1)
-    known = [make_slide(tmp_path / "forty.svs", **sizes, objective=40, mpp=0.25),
-             make_slide(tmp_path / "twenty.svs", **sizes, objective=20, mpp=0.5),
-             make_slide(tmp_path / "named.svs", **sizes, objective=40, mpp=None),
-             make_slide(tmp_path / "changer.svs", **sizes, objective=20, mpp=0.234)]
+    known = [
+        make_slide(tmp_path / "forty.svs", **sizes, objective=40, mpp=0.25),
+        make_slide(tmp_path / "twenty.svs", **sizes, objective=20, mpp=0.5),
+        make_slide(tmp_path / "named.svs", **sizes, objective=40, mpp=None),
+        make_slide(tmp_path / "changer.svs", **sizes, objective=20, mpp=0.234),
+    ]
     bare = make_slide(tmp_path / "bare.svs", **sizes, objective=None, mpp=None)
     told = make_slide(tmp_path / "told.svs", **sizes, objective=40, mpp=0.25)
     cohort = pd.concat([cohort_of([*known, bare]), cohort_of([told], mpp=0.5)], ignore_index=True)
@@ -53,14 +59,14 @@ def test_a_slide_that_lacks_a_scale_is_one_row_and_the_others_go_on(tmp_path):
     assert list(found.slide_id) == ["whole"] and found.tiles[0] == 4
     (row,) = read_failures(store.home).itertuples()
     assert (row.unit, row.stage) == ("coarse", "tiles") and any(row.reason in line for line in lines)
-    assert row.reason == ("slide coarse.svs was scanned at 10x and has no 20x tiles: take it out of the cohort table "
-                          "or lower the scales")
+    assert row.reason == (
+        "slide coarse.svs was scanned at 10x and has no 20x tiles: take it out of the cohort table or lower the scales"
+    )
 
 
 def test_tiles_of_three_scales_that_were_linked_otherwise_are_made_again(tmp_path):
     row = cohort_of([make_slide(tmp_path / "a.svs", width=1024, height=1024, coverage=1)]).iloc[0]
-    three, two = (tile_config(Store(tmp_path, 64, scales), row, 4, 0.05, 0, 0.0)
-                  for scales in ((5, 10, 20), (10, 20)))
+    three, two = (tile_config(Store(tmp_path, 64, scales), row, 4, 0.05, 0, 0.0) for scales in ((5, 10, 20), (10, 20)))
     assert three["links"] == "nested" and "links" not in two
 
 

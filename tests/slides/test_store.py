@@ -21,8 +21,18 @@ MADE_BY = {**TILING, "encoder": {"name": "hf-hub:org/net", "weights": "abc", "px
 def make_tiles(slide_id="s1", n=5, magnification=40.0, seed=0):
     rng = np.random.default_rng(seed)
     coords = np.stack([np.arange(n) % 3, np.arange(n) // 3], 1).astype(np.int64) * 1024
-    return Tiles(slide_id, 256, {10: coords, 20: coords + rng.integers(0, 512, (n, 2))}, rng.random(n),
-                 rng.random((n, 6), dtype=np.float32), np.arange(n), (4000, 3000), magnification, grid=12, read=7)
+    return Tiles(
+        slide_id,
+        256,
+        {10: coords, 20: coords + rng.integers(0, 512, (n, 2))},
+        rng.random(n),
+        rng.random((n, 6), dtype=np.float32),
+        np.arange(n),
+        (4000, 3000),
+        magnification,
+        grid=12,
+        read=7,
+    )
 
 
 def make_features(n=5, dim=4, seed=0):
@@ -57,16 +67,26 @@ def test_what_is_written_is_read(full):
         np.testing.assert_array_equal(found[scale].parent, np.arange(5))
     made = full.features_made_by("s1")
     assert (made.config, made.dim) == (json.loads(json.dumps(MADE_BY)), 4)
-    assert [set(hashes) for hashes in made.hashes] == [{"config", "coords", "features"},
-                                                          {"config", "coords", "features", "parent"}]
+    assert [set(hashes) for hashes in made.hashes] == [
+        {"config", "coords", "features"},
+        {"config", "coords", "features", "parent"},
+    ]
 
 
 def test_layout_and_attributes_are_tridents(full):
     home = full.home / "features"
     patches = home / "20x_256px_0px_overlap/patches/s1_patches.h5"
     features = home / "20x_256px_0px_overlap/features_hf-hub-org-net/s1.h5"
-    expected = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20,
-                "overlap": 0, "name": "s1", "level0_width": 4000, "level0_height": 3000}
+    expected = {
+        "patch_size": 256,
+        "patch_size_level0": 512,
+        "level0_magnification": 40,
+        "target_magnification": 20,
+        "overlap": 0,
+        "name": "s1",
+        "level0_width": 4000,
+        "level0_height": 3000,
+    }
     for path in (patches, features):
         with h5py.File(path) as file:
             attributes = dict(file["coords"].attrs)
@@ -111,9 +131,10 @@ def test_has_means_made_by_exactly_this(full):
 @pytest.mark.parametrize("scale", [10, 20])
 @pytest.mark.parametrize("damage", ["absent", "truncated", "empty", "no h5", "no coords"])
 def test_damaged_files_are_absent_for_writing_and_refused_for_reading(full, scale, damage):
-    for path, has, read in [(full.tiles_path(scale, "s1"), lambda: full.has_tiles("s1", TILING), full.read_tiles),
-                            (full.features_path(scale, "s1"), lambda: full.has_features("s1", MADE_BY),
-                             full.read_features)]:
+    for path, has, read in [
+        (full.tiles_path(scale, "s1"), lambda: full.has_tiles("s1", TILING), full.read_tiles),
+        (full.features_path(scale, "s1"), lambda: full.has_features("s1", MADE_BY), full.read_features),
+    ]:
         content = path.read_bytes()
         if damage == "absent":
             path.unlink()
@@ -121,7 +142,7 @@ def test_damaged_files_are_absent_for_writing_and_refused_for_reading(full, scal
             with h5py.File(path, "r+") as file:
                 del file["coords"]
         else:
-            path.write_bytes({"truncated": content[:len(content) // 2], "empty": b"", "no h5": b"x" * 5000}[damage])
+            path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "no h5": b"x" * 5000}[damage])
         assert not has()
         with pytest.raises(InputError, match="s1") as error:
             read("s1")
@@ -232,8 +253,15 @@ def test_a_changed_byte_anywhere_is_seen_or_changes_nothing(full, which):
     def read():
         if which == "tiles":
             tiles = full.read_tiles("s1")
-            return [tiles.coords[10], tiles.density, tiles.colour, tiles.dimensions, tiles.magnification, tiles.grid,
-                    tiles.read]
+            return [
+                tiles.coords[10],
+                tiles.density,
+                tiles.colour,
+                tiles.dimensions,
+                tiles.magnification,
+                tiles.grid,
+                tiles.read,
+            ]
         found = full.read_features("s1")[10]
         return [found.features, found.coords, full.features_made_by("s1").config, full.features_made_by("s1").hashes]
 
@@ -305,9 +333,44 @@ def test_nothing_is_opened_on_the_disk_by_hdf5_for_writing(store, monkeypatch):
     assert not any(fapl.get_fapl_core()[1] for fapl in opened)  # no file behind the memory
 
 
-ODD = ["../../x", "..", ".", "", "/etc/x", "a/b", "a\\b", "C:x", "x\0y", "x\ny", "~root", "-rf", ".hidden", "a" * 300,
-       "é" * 120, "con", "NUL.txt", "*", "a?b", "<b>", '"', "x ", " x", "\u202ex", "\ud800", "..\\..\\x", "%2e%2e%2fx",
-       "x;y", "$(x)", "幻灯片", "TCGA-A1-A0SB-01Z-00-DX1.B34C267B", "a b", "a..b", "S1.svs", "x'y", "e\u0301"]
+ODD = [
+    "../../x",
+    "..",
+    ".",
+    "",
+    "/etc/x",
+    "a/b",
+    "a\\b",
+    "C:x",
+    "x\0y",
+    "x\ny",
+    "~root",
+    "-rf",
+    ".hidden",
+    "a" * 300,
+    "é" * 120,
+    "con",
+    "NUL.txt",
+    "*",
+    "a?b",
+    "<b>",
+    '"',
+    "x ",
+    " x",
+    "\u202ex",
+    "\ud800",
+    "..\\..\\x",
+    "%2e%2e%2fx",
+    "x;y",
+    "$(x)",
+    "幻灯片",
+    "TCGA-A1-A0SB-01Z-00-DX1.B34C267B",
+    "a b",
+    "a..b",
+    "S1.svs",
+    "x'y",
+    "e\u0301",
+]
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)

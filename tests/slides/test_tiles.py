@@ -120,8 +120,9 @@ def test_selection_is_the_naive_one(made, kind, k, seed, min_density):
 
 
 @pytest.mark.parametrize("kind", PAINTED)
-@pytest.mark.parametrize("k, seed, min_density, black", [
-    (5, 0, 0.05, "padding"), (1000, 1, 0.05, "padding"), (12, 7, 0.5, "tissue")])
+@pytest.mark.parametrize(
+    "k, seed, min_density, black", [(5, 0, 0.05, "padding"), (1000, 1, 0.05, "padding"), (12, 7, 0.5, "tissue")]
+)
 def test_selection_beside_black_is_the_naive_one(made, kind, k, seed, min_density, black):
     path, base, _ = made(kind)
     expected = naive_select(path, k, PX, seed, min_density, base, black)
@@ -131,8 +132,9 @@ def test_selection_beside_black_is_the_naive_one(made, kind, k, seed, min_densit
             assert not slide.warnings
 
 
-@pytest.mark.parametrize("kind", ["half black", "nearly black", "black frame", "black frame 40x odd",
-                                  "black one level"])
+@pytest.mark.parametrize(
+    "kind", ["half black", "nearly black", "black frame", "black frame 40x odd", "black one level"]
+)
 def test_black_padding_is_left_out_counted_and_said(made, kind):
     path, base, scores = made(kind)
     letter = [score[0] for score in naive_scores(path, PX, base, "tissue")]
@@ -140,9 +142,11 @@ def test_black_padding_is_left_out_counted_and_said(made, kind):
     for k in (4, 1000):
         with open_slide(path) as slide:
             tiles = select_tiles(slide, k, PX, pixels=True)
-            counted, = re.fullmatch(rf"slide {path.name}: (\d+) or more of {len(scores)} 10x tiles are mostly black "
-                                    r"padding, which is not counted as tissue \(`black: tissue` counts it\)",
-                                    *slide.warnings).groups()
+            (counted,) = re.fullmatch(
+                rf"slide {path.name}: (\d+) or more of {len(scores)} 10x tiles are mostly black "
+                r"padding, which is not counted as tissue \(`black: tissue` counts it\)",
+                *slide.warnings,
+            ).groups()
             assert int(counted) == padded or k == 4 and "odd" in kind and padded / 2 < int(counted) < padded
     assert padded > 5 and (kind != "half black" or tiles.read < 0.5 * tiles.grid)  # padding is seen, not read
     black = (tiles.pixels[10] <= 10).all(-1).mean((1, 2))
@@ -327,9 +331,15 @@ def test_bad_slides_give_one_line(tmp_path):
     blank = make_slide(tmp_path / "blank.svs", 600, 600, coverage=0)
     (tmp_path / "folder.svs").mkdir()
     (tmp_path / "empty.svs").touch()
-    cases = {whole.name + "/inside.svs": "cannot be opened", "missing.svs": "No such file", "folder.svs": "directory",
-             "empty.svs": "cannot be read", small.name: "smaller than one", coarse.name: "no 20x tiles",
-             blank.name: "no tissue"}
+    cases = {
+        whole.name + "/inside.svs": "cannot be opened",
+        "missing.svs": "No such file",
+        "folder.svs": "directory",
+        "empty.svs": "cannot be read",
+        small.name: "smaller than one",
+        coarse.name: "no 20x tiles",
+        blank.name: "no tissue",
+    }
     for name, reason in cases.items():
         with pytest.raises(InputError, match=reason) as caught, open_slide(tmp_path / name) as slide:
             select_tiles(slide, 5, PX)
@@ -380,10 +390,16 @@ def test_a_damaged_tile_gives_one_line(tmp_path):
 
 
 @real
-@pytest.mark.parametrize("name, mpp, reason", [
-    ("broken.svs", 0.0, "cannot be read"), ("openslide_unreadable.svs", 0.0, "cannot be read"),
-    ("openslide_small.svs", 0.0, "smaller than one"), ("openslide_boxes.tiff", 0.0, "352.778 is absurd"),
-    ("TCGA-CR-7395-01A-01-TS1.svs", 0.0, "states no magnification")])
+@pytest.mark.parametrize(
+    "name, mpp, reason",
+    [
+        ("broken.svs", 0.0, "cannot be read"),
+        ("openslide_unreadable.svs", 0.0, "cannot be read"),
+        ("openslide_small.svs", 0.0, "smaller than one"),
+        ("openslide_boxes.tiff", 0.0, "352.778 is absurd"),
+        ("TCGA-CR-7395-01A-01-TS1.svs", 0.0, "states no magnification"),
+    ],
+)
 def test_real_bad_files_give_one_line(name, mpp, reason):
     with pytest.raises(InputError, match=reason) as caught, open_slide(WSI / name, mpp) as slide:
         select_tiles(slide)
@@ -391,9 +407,15 @@ def test_real_bad_files_give_one_line(name, mpp, reason):
 
 
 @real
-@pytest.mark.parametrize("name, mpp, px, k", [
-    ("CMU-1-Small-Region.svs", 0.0, 256, 4), ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, 512, 1000),
-    ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, 128, 4), ("TCGA-CR-7395-01A-01-TS1.svs", 0.25, 256, 6)])
+@pytest.mark.parametrize(
+    "name, mpp, px, k",
+    [
+        ("CMU-1-Small-Region.svs", 0.0, 256, 4),
+        ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, 512, 1000),
+        ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, 128, 4),
+        ("TCGA-CR-7395-01A-01-TS1.svs", 0.25, 256, 6),
+    ],
+)
 def test_real_slides_give_the_naive_selection(name, mpp, px, k):
     with open_slide(WSI / name, mpp) as slide:
         assert slide._file.fast is not None

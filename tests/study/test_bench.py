@@ -37,8 +37,14 @@ def test_the_methods_part_shows_what_cost_measures(monkeypatch):
 
     def measured(methods, k, dim, slides, rounds, device, batch):
         asked.append((len(methods), k, dim, slides, device, batch))
-        return pd.DataFrame({"name": ["DMSMIL", "DSMIL"], "method": ["dmsmil", "dsmil"],
-                             "inference_median_ms": [2.0, 1.0], "epoch_median_s": [0.004, 0.012]})
+        return pd.DataFrame(
+            {
+                "name": ["DMSMIL", "DSMIL"],
+                "method": ["dmsmil", "dsmil"],
+                "inference_median_ms": [2.0, 1.0],
+                "epoch_median_s": [0.004, 0.012],
+            }
+        )
 
     monkeypatch.setattr(bench, "method_costs", measured)
     lines = list(bench.methods(True))

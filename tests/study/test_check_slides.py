@@ -15,14 +15,28 @@ def test_check_says_which_slides_disagree_and_which_have_not_the_tiles_asked_for
     make_slide(tmp_path / "coarse.svs", **sizes, objective=10, mpp=1.0)
     make_slide(tmp_path / "small.svs", 200, 200)
     make_slide(tmp_path / "told.svs", **sizes, objective=40, mpp=0.25)
-    tifffile.imwrite(tmp_path / "strips.svs", texture(600, 600), photometric="rgb", metadata=None,
-                     description=describe(600, 600, 20, 0.5))
+    tifffile.imwrite(
+        tmp_path / "strips.svs",
+        texture(600, 600),
+        photometric="rgb",
+        metadata=None,
+        description=describe(600, 600, 20, 0.5),
+    )
     names = ["well", "changer", "bare", "coarse", "small", "told", "strips"]
-    rows = [f"{name},p{number},{'xy'[number % 2]},{'0.5' if name == 'told' else ''}"
-            for number, name in enumerate(names)]
+    rows = [
+        f"{name},p{number},{'xy'[number % 2]},{'0.5' if name == 'told' else ''}" for number, name in enumerate(names)
+    ]
     (tmp_path / "cohort.csv").write_text("\n".join(["slide_id,patient_id,label,mpp", *rows]))
-    params = {"study": "mine", "cohort": str(tmp_path / "cohort.csv"), "slides": str(tmp_path),
-              "outputs": str(tmp_path), "folds": 2, "k": 4, "tile_px": 128, "mpp": 0.5}
+    params = {
+        "study": "mine",
+        "cohort": str(tmp_path / "cohort.csv"),
+        "slides": str(tmp_path),
+        "outputs": str(tmp_path),
+        "folds": 2,
+        "k": 4,
+        "tile_px": 128,
+        "mpp": 0.5,
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(params))
     assert main(["check", str(tmp_path / "mine.yaml")]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if "slide" in line]

@@ -18,15 +18,32 @@ def made(monkeypatch):
     """Studies that are made at once: what was asked of `run`, and toy bags in place of slides."""
     asked, bags = [], toy_bags(slides=12, k=6)
     monkeypatch.setattr(choice, "run", lambda params, only: asked.append((params, only)) or 0)
-    monkeypatch.setattr(choice, "open_study", lambda study, outputs, *_: SimpleNamespace(
-        home=folder_of(study, outputs), folds=folds_of(bags, 3), bags=lambda k: bags))
+    monkeypatch.setattr(
+        choice,
+        "open_study",
+        lambda study, outputs, *_: SimpleNamespace(
+            home=folder_of(study, outputs), folds=folds_of(bags, 3), bags=lambda k: bags
+        ),
+    )
     monkeypatch.setattr(readings, "EPOCHS", 1)
     return asked
 
 
 def test_choose(made, tmp_path, capsys):
-    command = ["choose", "params/planted_05.yaml", "params/planted.yaml", "-p", "outputs", str(tmp_path),
-               "-p", "workers", "1", "-p", "positive", "b"]
+    command = [
+        "choose",
+        "params/planted_05.yaml",
+        "params/planted.yaml",
+        "-p",
+        "outputs",
+        str(tmp_path),
+        "-p",
+        "workers",
+        "1",
+        "-p",
+        "positive",
+        "b",
+    ]
     assert cli.main(command) == 0
     assert [only for _, only in made] == [["00", "01", "02"]] * 2
     usual = read_params("params/planted.yaml")

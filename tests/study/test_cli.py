@@ -17,21 +17,34 @@ HEAVY = ("numpy", "pandas", "torch", "papermill", "jsonschema", "jupyter_client"
 
 def loaded(*args):
     """(exit status, the modules that a command loads of those that take long)."""
-    code = ("import json, sys\nfrom dmsmil.study.cli import main\n"
-            "try: status = main(json.loads(sys.argv[1]))\n"
-            "except SystemExit as told: status = told.code\n"
-            f"print('LOADED', status, *[name for name in {HEAVY} if name in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code, json.dumps([str(arg) for arg in args])], cwd=ROOT,
-                          capture_output=True, text=True)
+    code = (
+        "import json, sys\nfrom dmsmil.study.cli import main\n"
+        "try: status = main(json.loads(sys.argv[1]))\n"
+        "except SystemExit as told: status = told.code\n"
+        f"print('LOADED', status, *[name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([str(arg) for arg in args])], cwd=ROOT, capture_output=True, text=True
+    )
     words = done.stdout.splitlines()[-1].split()
     assert words[0] == "LOADED", done.stdout + done.stderr
     return int(words[1]), set(words[2:])
 
 
-@pytest.mark.parametrize("args, status", [
-    (["--help"], 0), (["--version"], 0), (["run", "--help"], 0), (["rum", "params/smoke.yaml"], 2), ([], 2),
-    (["run", "params/smoke.yaml", "-p", "epoch", "5"], 2), (["apply", "params/smoke.yaml", "/no/slides"], 2),
-    (["apply", "notebooks", "/no/slides"], 2), (["check", "params/smoke.yaml", "-p", "epochs", "0"], 2)])
+@pytest.mark.parametrize(
+    "args, status",
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["run", "--help"], 0),
+        (["rum", "params/smoke.yaml"], 2),
+        ([], 2),
+        (["run", "params/smoke.yaml", "-p", "epoch", "5"], 2),
+        (["apply", "params/smoke.yaml", "/no/slides"], 2),
+        (["apply", "notebooks", "/no/slides"], 2),
+        (["check", "params/smoke.yaml", "-p", "epochs", "0"], 2),
+    ],
+)
 def test_what_needs_no_work_loads_no_library_and_so_answers_at_once(args, status):
     assert loaded(*args) == (status, set())
 
@@ -48,10 +61,18 @@ def test_methods_and_check_load_no_papermill(args):
     assert status == 0 and not found & {"papermill", "jsonschema", "jupyter_client", "matplotlib"}
 
 
-@pytest.mark.parametrize("args, closed, status", [
-    ("--help", "stdout", 0), ("methods", "stdout", 0), ("methods --check meanpool", "stdout", 0),
-    ("check params/smoke.yaml -p slide none", "stdout", 1), ("run params/smoke.yaml -p k 0", "stderr", 2),
-    ("rum", "stderr", 2), ("book params/smoke.yaml -p study none", "stderr", 2)])
+@pytest.mark.parametrize(
+    "args, closed, status",
+    [
+        ("--help", "stdout", 0),
+        ("methods", "stdout", 0),
+        ("methods --check meanpool", "stdout", 0),
+        ("check params/smoke.yaml -p slide none", "stdout", 1),
+        ("run params/smoke.yaml -p k 0", "stderr", 2),
+        ("rum", "stderr", 2),
+        ("book params/smoke.yaml -p study none", "stderr", 2),
+    ],
+)
 def test_a_reader_who_leaves_is_no_error(args, closed, status):
     """A pipe whose other end is closed before the first word, as by `| head`: status as ever, and no traceback."""
     reader, writer = os.pipe()
@@ -80,11 +101,18 @@ def test_the_exit_statuses_that_the_guide_lists_are_those_of_the_command():
         assert re.findall(r"^\| `(\d+)` \|", text, re.M) == ["0", "1", "2", "130"], name
 
 
-@pytest.mark.parametrize("args, status", [
-    (["methods", "--check", "topk"], 0), (["check", "params/smoke.yaml"], 0),
-    (["check", "params/smoke.yaml", "-p", "slide", "none"], 1), (["check", "params/smoke.yaml", "-p", "k", "0"], 2),
-    (["book", "params/smoke.yaml", "-p", "study", "none"], 2), (["methods", "--check", "dmsmill"], 2),
-    (["bench", "slide"], 2)])
+@pytest.mark.parametrize(
+    "args, status",
+    [
+        (["methods", "--check", "topk"], 0),
+        (["check", "params/smoke.yaml"], 0),
+        (["check", "params/smoke.yaml", "-p", "slide", "none"], 1),
+        (["check", "params/smoke.yaml", "-p", "k", "0"], 2),
+        (["book", "params/smoke.yaml", "-p", "study", "none"], 2),
+        (["methods", "--check", "dmsmill"], 2),
+        (["bench", "slide"], 2),
+    ],
+)
 def test_exit_status(args, status, capsys):
     assert main(args) == status
 
@@ -103,24 +131,60 @@ def test_ctrl_c_is_130_and_says_that_what_is_done_is_kept(monkeypatch, capsys):
 
 def files(tmp_path):
     """Params files that are wrong each in its way."""
-    texts = {"latin.yaml": "positive: größer\n".encode("latin-1"), "wide.yaml": "k: 4\n".encode("utf-16"),
-             "date.yaml": b"study: 2024-13-45\n", "binary.yaml": b"\x00\x01\x02", "deep.yaml": b"k: " + b"[" * 5000,
-             "tab.yaml": b"k:\t4\n\tepochs: 5\n", "list.yaml": b"- k\n", "word.yaml": b"demo\n",
-             "twice.yaml": b"k: 4\nk: 5",
-             "python.yaml": b"k: !!python/object/apply:os.system ['true']\n", "spaced name.yaml": b"k: 4\n",
-             "number.yaml": b"study: 2024\n", "odd.yaml": b"[1, 2]: 3\n", "none.yaml": b"k:\n", "colon.yaml": b"k 4\n"}
+    texts = {
+        "latin.yaml": "positive: größer\n".encode("latin-1"),
+        "wide.yaml": "k: 4\n".encode("utf-16"),
+        "date.yaml": b"study: 2024-13-45\n",
+        "binary.yaml": b"\x00\x01\x02",
+        "deep.yaml": b"k: " + b"[" * 5000,
+        "tab.yaml": b"k:\t4\n\tepochs: 5\n",
+        "list.yaml": b"- k\n",
+        "word.yaml": b"demo\n",
+        "twice.yaml": b"k: 4\nk: 5",
+        "python.yaml": b"k: !!python/object/apply:os.system ['true']\n",
+        "spaced name.yaml": b"k: 4\n",
+        "number.yaml": b"study: 2024\n",
+        "odd.yaml": b"[1, 2]: 3\n",
+        "none.yaml": b"k:\n",
+        "colon.yaml": b"k 4\n",
+    }
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text)
     (tmp_path / "folder.yaml").mkdir()
     return [[str(tmp_path / name)] for name in (*texts, "folder.yaml", "x" * 300 + ".yaml")]
 
 
-PAIRS = [("k", "[1"), ("k", ""), ("k", "nan"), ("k", "[" * 3000), ("seed", "-1"), ("seeds", "[../x]"), ("study", ".."),
-         ("study", "../x"), ("study", "/x"), ("study", "a b"), ("study", "x" * 300), ("outputs", ""), ("lr", "1e-3"),
-         ("lr", ".nan"), ("options", "[]"), ("options", "{1: 2}"), ("scales", "10"), ("scales", "{}"), ("", "3"),
-         ("Epochs", "3"), ("method", "dmsmill"), ("methods", "[7]"), ("methods", "[{dmsmil: {headz: 3}}]"),
-         ("variants", "[map_tyle]"), ("scheduler", "tcp:/x"), ("device", "gpu"), ("scale", "7"),
-         ("options", "{heads: many}"), ("outputs", "README.md")]
+PAIRS = [
+    ("k", "[1"),
+    ("k", ""),
+    ("k", "nan"),
+    ("k", "[" * 3000),
+    ("seed", "-1"),
+    ("seeds", "[../x]"),
+    ("study", ".."),
+    ("study", "../x"),
+    ("study", "/x"),
+    ("study", "a b"),
+    ("study", "x" * 300),
+    ("outputs", ""),
+    ("lr", "1e-3"),
+    ("lr", ".nan"),
+    ("options", "[]"),
+    ("options", "{1: 2}"),
+    ("scales", "10"),
+    ("scales", "{}"),
+    ("", "3"),
+    ("Epochs", "3"),
+    ("method", "dmsmill"),
+    ("methods", "[7]"),
+    ("methods", "[{dmsmil: {headz: 3}}]"),
+    ("variants", "[map_tyle]"),
+    ("scheduler", "tcp:/x"),
+    ("device", "gpu"),
+    ("scale", "7"),
+    ("options", "{heads: many}"),
+    ("outputs", "README.md"),
+]
 
 
 def test_a_params_file_that_is_wrong_is_one_line_and_status_2(tmp_path, capsys):
@@ -140,8 +204,17 @@ def test_a_value_that_is_wrong_is_one_line_and_status_2(tmp_path, capsys, monkey
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-@pytest.mark.parametrize("key, value, read", [("positive", "no", "no"), ("positive", "2024", "2024"), ("slide", "", ""),
-                                              ("slide", "[1", "[1"), ("epochs", "7", 7), ("seeds", "[1, 2]", [1, 2])])
+@pytest.mark.parametrize(
+    "key, value, read",
+    [
+        ("positive", "no", "no"),
+        ("positive", "2024", "2024"),
+        ("slide", "", ""),
+        ("slide", "[1", "[1"),
+        ("epochs", "7", 7),
+        ("seeds", "[1, 2]", [1, 2]),
+    ],
+)
 def test_a_text_may_look_like_anything(key, value, read):
     from dmsmil.study.params import read_params
 

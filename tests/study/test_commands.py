@@ -19,22 +19,32 @@ EXECUTED = {  # command: the file and test that types it, or its equal at smoke 
     "make book": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
     "make notebooks": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
     "make readme": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),
-    "conda env create -f environment.yml && conda activate dmsmil":
-        ("test_project.py", "test_conda_users_get_the_same_list"),
-    "dmsmil run params/demo.yaml":
-        ("study/test_notebooks.py", "test_the_smoke_study_runs_and_leaves_what_the_design_says"),
+    "conda env create -f environment.yml && conda activate dmsmil": (
+        "test_project.py",
+        "test_conda_users_get_the_same_list",
+    ),
+    "dmsmil run params/demo.yaml": (
+        "study/test_notebooks.py",
+        "test_the_smoke_study_runs_and_leaves_what_the_design_says",
+    ),
     "dmsmil run params/demo_all.yaml": ("study/test_preflight.py", "test_check_of_the_demo_is_clean"),
     "dmsmil check params/mine.yaml": ("study/test_commands.py", "test_own_slides_as_readme_says"),
     "dmsmil run params/mine.yaml": ("study/test_commands.py", "test_own_slides_as_readme_says"),
-    "papermill notebooks/03_train.ipynb out.ipynb -f params/mine.yaml -p epochs 5":
-        ("study/test_notebooks.py", "test_plain_papermill_works_with_a_params_file"),
+    "papermill notebooks/03_train.ipynb out.ipynb -f params/mine.yaml -p epochs 5": (
+        "study/test_notebooks.py",
+        "test_plain_papermill_works_with_a_params_file",
+    ),
     "dmsmil apply params/mine.yaml SLIDES": ("apply/test_command.py", "test_apply_predicts_and_says_it"),
-    "dmsmil export params/mine.yaml OUT":
-        ("apply/test_command.py", "test_an_exported_model_is_asked_without_the_study"),
+    "dmsmil export params/mine.yaml OUT": (
+        "apply/test_command.py",
+        "test_an_exported_model_is_asked_without_the_study",
+    ),
     "dmsmil check params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_what_check_says_of_a_cohort_by_name"),
     "dmsmil run params/tcga_brca.yaml": ("cohorts/test_tcga.py", "test_the_papers_study_streams_its_slides"),
-    "dmsmil run params/tcga_nsclc.yaml":
-        ("cohorts/test_tcga.py", "test_the_params_files_of_the_paper_differ_only_where_they_must"),
+    "dmsmil run params/tcga_nsclc.yaml": (
+        "cohorts/test_tcga.py",
+        "test_the_params_files_of_the_paper_differ_only_where_they_must",
+    ),
     "dmsmil check": ("study/test_preflight.py", "test_check_finds_what_is_wrong_in_seconds"),
     "dmsmil bench": ("study/test_bench.py", "test_the_fast_step_is_compared_only_where_it_agrees"),
     "dmsmil methods": ("study/test_cli.py", "test_methods_lists_every_method"),
@@ -59,11 +69,17 @@ def test_every_command_of_readme_and_guide_has_its_test():
         assert f"def {test}(" in (ROOT / "tests" / name).read_text(), command
 
 
-@pytest.mark.parametrize("target, wanted", [
-    ("demo", "dmsmil run params/demo.yaml"), ("lab", "jupyter lab notebooks"),
-    ("book", "dmsmil book params/demo.yaml"), ("readme", "python -m dmsmil.book.readme outputs/demo"),
-    ("notebooks", "python -m dmsmil.book.publish outputs/demo"),
-    ("bench", "dmsmil bench")])
+@pytest.mark.parametrize(
+    "target, wanted",
+    [
+        ("demo", "dmsmil run params/demo.yaml"),
+        ("lab", "jupyter lab notebooks"),
+        ("book", "dmsmil book params/demo.yaml"),
+        ("readme", "python -m dmsmil.book.readme outputs/demo"),
+        ("notebooks", "python -m dmsmil.book.publish outputs/demo"),
+        ("bench", "dmsmil bench"),
+    ],
+)
 def test_a_make_target_is_the_command_it_stands_for(target, wanted):
     """What make would type; the commands themselves are executed at smoke scale elsewhere."""
     if not shutil.which("make"):
@@ -90,6 +106,10 @@ def test_own_slides_as_readme_says(smoke, tmp_path):
 
 
 def test_a_method_keeps_its_promises():
-    done = subprocess.run([sys.executable, "-m", "dmsmil.study.cli", "methods", "--check", "topk"], cwd=ROOT, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dmsmil.study.cli", "methods", "--check", "topk"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0 and "BROKEN" not in done.stdout and "kept" in done.stdout, done.stdout

@@ -17,20 +17,25 @@ PARAMS = {name: p.default for name, p in known_parameters().items()}
 @pytest.fixture
 def notebook(tmp_path):
     """Writes a notebook of a few cells: notebook(cell, cell) -> path."""
+
     def write(*cells, name="00_try"):
         first = nbformat.v4.new_code_cell("epochs: int = 1  # passes", metadata={"tags": ["parameters"]})
         book = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, tmp_path / f"{name}.ipynb")
         return tmp_path / f"{name}.ipynb"
+
     return write
 
 
 def test_it_runs_by_the_interpreter_that_runs_us_whatever_jupyter_calls_python3(notebook, tmp_path, monkeypatch):
     broken = tmp_path / "data/kernels/python3"
     broken.mkdir(parents=True)
-    (broken / "kernel.json").write_text(json.dumps({
-        "argv": ["/nowhere/python", "{connection_file}"], "language": "python", "display_name": "elsewhere"}))
+    (broken / "kernel.json").write_text(
+        json.dumps(
+            {"argv": ["/nowhere/python", "{connection_file}"], "language": "python", "display_name": "elsewhere"}
+        )
+    )
     for variable in ("JUPYTER_PATH", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "data"))
     said = []
@@ -40,10 +45,17 @@ def test_it_runs_by_the_interpreter_that_runs_us_whatever_jupyter_calls_python3(
     assert [p.name for p in (tmp_path / "{out}").iterdir()] == ["00_try.ipynb"]
 
 
-@pytest.mark.parametrize("cell, told", [
-    ("from dmsmil.jobs.files import InputError\nraise InputError('one\\n line')", "one line"),
-    ("import os\nos._exit(9)", "its process died (killed by the system, or out of memory): try again with workers: 1"),
-    ("1 / 0", "ZeroDivisionError: division by zero")])
+@pytest.mark.parametrize(
+    "cell, told",
+    [
+        ("from dmsmil.jobs.files import InputError\nraise InputError('one\\n line')", "one line"),
+        (
+            "import os\nos._exit(9)",
+            "its process died (killed by the system, or out of memory): try again with workers: 1",
+        ),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
 def test_a_cell_that_stops_is_one_line_and_the_notebook_as_far_as_it_came(notebook, tmp_path, cell, told):
     out = tmp_path / "out"
     assert execute(notebook("print(1)", cell), out, PARAMS, print) == told

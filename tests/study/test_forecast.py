@@ -38,7 +38,7 @@ def test_each_run_is_counted_once_where_it_is_asked_for_first(params):
 def test_a_collapse_grid_adds_one_run_of_each(params):
     without = trainings(params | {"collapse_lams": []}, *made(params))["05_ablation"]
     grid = trainings(params | {"collapse_lams": [0.01, 50.0]}, *made(params))["05_ablation"]
-    assert sorted(count for _, count in grid[len(without):]) == [1] * (len(grid) - len(without)) and len(grid) > 6
+    assert sorted(count for _, count in grid[len(without) :]) == [1] * (len(grid) - len(without)) and len(grid) > 6
 
 
 def test_seconds_are_runs_times_epochs_times_slides_times_the_step(params, monkeypatch):
@@ -55,8 +55,9 @@ def test_seconds_are_runs_times_epochs_times_slides_times_the_step(params, monke
 
 def test_a_stack_is_timed_as_a_stack(params, monkeypatch):
     asked = []
-    monkeypatch.setattr(room, "step_seconds", lambda config, bags, together, device: asked.append(
-        (config.method, together)) or 0.1)
+    monkeypatch.setattr(
+        room, "step_seconds", lambda config, bags, together, device: asked.append((config.method, together)) or 0.1
+    )
     forecast(params | {"folds": 4, "seeds": [0, 1, 2], "workers": 2, "methods": ["dmsmil", "clam_sb"]}, 20, 32, CLASSES)
     assert ("dmsmil", 6) in asked and ("clam_sb", 1) in asked and ("clam_sb", 6) not in asked
 

@@ -11,8 +11,10 @@ from dmsmil.jobs.files import InputError
 from dmsmil.study.cli import main
 from dmsmil.study.lock import alone
 
-HOLD = ("import sys\nfrom pathlib import Path\nfrom dmsmil.study.lock import alone\n"
-        "with alone(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n")
+HOLD = (
+    "import sys\nfrom pathlib import Path\nfrom dmsmil.study.lock import alone\n"
+    "with alone(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+)
 
 
 @pytest.fixture
@@ -63,8 +65,12 @@ def test_a_number_that_was_given_to_another_process_is_not_the_holder(tmp_path):
 
 def test_a_lock_of_another_machine_is_kept_and_the_way_out_is_said(tmp_path):
     (tmp_path / "running.lock").write_text("1\nelsewhere\n")
-    with pytest.raises(InputError, match="by process 1 on elsewhere since .* if nothing runs there any more, delete "
-                                         "running.lock"), alone(tmp_path):
+    with (
+        pytest.raises(
+            InputError, match="by process 1 on elsewhere since .* if nothing runs there any more, delete running.lock"
+        ),
+        alone(tmp_path),
+    ):
         pass
     assert (tmp_path / "running.lock").exists()
 

@@ -33,8 +33,11 @@ def code_cells(notebook):
 @pytest.mark.parametrize("notebook", ALL, ids=lambda p: p.stem)
 def test_a_notebook_is_prose_that_calls_the_package(notebook):
     cells, code = nbformat.read(notebook, 4).cells, code_cells(notebook)
-    lines = [[line for line in c.source.splitlines() if line.strip()] for c in code
-             if not VALUES & set(c.metadata.get("tags", []))]
+    lines = [
+        [line for line in c.source.splitlines() if line.strip()]
+        for c in code
+        if not VALUES & set(c.metadata.get("tags", []))
+    ]
     assert len(cells) <= 30
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {notebook.stem[:2]}")
     assert not any(re.match(r"\s*(def|class)\s", line) for cell in lines for line in cell)
@@ -90,8 +93,11 @@ MEASURED = ("08_cost.csv", "08_growth.csv", "09_claims.csv")  # hold times, meas
 def results(home, without=()):
     """Every file of a study whose bytes must not depend on when or how often it was run."""
     names = [*home.glob("tables/*.csv"), *home.glob("runs/*/*/predictions.csv"), *home.glob("*.csv")]
-    return {str(p.relative_to(home)): p.read_bytes().replace(str(home).encode(), b"") for p in names
-            if p.name not in ("times.csv", *without)}
+    return {
+        str(p.relative_to(home)): p.read_bytes().replace(str(home).encode(), b"")
+        for p in names
+        if p.name not in ("times.csv", *without)
+    }
 
 
 @pytest.fixture
@@ -118,8 +124,9 @@ def test_killed_in_the_middle_it_continues_to_the_same_bytes(smoke, tmp_path):
     command = [sys.executable, "-m", "dmsmil.study.cli", "run", "params/smoke.yaml", "-p", "outputs", str(tmp_path)]
     marks = ("cohort/slides/*.svs", "features/*/features_*/*.h5", "runs/*/*/config.json")
     for mark in marks:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         limit = time.monotonic() + 240
         while not list((tmp_path / "smoke").glob(mark)) and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
@@ -136,9 +143,33 @@ def test_plain_papermill_works_with_a_params_file(copy, tmp_path):
     """As anyone would type it: another number of epochs, another method at one scale."""
     home = copy
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "notebooks/03_train.ipynb", str(tmp_path / "out.ipynb"), "-f",
-         "params/smoke.yaml", "-p", "outputs", str(home.parent), "-p", "epochs", "2", "-p", "method", "abmil", "-p",
-         "scale", "10", "-k", "python3"], cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "notebooks/03_train.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-f",
+            "params/smoke.yaml",
+            "-p",
+            "outputs",
+            str(home.parent),
+            "-p",
+            "epochs",
+            "2",
+            "-p",
+            "method",
+            "abmil",
+            "-p",
+            "scale",
+            "10",
+            "-k",
+            "python3",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(home / "tables/03_abmil_10x_results.csv")
     assert table.name[0] == "ABMIL 10x"

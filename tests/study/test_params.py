@@ -11,9 +11,11 @@ from dmsmil.study.params import known_parameters, notebook_parameters, notebooks
 @pytest.fixture
 def params(tmp_path):
     """Write a params file and read it back through the checks."""
+
     def reader(text, **overrides):
         (tmp_path / "mine.yaml").write_text(text)
         return read_params(tmp_path / "mine.yaml", overrides)
+
     return reader
 
 
@@ -54,18 +56,21 @@ def test_overrides_are_read_as_yaml(params):
     assert values["epochs"] == 3 and values["options"] == {"heads": 2} and values["lam"] == 0.1
 
 
-@pytest.mark.parametrize("text, message", [
-    ("epoch: 5", r"unknown key 'epoch' \(did you mean 'epochs'\?\)"),
-    ("lambda: 5\nencodr: x", "unknown key 'lambda'.*; unknown key 'encodr' .did you mean 'encoder'"),
-    ("lr: 1e-3", "'lr' must be float, got '1e-3' .YAML reads 1e-3 as text: write 1.0e-3"),
-    ("epochs: many", "'epochs' must be int, got 'many'"),
-    ("epochs: 5.5", "'epochs' must be int"),
-    ("epochs: true", "'epochs' must be int, got True"),
-    ("scales: 10", "'scales' must be list"),
-    ("k: 5\nk: 6", "'k' is given twice"),
-    ("- a\n- b", "must hold one 'key: value' a line"),
-    ("a: [1", "is not YAML"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epoch: 5", r"unknown key 'epoch' \(did you mean 'epochs'\?\)"),
+        ("lambda: 5\nencodr: x", "unknown key 'lambda'.*; unknown key 'encodr' .did you mean 'encoder'"),
+        ("lr: 1e-3", "'lr' must be float, got '1e-3' .YAML reads 1e-3 as text: write 1.0e-3"),
+        ("epochs: many", "'epochs' must be int, got 'many'"),
+        ("epochs: 5.5", "'epochs' must be int"),
+        ("epochs: true", "'epochs' must be int, got True"),
+        ("scales: 10", "'scales' must be list"),
+        ("k: 5\nk: 6", "'k' is given twice"),
+        ("- a\n- b", "must hold one 'key: value' a line"),
+        ("a: [1", "is not YAML"),
+    ],
+)
 def test_a_wrong_params_file_is_one_clear_line(params, text, message):
     with pytest.raises(InputError, match=message) as error:
         params(text)
@@ -86,8 +91,9 @@ def test_a_params_file_of_the_project_is_found_from_any_folder_and_ones_own_goes
     assert read_params("params/smoke.yaml")["study"] == "smoke"
     with pytest.raises(InputError) as caught:
         read_params("smoke.yaml")
-    assert str(caught.value) == (f"there is no params file smoke.yaml in {tmp_path} or {ROOT}: did you mean "
-                                 "params/smoke.yaml?"), "which is found, typed as it stands there"
+    assert str(caught.value) == (
+        f"there is no params file smoke.yaml in {tmp_path} or {ROOT}: did you mean params/smoke.yaml?"
+    ), "which is found, typed as it stands there"
     (tmp_path / "params").mkdir()
     (tmp_path / "params/smoke.yaml").write_text("k: 7\nstudy: own\n")
     assert read_params("params/smoke.yaml")["study"] == "own"

@@ -16,9 +16,11 @@ from dmsmil.study.preflight import findings
 @pytest.fixture
 def said(tmp_path):
     """The findings about params/smoke.yaml with some values changed: {what: (all well, line)}."""
+
     def look(**changes):
         params = {**read_params(ROOT / "params/smoke.yaml"), "outputs": str(tmp_path), **changes}
         return {line.split()[0]: (good, line) for good, line in findings(params)}
+
     return look
 
 
@@ -28,32 +30,39 @@ def test_nothing_stands_in_the_way_of_the_smoke_study(said):
     assert {"cohort", "encoder", "method", "ablation", "paper", "device", "disk", "memory"} <= set(found)
 
 
-@pytest.mark.parametrize("changes, what, message", [
-    ({"variants": ["map_tyle"]}, "ablation", "did you mean 'map_tile'"),
-    ({"variants": []}, "ablation", "variants is empty"),
-    ({"lams": [0.1, "1e-1"]}, "ablation", "write 1.0e-1"),
-    ({"collapse_lams": [0]}, "ablation", "a number above 0"),
-    ({"paper": "luad"}, "paper", "brca, nsclc"),
-    ({"methods": [{"dmsmil": {"headz": 3}}]}, "methods", "unknown option 'headz' of DMSMIL: did you mean 'head"),
-    ({"methods": ["abmil", {"abmil": None}]}, "methods", "twice with the same settings"),
-    ({"methods": [{"topk": {"k": "many"}}]}, "methods", "topk does not run with"),
-    ({"options": {"heads": 3}}, "method", "heads must divide"),
-    ({"options": {"heads": "many"}}, "method", "cannot be made with heads='many'"),
-    ({"method": "abmil"}, "method", "takes one scale a run"),
-    ({"scale": 5}, "method", "the study has [10, 20]"),
-    ({"scales": [10, 40]}, "slides", "made at 20x and has no 40x tiles"),
-    ({"cohort": "planted", "positive": "conjoined", "scales": [10, 40]}, "slides", "the cohort planted is made at 20x"),
-    ({"cohort": "planted", "positive": "conjoined", "features": "mine"}, "features", "makes its own features"),
-    ({"demo_side": 512, "tile_px": 512}, "slides", "smaller than one 10x tile of 1024 px"),
-    ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
-    ({"slide": "demo-X"}, "folds", "which no fold tests"),
-    ({"positive": "IDC"}, "class", "which is no class"),
-    ({"audit_splits": ["nowhere"]}, "audit", "the split nowhere does not exist"),
-    ({"folds": 7}, "folds", "fewer than folds = 7"),
-    ({"encoder": "random:maxvit_tiny_tf_224", "encoder_px": 100}, "encoder", "does not take squares of 100 px"),
-    ({"scheduler": "tcp"}, "units", "leave it empty"),
-    ({"device": "gpu"}, "device", "unknown device"),
-])
+@pytest.mark.parametrize(
+    "changes, what, message",
+    [
+        ({"variants": ["map_tyle"]}, "ablation", "did you mean 'map_tile'"),
+        ({"variants": []}, "ablation", "variants is empty"),
+        ({"lams": [0.1, "1e-1"]}, "ablation", "write 1.0e-1"),
+        ({"collapse_lams": [0]}, "ablation", "a number above 0"),
+        ({"paper": "luad"}, "paper", "brca, nsclc"),
+        ({"methods": [{"dmsmil": {"headz": 3}}]}, "methods", "unknown option 'headz' of DMSMIL: did you mean 'head"),
+        ({"methods": ["abmil", {"abmil": None}]}, "methods", "twice with the same settings"),
+        ({"methods": [{"topk": {"k": "many"}}]}, "methods", "topk does not run with"),
+        ({"options": {"heads": 3}}, "method", "heads must divide"),
+        ({"options": {"heads": "many"}}, "method", "cannot be made with heads='many'"),
+        ({"method": "abmil"}, "method", "takes one scale a run"),
+        ({"scale": 5}, "method", "the study has [10, 20]"),
+        ({"scales": [10, 40]}, "slides", "made at 20x and has no 40x tiles"),
+        (
+            {"cohort": "planted", "positive": "conjoined", "scales": [10, 40]},
+            "slides",
+            "the cohort planted is made at 20x",
+        ),
+        ({"cohort": "planted", "positive": "conjoined", "features": "mine"}, "features", "makes its own features"),
+        ({"demo_side": 512, "tile_px": 512}, "slides", "smaller than one 10x tile of 1024 px"),
+        ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
+        ({"slide": "demo-X"}, "folds", "which no fold tests"),
+        ({"positive": "IDC"}, "class", "which is no class"),
+        ({"audit_splits": ["nowhere"]}, "audit", "the split nowhere does not exist"),
+        ({"folds": 7}, "folds", "fewer than folds = 7"),
+        ({"encoder": "random:maxvit_tiny_tf_224", "encoder_px": 100}, "encoder", "does not take squares of 100 px"),
+        ({"scheduler": "tcp"}, "units", "leave it empty"),
+        ({"device": "gpu"}, "device", "unknown device"),
+    ],
+)
 def test_what_a_later_notebook_would_stop_at_is_said_now(said, changes, what, message):
     found = said(**changes)
     assert [name for name, (good, _) in found.items() if not good] == [what]
@@ -91,13 +100,15 @@ def own(tmp_path):
     for name in "abcd":
         write_pyramid(tmp_path / f"{name}.svs", texture(1024, 1024))
     pd.DataFrame({"slide_id": list("abcd"), "patient_id": list("abcd"), "label": list("xyxy")}).to_csv(
-        tmp_path / "cohort.csv", index=False)
+        tmp_path / "cohort.csv", index=False
+    )
     values = dict(study="mine", cohort=str(tmp_path / "cohort.csv"), outputs=str(tmp_path), folds=2, tile_px=128, k=4)
 
     def look(**changes):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | changes))
         params = read_params(tmp_path / "mine.yaml")
         return [line for good, line in findings(params) if not good]
+
     return look
 
 
@@ -122,7 +133,8 @@ def test_tiles_that_were_chosen_elsewhere_are_looked_at(own, tmp_path):
     assert own(tiles=str(tmp_path / "tiles.csv")) == []
     table[table.slide_id != "c"].to_csv(tmp_path / "tiles.csv", index=False)
     assert own(tiles=str(tmp_path / "tiles.csv")) == [
-        "slide    c: tiles.csv has no tiles of slide c: add them, or take the slide out of the cohort table"]
+        "slide    c: tiles.csv has no tiles of slide c: add them, or take the slide out of the cohort table"
+    ]
     assert own(tiles=str(tmp_path / "gone.csv"))[0].startswith("tiles    the key 'tiles' names gone.csv, which is no ")
     both = own(tiles=str(tmp_path / "tiles.csv"), features=str(tmp_path / "gone"))
     assert "tiles    the keys 'tiles' and 'features' are both given" in both[0]
@@ -141,13 +153,30 @@ def test_check_finds_what_is_wrong_in_seconds(tmp_path, capsys):
     write_pyramid(tmp_path / "b.svs", texture(1024, 1024), objective=None, mpp=None)
     (tmp_path / "c.svs").write_bytes(b"not a slide")
     (tmp_path / "cohort.csv").write_text("slide_id,patient_id,label\na,p1,x\nb,p2,y\nc,p3,y\nd,p4,x\n")
-    text = {"study": "mine", "cohort": str(tmp_path / "cohort.csv"), "outputs": str(tmp_path), "folds": 3,
-            "encoder_weights": str(tmp_path / "gone.pth"), "method": "dmsmill", "k": 4, "tile_px": 128}
+    text = {
+        "study": "mine",
+        "cohort": str(tmp_path / "cohort.csv"),
+        "outputs": str(tmp_path),
+        "folds": 3,
+        "encoder_weights": str(tmp_path / "gone.pth"),
+        "method": "dmsmill",
+        "k": 4,
+        "tile_px": 128,
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
     assert main(["check", str(tmp_path / "mine.yaml")]) == 1
     said = capsys.readouterr().out
-    for expected in ("d: no slide file", "b: ", "c: ", "fewer than folds = 3", "gone.pth", "did you mean 'dmsmil'",
-                     "1 of 3 open, and have 10x and 20x tiles", "disk", "memory"):
+    for expected in (
+        "d: no slide file",
+        "b: ",
+        "c: ",
+        "fewer than folds = 3",
+        "gone.pth",
+        "did you mean 'dmsmil'",
+        "1 of 3 open, and have 10x and 20x tiles",
+        "disk",
+        "memory",
+    ):
         assert expected in said, expected
     assert not (tmp_path / "mine").exists(), "check writes nothing"
 

@@ -10,24 +10,53 @@ from dmsmil.study.rules import RULES, Parameter, keeps
 
 KNOWN = known_parameters()
 WRONG = [  # key, value, what is said
-    ("study", "..", "a name of letters"), ("study", "a/b", "a name of letters"), ("study", "", "a name of letters"),
-    ("outputs", " ", "not empty"), ("cohort", "", "not empty"), ("seed", -1, "from 0 to"),
+    ("study", "..", "a name of letters"),
+    ("study", "a/b", "a name of letters"),
+    ("study", "", "a name of letters"),
+    ("outputs", " ", "not empty"),
+    ("cohort", "", "not empty"),
+    ("seed", -1, "from 0 to"),
     ("seeds", [0, 0], "each once"),
-    ("seeds", [], "one or more"), ("seeds", [-1], "each at least 0"), ("seeds", ["../x"], "must be list of int"),
-    ("seeds", [True], "list of int"), ("scales", ["10", 20], "must be list of int"),
-    ("scales", [20, 10], "ascending"), ("scales", [10, 10], "ascending"), ("scales", [], "one or more"),
-    ("methods", ["abmil", "abmil"], "each once"), ("methods", [], "one or more"),
-    ("methods", [{"dmsmil": {3: 1}}], "called by its name"), ("options", {3: 1}, "called by its name"),
-    ("lam", -1.0, "above 0"), ("lam", 0.0, "above 0"), ("lams", [1.0, 1.0], "each once"),
-    ("lams", [0.1, -1], "each above 0"), ("lams", ["1e-1"], "write 1.0e-1"), ("collapse_lams", [0], "each above 0"),
-    ("lr", 0.0, "above 0"), ("lr", float("nan"), "must be a number"), ("lr", float("inf"), "must be a number"),
-    ("lr", "1e-3", "write 1.0e-3"), ("weight_decay", -0.1, "at least 0"), ("val_share", 2.0, "below 1"),
-    ("val_share", 1.0, "below 1"), ("k", 0, "from 1 to"), ("tile_px", 0, "at least 16"), ("epochs", 0, "at least 1"),
-    ("epochs", True, "must be int"), ("batch_size", 0, "at least 1"), ("folds", 1, "at least 2"),
-    ("workers", -1, "at least 0"), ("min_density", 1.5, "from 0 to 1"),
-    ("select", "val_los", "did you mean 'val_loss'"), ("paper", "luad", "one of empty, brca, nsclc"),
-    ("mpp", -0.5, "from 0"), ("cost_tiles", [50], "two or more"), ("cost_tiles", [50, 50], "each once"),
-    ("positive", 3, "put it in quotes"), ("audit_splits", "folder", r"write \[folder\]"),
+    ("seeds", [], "one or more"),
+    ("seeds", [-1], "each at least 0"),
+    ("seeds", ["../x"], "must be list of int"),
+    ("seeds", [True], "list of int"),
+    ("scales", ["10", 20], "must be list of int"),
+    ("scales", [20, 10], "ascending"),
+    ("scales", [10, 10], "ascending"),
+    ("scales", [], "one or more"),
+    ("methods", ["abmil", "abmil"], "each once"),
+    ("methods", [], "one or more"),
+    ("methods", [{"dmsmil": {3: 1}}], "called by its name"),
+    ("options", {3: 1}, "called by its name"),
+    ("lam", -1.0, "above 0"),
+    ("lam", 0.0, "above 0"),
+    ("lams", [1.0, 1.0], "each once"),
+    ("lams", [0.1, -1], "each above 0"),
+    ("lams", ["1e-1"], "write 1.0e-1"),
+    ("collapse_lams", [0], "each above 0"),
+    ("lr", 0.0, "above 0"),
+    ("lr", float("nan"), "must be a number"),
+    ("lr", float("inf"), "must be a number"),
+    ("lr", "1e-3", "write 1.0e-3"),
+    ("weight_decay", -0.1, "at least 0"),
+    ("val_share", 2.0, "below 1"),
+    ("val_share", 1.0, "below 1"),
+    ("k", 0, "from 1 to"),
+    ("tile_px", 0, "at least 16"),
+    ("epochs", 0, "at least 1"),
+    ("epochs", True, "must be int"),
+    ("batch_size", 0, "at least 1"),
+    ("folds", 1, "at least 2"),
+    ("workers", -1, "at least 0"),
+    ("min_density", 1.5, "from 0 to 1"),
+    ("select", "val_los", "did you mean 'val_loss'"),
+    ("paper", "luad", "one of empty, brca, nsclc"),
+    ("mpp", -0.5, "from 0"),
+    ("cost_tiles", [50], "two or more"),
+    ("cost_tiles", [50, 50], "each once"),
+    ("positive", 3, "put it in quotes"),
+    ("audit_splits", "folder", r"write \[folder\]"),
     ("witness_rates", [2], "each from 0 to 1"),
 ]
 
@@ -68,8 +97,12 @@ def test_whole_numbers_become_float_where_float_is_meant(tmp_path):
 def test_each_notebook_checks_its_values_before_it_works():
     """The first statement after the imports; so `papermill -p epochs 0` is answered as `dmsmil run` is."""
     for notebook in notebooks():
-        code = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"
-                and not {"parameters", "injected-parameters"} & set(c["metadata"].get("tags", []))]
+        code = [
+            "".join(c["source"])
+            for c in json.loads(notebook.read_text())["cells"]
+            if c["cell_type"] == "code"
+            and not {"parameters", "injected-parameters"} & set(c["metadata"].get("tags", []))
+        ]
         imports, work = code[0].splitlines(), code[1].splitlines()
         assert all(line.startswith(("from ", "import ", " ", ")")) or not line for line in imports), notebook.stem
         assert work[0] == f'check_values("{notebook.stem}", globals())', notebook.stem

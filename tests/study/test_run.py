@@ -18,6 +18,7 @@ from dmsmil.study.run import run
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """Runs a study whose notebooks are executed in no time: quick(only, failures) -> (status, lines said, home)."""
+
     def execute(notebook, folder, params, say):
         folder.mkdir(exist_ok=True)
         shutil.copy(notebook, folder)
@@ -27,8 +28,11 @@ def quick(monkeypatch, tmp_path):
         home, said = tmp_path / "mine", []
         if failures:
             write_text("unit,stage,reason,traceback\n" + failures * "s1,tiles,broken,t\n", home / "failures.csv")
-        params = {name: p.default for name, p in known_parameters().items()} | {"study": "mine",
-                                                                                "outputs": str(tmp_path)} | changes
+        params = (
+            {name: p.default for name, p in known_parameters().items()}
+            | {"study": "mine", "outputs": str(tmp_path)}
+            | changes
+        )
         return run(params, only, said.append), said, home
 
     monkeypatch.setattr("dmsmil.study.run.execute", execute)
@@ -86,8 +90,13 @@ def test_a_slide_that_failed_among_those_is_status_1(quick, tmp_path):
     assert status == 1 and any("apply/failures.csv" in line for line in said)
 
 
-@pytest.mark.parametrize("error, message", [(InputError("a page would lose a table"), "a page would lose a table"),
-                                            (RuntimeError("no\nroom"), "RuntimeError: no room")])
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (InputError("a page would lose a table"), "a page would lose a table"),
+        (RuntimeError("no\nroom"), "RuntimeError: no room"),
+    ],
+)
 def test_a_book_that_fails_is_said_and_the_results_stay(quick, monkeypatch, error, message):
     def build(home, say):
         raise error
@@ -116,8 +125,9 @@ def test_the_book_can_be_built_again_by_itself(quick, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("error, message", [(DiskFull("no space left"), "no space left"), (InputError("x"), "x")])
-def test_what_stops_a_notebook_from_outside_is_status_2_and_lets_go_of_the_study(tmp_path, monkeypatch, capsys, error,
-                                                                                 message):
+def test_what_stops_a_notebook_from_outside_is_status_2_and_lets_go_of_the_study(
+    tmp_path, monkeypatch, capsys, error, message
+):
     def execute(*args):
         raise error
 
@@ -141,8 +151,24 @@ def test_failures_that_may_be_end_well(quick):
 
 # ------------------------------------------------------------------------------------------------ its folder
 
-ODD = ["..", ".", "...", "../x", "a/b", "/etc", "a\\b", "", " ", "a b", "a\nb", "~", "a\0b", "x" * 101, "é" * 60,
-       "-p;ls"]
+ODD = [
+    "..",
+    ".",
+    "...",
+    "../x",
+    "a/b",
+    "/etc",
+    "a\\b",
+    "",
+    " ",
+    "a b",
+    "a\nb",
+    "~",
+    "a\0b",
+    "x" * 101,
+    "é" * 60,
+    "-p;ls",
+]
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -53,7 +53,7 @@ def test_no_table_and_no_sentence_calls_a_mean_over_classes_f1_or_auc(three):
     for notebook in notebooks():
         text = shown(home, notebook.stem)
         assert "NaN" not in text or notebook.stem in ("09_report", "10_apply"), notebook.stem  # its own time; no label
-        found = [text[max(0, m.start() - 60):m.end() + 20] for m in bare.finditer(text)]
+        found = [text[max(0, m.start() - 60) : m.end() + 20] for m in bare.finditer(text)]
         assert not [one for one in found if "λ = 1 is best, in ACC, F1 and AUC" not in one], notebook.stem
     for notebook in ("03_train", "04_compare", "05_ablation", "06_lambda", "09_report", "10_apply"):
         assert "macro-F1" in shown(home, notebook) and "one-vs-rest AUC" in shown(home, notebook), notebook
@@ -159,9 +159,31 @@ def test_new_slides_are_predicted_by_the_class_that_is_said(three):
 def test_its_models_travel(three, tmp_path):
     home, _ = three
     params = yaml.safe_load((home / "params.yaml").read_text())
-    names = ("model", "study", "outputs", "scales", "tile_px", "k", "min_density", "black", "seed", "mpp", "encoder",
-             "encoder_px", "method", "scale", "options", "lam", "epochs", "lr", "weight_decay", "batch_size", "select",
-             "seeds", "positive")
+    names = (
+        "model",
+        "study",
+        "outputs",
+        "scales",
+        "tile_px",
+        "k",
+        "min_density",
+        "black",
+        "seed",
+        "mpp",
+        "encoder",
+        "encoder_px",
+        "method",
+        "scale",
+        "options",
+        "lam",
+        "epochs",
+        "lr",
+        "weight_decay",
+        "batch_size",
+        "select",
+        "seeds",
+        "positive",
+    )
     kit = open_kit(**{name: params[name] for name in names})
     assert kit.classes == CLASSES and kit.scales == SCALES and kit.about["positive"] == ""
     folder = write_kit(kit, tmp_path / "kit")

@@ -71,8 +71,10 @@ def test_a_new_slide_changes_everything(study):
     assert known(home, params) == []
 
 
-@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_text("edited"),
-                                    lambda path: os.utime(path, ns=(0, 0))])
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.unlink(), lambda path: path.write_text("edited"), lambda path: os.utime(path, ns=(0, 0))],
+)
 def test_a_result_that_is_not_as_it_was_left_changes_everything(study, change):
     home, params = study
     change(home / "tables/05_ablation.csv")

@@ -92,13 +92,23 @@ def test_progress_is_one_line_a_unit_gone_at_its_end(tmp_path):
 
 def test_the_result_is_a_table_in_the_terminal(tmp_path):
     (tmp_path / "tables").mkdir()
-    table = pd.DataFrame({"name": ["DMSMIL", "always the majority"], "ACC_mean": [0.8, 0.5], "F1_mean": [0.75, 0.0],
-                          "AUC_mean": [0.9, 0.5], "AUC_low": [0.7, 0.5], "AUC_high": [1.0, 0.5], "collapsed": [1, 0]})
+    table = pd.DataFrame(
+        {
+            "name": ["DMSMIL", "always the majority"],
+            "ACC_mean": [0.8, 0.5],
+            "F1_mean": [0.75, 0.0],
+            "AUC_mean": [0.9, 0.5],
+            "AUC_low": [0.7, 0.5],
+            "AUC_high": [1.0, 0.5],
+            "collapsed": [1, 0],
+        }
+    )
     table.to_csv(tmp_path / "tables/03_dmsmil_results.csv", index=False)
     lines = result_lines(tmp_path, "03_train")
     assert lines[1].split() == ["DMSMIL", "0.800", "0.750", "0.900", "[0.70,", "1.00]", "collapsed"]
     table.assign(collapsed=0, learned_nothing=[2, 0], gathered=[1, 0]).to_csv(
-        tmp_path / "tables/03_dmsmil_results.csv", index=False)
+        tmp_path / "tables/03_dmsmil_results.csv", index=False
+    )
     assert result_lines(tmp_path, "03_train")[1].endswith("1.00]  learned nothing, gathered")
     assert lines[2].startswith("    always the majority   0.500") and len({line.index("[") for line in lines[1:]}) == 1
     assert result_lines(tmp_path, "04_compare") == [] == result_lines(tmp_path, "07_interpret")

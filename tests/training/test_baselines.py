@@ -23,8 +23,12 @@ from tests.training.test_fit import folds_of, make_bags
 
 def cohort_of(bags, sites=("",)):
     """The cohort table of bags; patient i comes from site i mod len(sites)."""
-    return pd.DataFrame([dict(slide_id=s, patient_id=p, label=bags.classes[int(label)], site=sites[i % len(sites)])
-                         for i, (s, p, label) in enumerate(zip(bags.slide_ids, bags.patient_ids, bags.labels))])
+    return pd.DataFrame(
+        [
+            dict(slide_id=s, patient_id=p, label=bags.classes[int(label)], site=sites[i % len(sites)])
+            for i, (s, p, label) in enumerate(zip(bags.slide_ids, bags.patient_ids, bags.labels))
+        ]
+    )
 
 
 def sites_and_labels(n=60, seed=0):
@@ -32,8 +36,14 @@ def sites_and_labels(n=60, seed=0):
     rng = np.random.default_rng(seed)
     site = np.arange(n) % 3
     label = np.where(rng.uniform(size=n) < np.array([0.1, 0.5, 0.9])[site], "b", "a")
-    return pd.DataFrame(dict(slide_id=[f"s{i:03d}" for i in range(n)], patient_id=[f"p{i:03d}" for i in range(n)],
-                             label=label, site=np.array(["X", "Y", "Z"])[site]))
+    return pd.DataFrame(
+        dict(
+            slide_id=[f"s{i:03d}" for i in range(n)],
+            patient_id=[f"p{i:03d}" for i in range(n)],
+            label=label,
+            site=np.array(["X", "Y", "Z"])[site],
+        )
+    )
 
 
 def test_majority_rule_learns_from_training_patients_alone():

@@ -30,8 +30,9 @@ def make_bags(slides=24, k=10, signal=4.0, **more):
 
 
 def folds_of(bags, folds=2):
-    frame = pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": bags.patient_ids,
-                          "label": [bags.classes[i] for i in bags.labels]})
+    frame = pd.DataFrame(
+        {"slide_id": bags.slide_ids, "patient_id": bags.patient_ids, "label": [bags.classes[i] for i in bags.labels]}
+    )
     return make_folds(frame, folds)
 
 
@@ -57,9 +58,18 @@ def test_a_run_repeats_to_the_byte_and_differs_by_seed(study, tmp_path):
     assert files["a"] == files["b"] != files["c"]
 
 
-@pytest.mark.parametrize("change", [
-    dict(epochs=4), dict(lr=1e-4), dict(lam=0.1), dict(batch_size=2), dict(select="val_auc"),
-    dict(options={"heads": 2}), dict(weight_decay=0.1)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(epochs=4),
+        dict(lr=1e-4),
+        dict(lam=0.1),
+        dict(batch_size=2),
+        dict(select="val_auc"),
+        dict(options={"heads": 2}),
+        dict(weight_decay=0.1),
+    ],
+)
 def test_everything_that_decides_a_result_is_in_its_name(study, change):
     bags, folds = study
     assert quick(bags, folds, **change).name != quick(bags, folds).name
@@ -160,8 +170,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path
     """)
 
     def go(target, kill):
-        return subprocess.run([sys.executable, "-c", code, str(tmp_path), target, method, str(settings.get("scale", 0)),
-                               str(kill)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), target, method, str(settings.get("scale", 0)), str(kill)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
     assert go("whole", 99).stdout.strip() == "6"
     assert go("killed", 4).returncode == -signal.SIGKILL
@@ -172,15 +186,29 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path
     assert not (tmp_path / "killed/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(method="dmsmill"), "did you mean 'dmsmil'"), (dict(scale=40), "scale is 40"),
-    (dict(options={"head": "x"}), "head"), (dict(options={"hads": 2}), "did you mean 'heads'"),
-    (dict(select="best"), "choose one of last"), (dict(method="damil"), "takes one scale"),
-    (dict(epochs=0), "epochs is 0"), (dict(epochs=2.5), "epochs is 2.5"), (dict(epochs=True), "epochs is True"),
-    (dict(batch_size=0), "batch_size is 0"), (dict(lr=0), "lr is 0"), (dict(lr=float("nan")), "lr is nan"),
-    (dict(lr="1e-3"), "lr is '1e-3'.*YAML"), (dict(weight_decay=-1.0), "weight_decay is -1"),
-    (dict(lam=0.0), "lam is 0"), (dict(lam=-1), "lam is -1"), (dict(lam=float("inf")), "lam is inf"),
-    (dict(options={"lam": -1.0}), "lam is -1")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(method="dmsmill"), "did you mean 'dmsmil'"),
+        (dict(scale=40), "scale is 40"),
+        (dict(options={"head": "x"}), "head"),
+        (dict(options={"hads": 2}), "did you mean 'heads'"),
+        (dict(select="best"), "choose one of last"),
+        (dict(method="damil"), "takes one scale"),
+        (dict(epochs=0), "epochs is 0"),
+        (dict(epochs=2.5), "epochs is 2.5"),
+        (dict(epochs=True), "epochs is True"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(lr=0), "lr is 0"),
+        (dict(lr=float("nan")), "lr is nan"),
+        (dict(lr="1e-3"), "lr is '1e-3'.*YAML"),
+        (dict(weight_decay=-1.0), "weight_decay is -1"),
+        (dict(lam=0.0), "lam is 0"),
+        (dict(lam=-1), "lam is -1"),
+        (dict(lam=float("inf")), "lam is inf"),
+        (dict(options={"lam": -1.0}), "lam is -1"),
+    ],
+)
 def test_a_wrong_setting_is_one_clear_line(study, settings, message):
     bags, folds = study
     settings = dict(settings)
@@ -194,12 +222,21 @@ def test_scales_are_named_once(study):
         quick(replace(bags, scales=(10, 10)), folds)
 
 
-@pytest.mark.parametrize("methods, message", [
-    ([], "methods is empty"), (["abmil", "dmsmil", "abmil"], "names abmil twice"),
-    (["abmil", {"abmil": {"scale": 20}}], "names abmil twice"), (["dmsmil", {"dmsmil": {"heads": 4}}], "dmsmil twice"),
-    ([{"dmsmil": {}, "abmil": {}}], "an entry is a name"), ([{"dmsmil": 3}], "an entry is a name"),
-    ([["dmsmil"]], "an entry is a name"), ([None], "an entry is a name"), ([{}], "an entry is a name"),
-    ([{"dmsmil": {"lr": 0}}], "lr is 0")])
+@pytest.mark.parametrize(
+    "methods, message",
+    [
+        ([], "methods is empty"),
+        (["abmil", "dmsmil", "abmil"], "names abmil twice"),
+        (["abmil", {"abmil": {"scale": 20}}], "names abmil twice"),
+        (["dmsmil", {"dmsmil": {"heads": 4}}], "dmsmil twice"),
+        ([{"dmsmil": {}, "abmil": {}}], "an entry is a name"),
+        ([{"dmsmil": 3}], "an entry is a name"),
+        ([["dmsmil"]], "an entry is a name"),
+        ([None], "an entry is a name"),
+        ([{}], "an entry is a name"),
+        ([{"dmsmil": {"lr": 0}}], "lr is 0"),
+    ],
+)
 def test_a_wrong_list_of_methods_is_one_clear_line(study, methods, message):
     with pytest.raises(InputError, match=message):
         configure_all(*study, methods, epochs=3, lr=1e-3)
@@ -214,8 +251,9 @@ def test_selection_by_auc_needs_both_classes_in_the_inner_part(study, tmp_path):
     """AUC of one class is not defined: no epoch would be better than the first."""
     bags, folds = study
     named = dict(zip(bags.slide_ids, bags.labels.tolist()))
-    one = folds.assign(fold_0=[part if part != "val" or named[name] else "train"
-                               for name, part in zip(folds.slide_id, folds.fold_0)])
+    one = folds.assign(
+        fold_0=[part if part != "val" or named[name] else "train" for name, part in zip(folds.slide_id, folds.fold_0)]
+    )
     with pytest.raises(InputError, match="fold 0 has one class in its validation part.*select: val_loss"):
         fit(bags, one, quick(bags, one, select="val_auc"), 0, 0, tmp_path)
     fit(bags, one, quick(bags, one, select="val_loss"), 0, 0, tmp_path)
@@ -252,8 +290,14 @@ def test_a_comparison_runs_each_method_at_each_scale_it_can(study):
     entries = ["abmil", "dmsmil", "meanpool", {"clam_sb": {"k_sample": 2, "epochs": 7, "scale": 20}}]
     configs = configure_all(bags, folds, entries, epochs=3, lr=1e-3)
     assert [(c.method, c.scales) for c in configs] == [
-        ("abmil", (10,)), ("abmil", (20,)), ("dmsmil", (10, 20)), ("meanpool", (10,)), ("meanpool", (20,)),
-        ("meanpool", (10, 20)), ("clam_sb", (20,))]
+        ("abmil", (10,)),
+        ("abmil", (20,)),
+        ("dmsmil", (10, 20)),
+        ("meanpool", (10,)),
+        ("meanpool", (20,)),
+        ("meanpool", (10, 20)),
+        ("clam_sb", (20,)),
+    ]
     assert configs[-1].epochs == 7 and configs[-1].options == {"k_sample": 2} and configs[0].epochs == 3
     assert configs[2].name == quick(bags, folds).name, "the run of 03_train, not another"
     with pytest.raises(InputError, match="did you mean 'k_sample'"):

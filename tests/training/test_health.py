@@ -32,8 +32,11 @@ def test_when_it_is_looked_at():
 def runs(tmp_path_factory):
     bags = make_bags(16)
     folds = folds_of(bags)
-    configs = [quick(bags, folds, epochs=5), quick(bags, folds, method="maxpool", epochs=5),
-               quick(bags, folds, options={"ot": "none"}, epochs=5)]
+    configs = [
+        quick(bags, folds, epochs=5),
+        quick(bags, folds, method="maxpool", epochs=5),
+        quick(bags, folds, options={"ot": "none"}, epochs=5),
+    ]
     return bags, get_runs(tmp_path_factory.mktemp("health"), bags, folds, configs, workers=1, report=lambda line: None)
 
 

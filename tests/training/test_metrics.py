@@ -77,7 +77,8 @@ def test_other_names_for_the_classes_permute_the_columns_and_change_no_metric():
     said, before = summarise(other, draws=5), summarise(t, draws=5)
     drawn = {name for name in before if name.endswith(("_low", "_high"))}  # of other random numbers
     assert {name: said[name] for name in said.keys() - drawn} == pytest.approx(
-        {name: before[name] for name in before.keys() - drawn})
+        {name: before[name] for name in before.keys() - drawn}
+    )
     pd.testing.assert_frame_equal(score_by_fold(other), score_by_fold(t))
     weights = np.random.default_rng(0).integers(0, 3, (20, len(t))).astype(float)
     pd.testing.assert_frame_equal(draw_metrics(other, weights), draw_metrics(t, weights))
@@ -135,9 +136,19 @@ def test_weighted_draws_equal_repeating_rows():
 def test_auc_of_a_draw_compares_within_a_run_only():
     """Two folds whose models are both perfect, on different scales: pooled AUC would deny it."""
     p = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.6, 0.7, 0.8, 0.9])
-    t = pd.concat([predictions_table([f"{f}{i}" for i in range(4)], [f"p{f}{i}" for i in range(4)],
-                                     np.array(["IDC", "IDC", "ILC", "ILC"]), np.stack([1 - v, v], 1), CLASSES)
-                   .assign(fold=f, seed=0) for f, v in enumerate(p)], ignore_index=True)
+    t = pd.concat(
+        [
+            predictions_table(
+                [f"{f}{i}" for i in range(4)],
+                [f"p{f}{i}" for i in range(4)],
+                np.array(["IDC", "IDC", "ILC", "ILC"]),
+                np.stack([1 - v, v], 1),
+                CLASSES,
+            ).assign(fold=f, seed=0)
+            for f, v in enumerate(p)
+        ],
+        ignore_index=True,
+    )
     assert draw_metrics(t, np.ones((1, 8))).AUC[0] == 1.0 and score(t)["AUC"] < 1.0
 
 
@@ -189,8 +200,11 @@ def repeated(t, repeats=2):
     for repeat in range(repeats):
         value = np.clip(t.prob_ILC + 0.2 * repeat * rng.normal(size=len(t)), 0, 1)
         fold = 3 * repeat + (t.fold.to_numpy() + repeat * (np.arange(len(t)) // 2)) % 3
-        parts.append(predictions_table(t.slide_id, t.patient_id, t.label, np.stack([1 - value, value], 1), CLASSES)
-                     .assign(fold=fold, seed=0))
+        parts.append(
+            predictions_table(t.slide_id, t.patient_id, t.label, np.stack([1 - value, value], 1), CLASSES).assign(
+                fold=fold, seed=0
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 

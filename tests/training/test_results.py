@@ -15,13 +15,26 @@ from tests.analysis.test_report import table
 def runs_of(lam=1.0, **marked):
     """Two runs of two epochs at 10x and 20x whose numbers are easily divided; marked: of the records, by name."""
     terms = {"L_ot": [3.0, 1.0], "L_ce": [0.5, 0.25], "gradient_ot": [math.nan, 0.3], "gradient_ce": [math.nan, 0.6]}
-    history = pd.concat([pd.DataFrame({"epoch": [1, 2], **terms, "val_auc": 0.5, "fold": fold, "seed": 0})
-                         for fold in (0, 1)], ignore_index=True)
+    history = pd.concat(
+        [pd.DataFrame({"epoch": [1, 2], **terms, "val_auc": 0.5, "fold": fold, "seed": 0}) for fold in (0, 1)],
+        ignore_index=True,
+    )
     start = {"loss": 8.7, "L_ot": 8.0, "L_ce": 0.5, "gradient_ot": 4.0, "gradient_ce": 0.1}
-    records = pd.DataFrame({"fold": [0, 1], "seed": 0, "start": [start, start | {"L_ot": 4.0, "gradient_ot": 2.0}],
-                            "attention": [{"effective_10x": 0.75, "effective_20x": 0.25},
-                                          {"effective_10x": 0.25, "effective_20x": 0.05}],
-                            "collapsed": False, "learned_nothing": False, "gathered": False, **marked})
+    records = pd.DataFrame(
+        {
+            "fold": [0, 1],
+            "seed": 0,
+            "start": [start, start | {"L_ot": 4.0, "gradient_ot": 2.0}],
+            "attention": [
+                {"effective_10x": 0.75, "effective_20x": 0.25},
+                {"effective_10x": 0.25, "effective_20x": 0.05},
+            ],
+            "collapsed": False,
+            "learned_nothing": False,
+            "gathered": False,
+            **marked,
+        }
+    )
     config = SimpleNamespace(scales=(10, 20), options={"lam": lam})
     return Runs(config, pd.DataFrame(), history, records, {})
 
@@ -48,7 +61,8 @@ def test_the_sentence_on_health_divides_means_over_runs():
         "Before the first step L_ot is 12 times λ L_ce and pulls 30 times as hard at the projection; at the end it is "
         "4 times λ L_ce and pulls 0.5 times as hard. On the tested slides the scores are spread over so many of the "
         "tiles: 50% at 10x (about 12 of 24), 15% at 20x (about 4 of 24). No run is marked: none collapsed, learned "
-        "nothing, or gathered its attention on few tiles.")
+        "nothing, or gathered its attention on few tiles."
+    )
     heavy = health_sentences(runs_of(lam=0.1), bags_of(32, 16))
     assert "L_ot is 120 times λ L_ce and pulls 30 times" in heavy, "λ is in the gradient of the second term already"
 
@@ -58,18 +72,28 @@ def test_marks_are_named_and_a_method_without_the_terms_has_none():
     assert said.endswith("Marked: 1 of 2 runs learned nothing; attention gathered in 1 of 2 runs, on 15% of the tiles.")
     runs = runs_of()
     no_gradient = [one | {"gradient_ot": 0.0} for one in runs.records.start]
-    for history, start in ((runs.history.drop(columns=["gradient_ot", "gradient_ce"]), runs.records.start),
-                           (runs.history.assign(gradient_ot=0.0), no_gradient)):
+    for history, start in (
+        (runs.history.drop(columns=["gradient_ot", "gradient_ce"]), runs.records.start),
+        (runs.history.assign(gradient_ot=0.0), no_gradient),
+    ):
         alone = Runs(runs.config, runs.predictions, history, runs.records.assign(start=start), {})
         assert health_sentences(alone, bags_of(8, 8)).startswith("On the tested slides")
 
 
-@pytest.mark.parametrize("marked, begins, note", [
-    ({"learned_nothing": 2}, "- **DMSMIL learned nothing in 2 of 5 runs**", "2 of 5 runs learned nothing"),
-    ({"gathered": 4, "effective": 0.06}, "- **Its attention has gathered in 4 of 5 runs**: at the scale where it is "
-     "least it is spread over 6% of a slide's tiles", "attention gathered in 4 of 5 runs, on 6% of the tiles"),
-    ({"collapsed": 2, "learned_nothing": 2}, "- **DMSMIL collapsed in 2 of 5 runs**", "2 of 5 runs collapsed"),
-    ({"learned_nothing": 0, "gathered": 0}, "- DMSMIL is above", "")])
+@pytest.mark.parametrize(
+    "marked, begins, note",
+    [
+        ({"learned_nothing": 2}, "- **DMSMIL learned nothing in 2 of 5 runs**", "2 of 5 runs learned nothing"),
+        (
+            {"gathered": 4, "effective": 0.06},
+            "- **Its attention has gathered in 4 of 5 runs**: at the scale where it is "
+            "least it is spread over 6% of a slide's tiles",
+            "attention gathered in 4 of 5 runs, on 6% of the tiles",
+        ),
+        ({"collapsed": 2, "learned_nothing": 2}, "- **DMSMIL collapsed in 2 of 5 runs**", "2 of 5 runs collapsed"),
+        ({"learned_nothing": 0, "gathered": 0}, "- DMSMIL is above", ""),
+    ],
+)
 def test_a_mark_is_said_first_and_stands_in_the_table(marked, begins, note):
     rows = table().assign(**marked)
     assert verdict(rows).startswith(begins) and verdict(rows).count("**") == (2 if note else 0)

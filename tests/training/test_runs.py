@@ -68,11 +68,18 @@ def flip_bit(content):
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
-@pytest.mark.parametrize("name, damage", [
-    ("predictions.csv", lambda content: bytes(len(content))), ("predictions.csv", change_label),
-    ("history.csv", lambda content: content[:-9]), ("model.safetensors", flip_bit),
-    ("config.json", lambda content: content[:40]), ("config.json", lambda content: b"[]"),
-    ("config.json", lambda content: content.replace(b'"epoch_used": 2', b'"epoch_used": 1'))])
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("predictions.csv", lambda content: bytes(len(content))),
+        ("predictions.csv", change_label),
+        ("history.csv", lambda content: content[:-9]),
+        ("model.safetensors", flip_bit),
+        ("config.json", lambda content: content[:40]),
+        ("config.json", lambda content: b"[]"),
+        ("config.json", lambda content: content.replace(b'"epoch_used": 2', b'"epoch_used": 1')),
+    ],
+)
 def test_a_run_whose_files_were_changed_is_trained_anew_and_said(study, tmp_path, name, damage):
     """NUL bytes, an edited label, a lost line, a flipped bit: none of it may reach a table."""
     bags, folds = study
@@ -92,8 +99,9 @@ def test_a_run_whose_files_were_changed_is_trained_anew_and_said(study, tmp_path
     assert len(lines) == 2, "mended, nothing more is said"
 
 
-@pytest.mark.parametrize("damage", [flip_bit, lambda content: content[:100], lambda content: b"",
-                                    lambda content: bytes(len(content))])
+@pytest.mark.parametrize(
+    "damage", [flip_bit, lambda content: content[:100], lambda content: b"", lambda content: bytes(len(content))]
+)
 def test_a_damaged_checkpoint_is_dropped_and_the_run_ends_as_it_would(study, tmp_path, monkeypatch, damage):
     bags, folds = study
     config, lines, real = quick(bags, folds, "clam_sb", scale=10), [], fit_room._epoch  # a method that does not stack

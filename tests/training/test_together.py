@@ -31,32 +31,49 @@ def uneven():
 def units_of(home, bags, folds, name="dmsmil", lams=(0.1, 1.0), **settings):
     lams = lams if name == "dmsmil" else (1.0,)
     configs = [quick(bags, folds, name, lam=lam, **settings) for lam in lams]
-    return [(config, fold, seed, run_folder(home, config, fold, seed))
-            for config in configs for fold in range(3) for seed in (0, 1)]
+    return [
+        (config, fold, seed, run_folder(home, config, fold, seed))
+        for config in configs
+        for fold in range(3)
+        for seed in (0, 1)
+    ]
 
 
 def contents(unit):
     return [(unit[3] / name).read_bytes() for name in FILES]
 
 
-@pytest.mark.parametrize("name, settings", [
-    ("dmsmil", {}), ("damil", {"scale": 10}), ("meanpool", {}), ("maxpool", {}), ("topk", {}),
-    ("abmil", {"scale": 20}), ("dmsmil", {"select": "val_auc"}), ("meanpool", {"select": "val_loss"})])
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("dmsmil", {}),
+        ("damil", {"scale": 10}),
+        ("meanpool", {}),
+        ("maxpool", {}),
+        ("topk", {}),
+        ("abmil", {"scale": 20}),
+        ("dmsmil", {"select": "val_auc"}),
+        ("meanpool", {"select": "val_loss"}),
+    ],
+)
 def test_a_run_ends_as_it_would_alone(uneven, tmp_path, name, settings):
     bags, folds = uneven
     units = units_of(tmp_path / "together", bags, folds, name, **settings)
-    assert sorted(place for place, error, _ in fit_together(bags, folds, units, "cpu")
-                  if error is None) == list(range(len(units)))
+    assert sorted(place for place, error, _ in fit_together(bags, folds, units, "cpu") if error is None) == list(
+        range(len(units))
+    )
     for config, fold, seed, folder in units:
         alone = fit(bags, folds, config, fold, seed, tmp_path / "alone" / folder.parent.name / folder.name, "cpu")
         ours, theirs = read_predictions(folder), read_predictions(alone)
         numbers = ours.select_dtypes("number")
         np.testing.assert_allclose(numbers, theirs[numbers.columns], rtol=0, atol=1e-5)
-        pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), pd.read_csv(alone / "history.csv"),
-                                      rtol=1e-3, atol=1e-5)
+        pd.testing.assert_frame_equal(
+            pd.read_csv(folder / "history.csv"), pd.read_csv(alone / "history.csv"), rtol=1e-3, atol=1e-5
+        )
         ours, theirs = (read_json(where / "config.json") for where in (folder, alone))
-        assert {key: ours[key] for key in ("config", "fold", "seed", "slides", "parameters", "epoch_used")} == \
-            {key: theirs[key] for key in ("config", "fold", "seed", "slides", "parameters", "epoch_used")}
+        assert {key: ours[key] for key in ("config", "fold", "seed", "slides", "parameters", "epoch_used")} == {
+            key: theirs[key] for key in ("config", "fold", "seed", "slides", "parameters", "epoch_used")
+        }
 
 
 def test_a_long_tame_training_agrees_to_five_digits(tmp_path):
@@ -104,8 +121,11 @@ def test_interrupted_in_an_epoch_they_go_on_in_other_company_to_the_same_bytes(u
     assert all((folder / "checkpoint.pt").exists() for *_, folder in units)
     monkeypatch.setattr(Stack, "forward", real)
     begun = []
-    monkeypatch.setattr(together.Member, "shuffle",
-                        lambda member, real=together.Member.shuffle: begun.append(member.steps) or real(member))
+    monkeypatch.setattr(
+        together.Member,
+        "shuffle",
+        lambda member, real=together.Member.shuffle: begun.append(member.steps) or real(member),
+    )
     for part in (units[:5], units[5:]):
         assert all(error is None for _, error, _ in fit_together(bags, folds, part, "cpu"))
     assert min(begun) > 20, "they went on, and did not begin anew"
@@ -170,15 +190,29 @@ def test_what_may_be_in_one_pass(study):
     bags, folds = study
     usual = quick(bags, folds)
     assert stacks(usual) and shape_of(usual) == shape_of(quick(bags, folds, lam=0.01))
-    for other in (quick(bags, folds, epochs=4), quick(bags, folds, lr=1e-4), quick(bags, folds, options={"heads": 2}),
-                  quick(bags, folds, options={"ot": "none"}), quick(bags, folds, select="val_loss")):
+    for other in (
+        quick(bags, folds, epochs=4),
+        quick(bags, folds, lr=1e-4),
+        quick(bags, folds, options={"heads": 2}),
+        quick(bags, folds, options={"ot": "none"}),
+        quick(bags, folds, select="val_loss"),
+    ):
         assert shape_of(usual) != shape_of(other)
     assert not stacks(quick(bags, folds, batch_size=2)) and not stacks(quick(bags, folds, "clam_sb", scale=10))
 
 
-@pytest.mark.parametrize("count, workers, limit, sizes", [
-    (5, 1, 10, [5]), (5, 2, 10, [3, 2]), (10, 1, 10, [10]), (11, 1, 10, [6, 5]), (25, 2, 10, [9, 9, 7]),
-    (1, 4, 10, [1]), (3, 8, 10, [1, 1, 1])])
+@pytest.mark.parametrize(
+    "count, workers, limit, sizes",
+    [
+        (5, 1, 10, [5]),
+        (5, 2, 10, [3, 2]),
+        (10, 1, 10, [10]),
+        (11, 1, 10, [6, 5]),
+        (25, 2, 10, [9, 9, 7]),
+        (1, 4, 10, [1]),
+        (3, 8, 10, [1, 1, 1]),
+    ],
+)
 def test_units_are_full_and_leave_no_worker_idle(study, count, workers, limit, sizes):
     bags, folds = study
     config = quick(bags, folds)
@@ -192,11 +226,16 @@ def test_a_slow_shape_is_shared_among_the_workers(study):
     """Ten runs of each of two shapes: no worker is left with ten slow ones while the other has nothing to do."""
     bags, folds = study
     fast, slow = quick(bags, folds, "meanpool"), quick(bags, folds)
-    missing = {f"{config.method}{seed}": (config, 0, seed, None, "cpu")
-               for config in (fast, slow) for seed in range(10)}
+    missing = {
+        f"{config.method}{seed}": (config, 0, seed, None, "cpu") for config in (fast, slow) for seed in range(10)
+    }
     units = in_units(missing, 2, 10)
     assert sorted((len(names), names[0].rstrip("0123456789")) for names in units) == [
-        (5, "dmsmil"), (5, "dmsmil"), (5, "meanpool"), (5, "meanpool")]
+        (5, "dmsmil"),
+        (5, "dmsmil"),
+        (5, "meanpool"),
+        (5, "meanpool"),
+    ]
 
 
 def test_what_cannot_stack_is_a_unit_of_its_own(study):

@@ -82,7 +82,7 @@ def test_levels_are_drawn_to_scale(slide):
 
 def test_a_square_is_the_field_beside_it(slide, every):
     """The middle of the 20x tile, shrunk by two, is the middle of its place in the 10x tile, and no other place is."""
-    middles = every.pixels[20][:, PX // 4:-PX // 4, PX // 4:-PX // 4]
+    middles = every.pixels[20][:, PX // 4 : -PX // 4, PX // 4 : -PX // 4]
     row = int(np.argmax(middles.std((1, 2)).sum(1)))  # of most contrast there
     coarse, fine = (ax.images[0].get_array().astype(float) for ax in bags.linked_pair(every, row).axes[1:])
     assert coarse.shape == (PX // 4, PX // 4, 3) and fine.shape == (PX // 2, PX // 2, 3)
@@ -100,7 +100,7 @@ def test_a_bag_is_drawn_as_it_is(tiles):
     x, mask = torch.rand(1, 2, 8, 3), torch.arange(8).expand(1, 2, 8) < tiles
     figure = bags.picture(x, mask)
     for number in (0, 1):
-        features, there = (ax.images[0].get_array() for ax in figure.axes[2 * number:2 * number + 2])
+        features, there = (ax.images[0].get_array() for ax in figure.axes[2 * number : 2 * number + 2])
         np.testing.assert_array_equal(features, x[0, number].T)
         assert there.sum() == tiles
         assert f"{tiles} tiles" in [text.get_text() for text in figure.axes[2 * number + 1].texts]
@@ -117,6 +117,6 @@ def test_the_notebook_its_sliders_and_its_answers(monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setattr(viewer, "watched", lambda: True)
-    (draw, values), = slid
+    ((draw, values),) = slid
     assert [child.description for child in viewer.slider(draw, **values).children[:-1]] == list(values)
     assert all(isinstance(draw(k=k, min_density=0.05), Figure) for k in values["k"])

@@ -45,8 +45,17 @@ def test_the_halves_are_drawn_where_they_are():
 def test_the_bound_is_the_models():
     """The last weight of each line is what the model's gate gives a tile whose logit is 8 above the others'."""
     for line, bound in zip(choosing.bounded([0.0, 1.0, 2.0], tiles=10).axes[0].lines, (0.0, 1.0, 2.0)):
-        model = create("dmsmil_select", 4, projection_dim=4, hidden=2, components=4, deformable=False, smooth=False,
-                       joint=False, bound=bound)
+        model = create(
+            "dmsmil_select",
+            4,
+            projection_dim=4,
+            hidden=2,
+            components=4,
+            deformable=False,
+            smooth=False,
+            joint=False,
+            bound=bound,
+        )
         wanted = torch.full((2, 1, 10), -4.0)
         wanted[:, :, 0] = 4.0
         model.branches.gate = torch.nn.Identity()
@@ -76,11 +85,15 @@ def test_the_components_are_drawn_as_they_are():
 
 def test_its_sentences_hold_for_the_numbers_it_shows():
     """Of the stored tables; that a fresh run gives the same is nbval's to say."""
-    html = "".join("".join(output.get("data", {}).get("text/html", "")) for cell in
-                   nbformat.read(ROOT / "notebooks/walkthroughs/9_choosing.ipynb", 4).cells
-                   for output in cell.get("outputs", ()))
-    table = {name: [float(value) for value in re.findall(r"<td>(.*?)</td>", row)]
-             for name, row in re.findall(r"<tr>\s*<th>(.+?)</th>(.*?)</tr>", html, re.S)}
+    html = "".join(
+        "".join(output.get("data", {}).get("text/html", ""))
+        for cell in nbformat.read(ROOT / "notebooks/walkthroughs/9_choosing.ipynb", 4).cells
+        for output in cell.get("outputs", ())
+    )
+    table = {
+        name: [float(value) for value in re.findall(r"<td>(.*?)</td>", row)]
+        for name, row in re.findall(r"<tr>\s*<th>(.+?)</th>(.*?)</tr>", html, re.S)
+    }
     learned, auc, spread, spot, maps = ({name: row[column] for name, row in table.items()} for column in range(5))
     assert len(table) == 9 and spot["mean pooling"] == 0.11
     assert spread["mean pooling"] == 1 and maps["mean pooling"] == 0.5

@@ -36,8 +36,11 @@ def test_every_sampling_point_is_drawn_where_the_package_puts_it_and_hollow_outs
     points = np.stack([samples.x[0, 0, 0], samples.y[0, 0, 0]], -1).reshape(-1, 2)
     drawn = places(ax)
     assert all(np.abs(drawn - point).sum(1).min() < 1e-5 for point in points)
-    hollow = [tuple(c.get_offsets()[0]) for c in ax.collections if len(c.get_offsets()) == 1
-              and c.get_facecolor().size and np.allclose(c.get_facecolor()[0], 1)]
+    hollow = [
+        tuple(c.get_offsets()[0])
+        for c in ax.collections
+        if len(c.get_offsets()) == 1 and c.get_facecolor().size and np.allclose(c.get_facecolor()[0], 1)
+    ]
     assert len(hollow) == (points < -0.5).any(1).sum() > 0
 
 
@@ -46,10 +49,11 @@ def test_the_rectangle_across_from_a_corner_is_its_weight(point):
     ax = lesson.bilinear(VALUES, point).axes[0]
     left, top = np.floor(point).astype(int)
     areas = [patch.get_width() * patch.get_height() for patch in ax.patches if isinstance(patch, Rectangle)]
-    corners = VALUES[top:top + 2, left:left + 2].ravel()
+    corners = VALUES[top : top + 2, left : left + 2].ravel()
     grid = (2 * torch.tensor(point).double() + 1) / torch.tensor([12.0, 6.0]) - 1
-    sampled = F.grid_sample(torch.from_numpy(VALUES)[None, None], grid[None, None, None], padding_mode="border",
-                            align_corners=False).item()
+    sampled = F.grid_sample(
+        torch.from_numpy(VALUES)[None, None], grid[None, None, None], padding_mode="border", align_corners=False
+    ).item()
     assert np.isclose(np.dot(areas, corners), sampled) and np.isclose(sum(areas), 1)
     assert f"reads {sampled:.2f}" in [text.get_text() for text in ax.texts]
 
@@ -68,11 +72,15 @@ def test_points_climb_what_they_read_within_reach_and_never_return_from_outside(
 def test_the_first_step_follows_the_slope_through_the_tanh():
     start, reference, reach, h = np.array([[4.4, 1.3]]), np.array([4.0, 1.0]), 3, 1e-6
     free = np.arctanh((start - reference) / reach)[0]
-    slope = [(read(reference + reach * np.tanh(free + h * axis)) - read(reference + reach * np.tanh(free - h * axis)))
-             / (2 * h) for axis in np.eye(2)]
+    slope = [
+        (read(reference + reach * np.tanh(free + h * axis)) - read(reference + reach * np.tanh(free - h * axis)))
+        / (2 * h)
+        for axis in np.eye(2)
+    ]
     step = lesson.climb(VALUES, start, reference, reach, 1)[1, 0]
-    np.testing.assert_allclose(step, reference + reach * np.tanh(free + lesson.RATE * np.array(slope).ravel()),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        step, reference + reach * np.tanh(free + lesson.RATE * np.array(slope).ravel()), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [18, 50, 200])
@@ -91,8 +99,15 @@ def test_an_untrained_map_has_mean_one_and_the_points_outside_that_its_rings_hav
 
 
 def test_cost_curves_say_how_many_times_fewer():
-    table = pd.DataFrame({"tiles": [50, 200], "full pairs": [2500, 40000], "deformable reads": [3200, 12800],
-                          "full layer": [4e6, 2e7], "deformable layer": [2e6, 1e7]})
+    table = pd.DataFrame(
+        {
+            "tiles": [50, 200],
+            "full pairs": [2500, 40000],
+            "deformable reads": [3200, 12800],
+            "full layer": [4e6, 2e7],
+            "deformable layer": [2e6, 1e7],
+        }
+    )
     axes = lesson.cost_curves(table).axes
     assert [text.get_text() for text in axes[0].texts] == ["0.8×", "3.1×"]
     np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), table["full pairs"])

@@ -27,7 +27,7 @@ def test_a_cohort_has_the_shares_and_looks_it_is_asked_for():
     assert len(patients) == 160 and patients.iloc[:, 1:].eq(1).all(axis=None)
     shares = (cohort.label == "b").groupby(cohort.site).mean()
     np.testing.assert_allclose(shares, [0.1, 0.9] * 8)
-    same, other = (np.mean(d ** 2) / 400 for d in evaluation.distances(x, cohort.patient_id.to_numpy()))
+    same, other = (np.mean(d**2) / 400 for d in evaluation.distances(x, cohort.patient_id.to_numpy()))
     assert same == pytest.approx(2, rel=0.05) and other == pytest.approx(2 + 2 * 0.49 + 2 * 0.25 * 15 / 16, rel=0.1)
 
 
@@ -97,9 +97,15 @@ def test_figures_show_the_numbers_and_are_closed():
     sizes = evaluation.studies([20, 80], repeats=4, draws=100).axes[0].texts
     narrow, wide = (float(re.search(r"width ([\d.]+)", t.get_text())[1]) for t in (sizes[1], sizes[0]))
     assert narrow < wide
-    for figure in (beside, leak, evaluation.by_site(cohort, results), evaluation.interval(20, 1, draws=100),
-                   evaluation.constant_answer({"BRCA": 0.78}), evaluation.best_of(10, 40),
-                   evaluation.wandering(np.full((2, 5), 0.5), {"last epoch": 0.5, "best on the test fold": 0.7})):
+    for figure in (
+        beside,
+        leak,
+        evaluation.by_site(cohort, results),
+        evaluation.interval(20, 1, draws=100),
+        evaluation.constant_answer({"BRCA": 0.78}),
+        evaluation.best_of(10, 40),
+        evaluation.wandering(np.full((2, 5), 0.5), {"last epoch": 0.5, "best on the test fold": 0.7}),
+    ):
         assert isinstance(figure, Figure)
     assert plt.get_fignums() == before
 

@@ -28,15 +28,19 @@ def test_the_plane_shows_the_gate_for_every_omega():
 
 
 def test_lam_terms_draws_the_terms_and_wilsons_interval():
-    table = pd.DataFrame({"L_ot": [0.01, 1.0], "L_ce": [0.69, 0.1], "spread": [0.01, 2.0], "accuracy": [0.5, 0.9]},
-                         index=["λ = 0", "λ = 1"])
+    table = pd.DataFrame(
+        {"L_ot": [0.01, 1.0], "L_ce": [0.69, 0.1], "spread": [0.01, 2.0], "accuracy": [0.5, 0.9]},
+        index=["λ = 0", "λ = 1"],
+    )
     axes = lesson.lam_terms(table, 200, pd.Series({"L_ot": 2.0, "spread": 1.6})).axes
     np.testing.assert_allclose(axes[2].lines[0].get_ydata(), [1.0, 0.5])
     np.testing.assert_allclose(axes[2].lines[1].get_ydata(), 2.0 / 1.6)
     low, high = axes[3].collections[0].get_segments()[1][:, 1]
     z, p, n = 1.959964, 0.9, 200
-    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), \
-        z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    middle, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
+    )
     np.testing.assert_allclose([low, high], [middle - half, middle + half], atol=1e-5)
 
 
@@ -51,8 +55,9 @@ def test_gradient_shares_cross_one_half_where_both_pull_alike():
 
 
 def test_few_tiles_draws_both_pulls_and_the_mean_of_each_epoch():
-    losses = pd.DataFrame({"run": ["a"] * 4 + ["b"] * 4, "epoch": [1, 1, 2, 2] * 2,
-                           "L_ce": [0.7, 0.5, 0.2, 0.0, 0.7, 0.7, 0.6, 0.8]})
+    losses = pd.DataFrame(
+        {"run": ["a"] * 4 + ["b"] * 4, "epoch": [1, 1, 2, 2] * 2, "L_ce": [0.7, 0.5, 0.2, 0.0, 0.7, 0.7, 0.6, 0.8]}
+    )
     pulls = pd.DataFrame({"L_ot": [0.9, 0.0], "L_ce": [0.04, 0.05]}, index=["a", "b"])
     left, right = lesson.few_tiles(losses, pulls).axes
     ot, ce = (dots.get_offsets().tolist() for dots in left.collections)
@@ -62,8 +67,14 @@ def test_few_tiles_draws_both_pulls_and_the_mean_of_each_epoch():
 
 
 def test_collapse_is_relative_to_each_runs_start():
-    history = pd.DataFrame({"run": ["a", "a", "b", "b"], "step": [0, 1, 0, 1], "spread": [2.0, 1.0, 4.0, 0.0],
-                            "L_ce": [0.7, 0.6, 0.7, 0.7]})
+    history = pd.DataFrame(
+        {
+            "run": ["a", "a", "b", "b"],
+            "step": [0, 1, 0, 1],
+            "spread": [2.0, 1.0, 4.0, 0.0],
+            "L_ce": [0.7, 0.6, 0.7, 0.7],
+        }
+    )
     lines = lesson.collapse(history).axes[0].lines
     np.testing.assert_allclose([line.get_ydata() for line in lines], [[1, 0.5], [1, 1e-4]])
 

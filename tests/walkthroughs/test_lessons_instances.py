@@ -27,8 +27,10 @@ def bags():
 @pytest.fixture
 def models():
     torch.manual_seed(0)
-    return {name: create(method, 2, scales=(10,)).eval()
-            for name, method in {"mean": "meanpool", "max": "maxpool", "attention": "abmil"}.items()}
+    return {
+        name: create(method, 2, scales=(10,)).eval()
+        for name, method in {"mean": "meanpool", "max": "maxpool", "attention": "abmil"}.items()
+    }
 
 
 @pytest.mark.parametrize("tiles, signal, k", [(1, 3.0, 32), (8, 2.0, 32), (32, 0.5, 32), (4, 1.0, 4)])
@@ -63,7 +65,7 @@ def test_figures_show_the_models_numbers(bags, models):
     there = int(bags.mask[1].sum())
     said = figure.axes[0].texts[0].get_text()
     assert f"{int(planted[1].sum()) / there:.0%}" in said  # a mean gives each tile the same
-    flat, loose = (line.get_ydata() for line in instances.padding(models, bags).axes[0].lines[::len(bags)][:2])
+    flat, loose = (line.get_ydata() for line in instances.padding(models, bags).axes[0].lines[:: len(bags)][:2])
     np.testing.assert_allclose(flat, flat[0], atol=1e-6)
     assert np.ptp(loose) > 1e-3
 
@@ -71,9 +73,13 @@ def test_figures_show_the_models_numbers(bags, models):
 def test_every_figure_is_drawn_and_closed(bags):
     before = plt.get_fignums()
     planted = (bags.x[..., 0] > 2)[:, 0]
-    for figure in (instances.tiles_in_plane(bags, planted), instances.excess(bags, planted),
-                   instances.evidence(1, 3.0), instances.cases([(1, 3.0), (2, 1.0)]),
-                   instances.winners({"here": (2, 1.0)}, k=6)):
+    for figure in (
+        instances.tiles_in_plane(bags, planted),
+        instances.excess(bags, planted),
+        instances.evidence(1, 3.0),
+        instances.cases([(1, 3.0), (2, 1.0)]),
+        instances.winners({"here": (2, 1.0)}, k=6),
+    ):
         assert isinstance(figure, Figure)
     assert plt.get_fignums() == before
 

@@ -39,12 +39,20 @@ def test_the_auc_above_a_map_counts_pairs():
 
 def test_the_area_of_removal_is_the_packages():
     rng = np.random.default_rng(1)
-    curves = pd.DataFrame([{"name": name, "order": order, "share": share, "removed": rng.random(),
-                            "replaced": rng.random()} for name in ("ABMIL 10x, M=64", "DMSMIL")
-                           for order in maps.ORDERS for share in STEPS])
+    curves = pd.DataFrame(
+        [
+            {"name": name, "order": order, "share": share, "removed": rng.random(), "replaced": rng.random()}
+            for name in ("ABMIL 10x, M=64", "DMSMIL")
+            for order in maps.ORDERS
+            for share in STEPS
+        ]
+    )
     told = titles(maps.removal(curves))
-    expected = [f"{name.split(',')[0]}: area {area(curves[curves.name == name], way):+.2f}"
-                for way in ("replaced", "removed") for name in curves.name.unique()]
+    expected = [
+        f"{name.split(',')[0]}: area {area(curves[curves.name == name], way):+.2f}"
+        for way in ("replaced", "removed")
+        for name in curves.name.unique()
+    ]
     assert told == expected
 
 

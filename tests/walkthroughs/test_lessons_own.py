@@ -29,8 +29,9 @@ LESSONS = ROOT / "notebooks/walkthroughs"
 def joint_gate(monkeypatch):
     """The file beside the notebook as a method of the package, for one test."""
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(LESSONS)])
-    monkeypatch.setitem(METHODS, "joint_gate", Method("joint_gate", "DMSMIL, joint gate", "joint_gate:JointGate",
-                                                      "many", "you"))
+    monkeypatch.setitem(
+        METHODS, "joint_gate", Method("joint_gate", "DMSMIL, joint gate", "joint_gate:JointGate", "many", "you")
+    )
     yield METHODS["joint_gate"].load()
     sys.modules.pop("dmsmil.models.joint_gate")
 
@@ -49,17 +50,23 @@ def test_a_gate_that_knows_nothing_is_the_mean(joint_gate):
     bags, mask, coords = bags_of((3, 9, 20), 2)
     torch.testing.assert_close(mine(bags, mask, coords).logits, mean(bags, mask, coords).logits)
     mine.gate_all.bias.data += torch.tensor([3.0, 0.0])
-    torch.testing.assert_close(mine(bags, mask, coords).extras["fusion"],
-                               torch.tensor([3.0, 0.0]).softmax(0).expand(3, 2))
+    torch.testing.assert_close(
+        mine(bags, mask, coords).extras["fusion"], torch.tensor([3.0, 0.0]).softmax(0).expand(3, 2)
+    )
 
 
-@pytest.mark.parametrize("pooled, kept", [
-    (lambda found, mask: found["projection"].mean(2), [False, True, True]),
-    (lambda found, mask: masked_mean(found["projection"], mask), [True, True, True])])
+@pytest.mark.parametrize(
+    "pooled, kept",
+    [
+        (lambda found, mask: found["projection"].mean(2), [False, True, True]),
+        (lambda found, mask: masked_mean(found["projection"], mask), [True, True, True]),
+    ],
+)
 def test_the_answer_of_exercise_1(joint_gate, monkeypatch, pooled, kept):
     """The mistake breaks the first promise and no other; the line of the answer repairs it."""
-    monkeypatch.setattr(joint_gate, "_fusion", lambda self, found, mask: self.gate_all(
-        pooled(found, mask).flatten(1)).softmax(-1))
+    monkeypatch.setattr(
+        joint_gate, "_fusion", lambda self, found, mask: self.gate_all(pooled(found, mask).flatten(1)).softmax(-1)
+    )
     assert check_contract("joint_gate").kept.tolist() == kept
 
 
@@ -92,7 +99,7 @@ def test_fusion_weights_are_those_of_the_slides_tested(trained):
     row = weights.iloc[7]
     model = own.load_model(runs[0].folders[row.fold, row.seed], 16, 2)
     i = bags.slide_ids.index(row.slide_id)
-    x = model.branches(bags.x[i:i + 1], bags.mask[i:i + 1], model.geometry(bags.mask[i:i + 1]))["pooled"]
+    x = model.branches(bags.x[i : i + 1], bags.mask[i : i + 1], model.geometry(bags.mask[i : i + 1]))["pooled"]
     by_hand = np.exp((x.tanh() @ model.omega).detach().numpy()[0])  # eq. (11)
     assert row.weight == pytest.approx((by_hand / by_hand.sum())[0], abs=1e-5)
     figure = own.where_it_looks(weights)
@@ -114,7 +121,9 @@ def test_the_answer_of_exercise_2():
     truth = dict(zip(bags.slide_ids, owner))
 
     def torn(folds: pd.DataFrame) -> int:
-        return sum(len(set(part[part == "test"].index.map(truth)) & set(part[part != "test"].index.map(truth)))
-                   for part in (folds.set_index("slide_id")[f"fold_{k}"] for k in range(5)))
+        return sum(
+            len(set(part[part == "test"].index.map(truth)) & set(part[part != "test"].index.map(truth)))
+            for part in (folds.set_index("slide_id")[f"fold_{k}"] for k in range(5))
+        )
 
     assert torn(honest) == 0 < torn(fooled)

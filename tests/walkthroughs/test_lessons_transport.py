@@ -31,8 +31,10 @@ def test_pairings_are_drawn_with_their_mean_distance(clouds):
     rows, best = linear_sum_assignment(cost(*clouds))
     axes = lesson.pairings(*clouds, {"own child": np.arange(8), "optimal": best}).axes
     titles = [ax.get_title(loc="left") for ax in axes]
-    assert titles == [f"own child: {np.diag(cost(*clouds)).mean():.3f}",
-                      f"optimal: {cost(*clouds)[rows, best].mean():.3f}"]
+    assert titles == [
+        f"own child: {np.diag(cost(*clouds)).mean():.3f}",
+        f"optimal: {cost(*clouds)[rows, best].mean():.3f}",
+    ]
     ends = np.stack(axes[1].collections[0].get_segments())
     np.testing.assert_allclose(ends, np.stack([clouds[0].numpy(), clouds[1].numpy()[best]], 1))
 
@@ -77,8 +79,9 @@ def test_blur_shrinks_the_bag(clouds):
 
 
 def test_own_child_draws_a_line_a_width():
-    table = pd.DataFrame({"channels": [2, 2, 16, 16], "noise": [0.1, 1, 0.1, 1], "ratio": [1, 0.5, 1, 0.9],
-                          "own": [1, 0, 1, 0.8]})
+    table = pd.DataFrame(
+        {"channels": [2, 2, 16, 16], "noise": [0.1, 1, 0.1, 1], "ratio": [1, 0.5, 1, 0.9], "own": [1, 0, 1, 0.8]}
+    )
     axes = lesson.own_child(table).axes
     np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), [1, 0.5])
     np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), [1, 0.8])

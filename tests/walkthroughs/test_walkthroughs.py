@@ -15,9 +15,25 @@ WALKTHROUGHS = sorted((ROOT / "notebooks/walkthroughs").glob("*.ipynb"))
 
 @pytest.mark.parametrize("notebook", WALKTHROUGHS, ids=lambda p: p.stem)
 def test_a_walkthrough_gives_what_it_shows(notebook):
-    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-o", "addopts=",
-                           "-p", "no:cacheprovider", str(notebook)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "--nbval-current-env",
+            "-q",
+            "-o",
+            "addopts=",
+            "-p",
+            "no:cacheprovider",
+            str(notebook),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"\d+ passed", done.stdout)
 

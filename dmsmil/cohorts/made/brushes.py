@@ -19,7 +19,7 @@ def _smooth(rng, n, along, across, angle=0.0):
     """Noise (n, n) that tiles, smoothed by `along` px in direction `angle`, by `across` px athwart it; deviation 1."""
     fx, fy = np.meshgrid(np.fft.rfftfreq(n), np.fft.fftfreq(n))
     u, v = fx * math.cos(angle) + fy * math.sin(angle), fy * math.cos(angle) - fx * math.sin(angle)
-    keep = np.exp(-2 * np.pi ** 2 * ((along * u) ** 2 + (across * v) ** 2))
+    keep = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2))
     keep[0, 0] = 0
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, n))) * keep, (n, n))
     return (noise / noise.std()).astype(np.float32)
@@ -37,13 +37,21 @@ def textures() -> dict[str, np.ndarray]:
     fibres = []
     for k in range(DIRECTIONS):
         angle = k * np.pi / DIRECTIONS
-        bundle = (_smooth(rng, n, 30, 1.5, angle) + 0.9 * _smooth(rng, n, 60, 5, angle) + 0.35 * _smooth(rng, n, 1, 1))
+        bundle = _smooth(rng, n, 30, 1.5, angle) + 0.9 * _smooth(rng, n, 60, 5, angle) + 0.35 * _smooth(rng, n, 1, 1)
         sway = 11 * _smooth(rng, n, 45, 45) + 7 * _smooth(rng, n, 22, 22)
-        bundle = cv2.remap(bundle, x - sway * np.float32(math.sin(angle)), y + sway * np.float32(math.cos(angle)),
-                           cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        bundle = cv2.remap(
+            bundle,
+            x - sway * np.float32(math.sin(angle)),
+            y + sway * np.float32(math.cos(angle)),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_WRAP,
+        )
         fibres.append(to_uint8(bundle, 128, 38))
-    return dict(fibres=fibres, grain=to_uint8(_smooth(rng, n, 1.3, 1.3) + 0.7 * _smooth(rng, n, 5, 5), 128, 32),
-                noise=to_uint8(rng.standard_normal((n, n)), 250, 1.6))
+    return dict(
+        fibres=fibres,
+        grain=to_uint8(_smooth(rng, n, 1.3, 1.3) + 0.7 * _smooth(rng, n, 5, 5), 128, 32),
+        noise=to_uint8(rng.standard_normal((n, n)), 250, 1.6),
+    )
 
 
 def _nucleus(rng, length, width, angle, ink, vesicular, clumps, fine=1.3, coarse=0.0):
@@ -52,7 +60,7 @@ def _nucleus(rng, length, width, angle, ink, vesicular, clumps, fine=1.3, coarse
     clumps: how much the chromatin varies; smaller than `fine` px it does not, nor larger than `coarse` px if not 0.
     """
     half = int(math.ceil(1.2 * length)) + 2
-    y, x = np.mgrid[-half:half + 1, -half:half + 1].astype(np.float32)
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     theta = np.arctan2(v / width, u / length)
     rim = 1 + sum(rng.normal(0, 0.05 / k) * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4))
@@ -87,8 +95,10 @@ def nuclei_to_stamp() -> dict[str, list]:
         benign=[oval(7.6, 1.7, 150, 0.15, 0.15) for _ in range(24)],
         lymphocyte=[oval(rng.uniform(5.2, 6.4), 1.15, 205, 0, 0.18) for _ in range(24)],
         # 16 directions, 4 variants of each
-        stroma=[[_nucleus(rng, rng.uniform(11, 17), rng.uniform(2.6, 3.8), np.pi * k / 16, 150, 0, 0.15)
-                 for _ in range(4)] for k in range(16)],
+        stroma=[
+            [_nucleus(rng, rng.uniform(11, 17), rng.uniform(2.6, 3.8), np.pi * k / 16, 150, 0, 0.15) for _ in range(4)]
+            for k in range(16)
+        ],
     )
 
 
@@ -106,5 +116,7 @@ def chromatin_to_stamp() -> dict[str, list]:
         ink *= rng.uniform(0.88, 1.12)
         return _nucleus(rng, radius * q, radius / q, rng.uniform(0, np.pi), ink, 0.0, clumps, fine, coarse)
 
-    return dict(granular=[[oval(r, 150.0, *GRANULAR) for _ in range(VARIANTS)] for r in RADII],
-                smooth=[[oval(r, SMOOTH_INK, *SMOOTH) for _ in range(VARIANTS)] for r in RADII])
+    return dict(
+        granular=[[oval(r, 150.0, *GRANULAR) for _ in range(VARIANTS)] for r in RADII],
+        smooth=[[oval(r, SMOOTH_INK, *SMOOTH) for _ in range(VARIANTS)] for r in RADII],
+    )

@@ -41,14 +41,25 @@ def plan_cohort(patients: int = 40, seed: int = 0) -> pd.DataFrame:
         site = SITES[pair % 3]
         for number in range(1 + (patient % 8 in (3, 6))):
             slide_id = f"demo-{site}{patient:03d}-{number + 1}"
-            rows.append(dict(slide_id=slide_id, patient_id=f"{site}{patient:03d}", site=site, label=LABELS[label],
-                             path=f"slides/{slide_id}.svs", patient=patient, number=number,
-                             arrangement=arrangement, size=size))
+            rows.append(
+                dict(
+                    slide_id=slide_id,
+                    patient_id=f"{site}{patient:03d}",
+                    site=site,
+                    label=LABELS[label],
+                    path=f"slides/{slide_id}.svs",
+                    patient=patient,
+                    number=number,
+                    arrangement=arrangement,
+                    size=size,
+                )
+            )
     return pd.DataFrame(rows)
 
 
-def make_demo(folder, patients: int = 40, seed: int = 0, side: int = 4608, workers: int = 0,
-              scheduler: str = "") -> pd.DataFrame:
+def make_demo(
+    folder, patients: int = 40, seed: int = 0, side: int = 4608, workers: int = 0, scheduler: str = ""
+) -> pd.DataFrame:
     """Make the demo cohort in `folder`; what is there already and was made with the same settings is kept.
 
     It has the files of `make_slides`, and a slide depends on the seed and on its own place in the cohort.

@@ -18,9 +18,11 @@ KINDS = ("tumour", "benign", "stroma", "lymphocyte")
 MARGIN = 32  # no nucleus is as close to the edge of the slide as this, so that each is painted whole
 RADIUS, RADIUS_STEP = 9.2, 1.2  # mean radius in px of a tumour nucleus of size 0, and what size +1 adds
 # optical density of one unit of haematoxylin and of eosin in R, G, B, and the strength of each, by site
-STAINS = {"A": ((0.62, 0.70, 0.33), (0.12, 0.78, 0.44), 1.00, 1.00),
-          "B": ((0.59, 0.71, 0.37), (0.09, 0.75, 0.49), 0.88, 1.12),
-          "C": ((0.65, 0.69, 0.29), (0.16, 0.79, 0.41), 1.12, 0.88)}
+STAINS = {
+    "A": ((0.62, 0.70, 0.33), (0.12, 0.78, 0.44), 1.00, 1.00),
+    "B": ((0.59, 0.71, 0.37), (0.09, 0.75, 0.49), 0.88, 1.12),
+    "C": ((0.65, 0.69, 0.29), (0.16, 0.79, 0.41), 1.12, 0.88),
+}
 
 
 def _tiled(texture, rng, side):
@@ -117,8 +119,14 @@ def paint_slide(row, seed: int, side: int, recipe: Recipe = Recipe()) -> tuple[n
     haema, eosin = (cv2.add(plane, _times(plane, fold, 0.8 / 255)) for plane in (haema, eosin))
 
     truth = {name: nuclei[name].to_numpy(np.float32) for name in ("x", "y", "radius")}
-    truth.update(kind=nuclei.kind.to_numpy(f"<U{max(map(len, KINDS))}"), signal=maps["signal"], tissue=maps["tissue"],
-                 downsample=np.int64(MAP), arrangement=np.float64(row["arrangement"]), size=np.float64(row["size"]))
+    truth.update(
+        kind=nuclei.kind.to_numpy(f"<U{max(map(len, KINDS))}"),
+        signal=maps["signal"],
+        tissue=maps["tissue"],
+        downsample=np.int64(MAP),
+        arrangement=np.float64(row["arrangement"]),
+        size=np.float64(row["size"]),
+    )
     return _stain(of_patient, chance("stain"), haema, eosin, row["site"], recipe.stain_spread), truth
 
 
@@ -183,7 +191,7 @@ def _press(sprites, haema, places):
     """Put sprites into the plane of haematoxylin, each with its middle at its place; the darker of both stays."""
     for sprite, (x, y) in zip(sprites, places.astype(int).tolist()):
         half = sprite.shape[0] // 2
-        view = haema[y - half:y + half + 1, x - half:x + half + 1]
+        view = haema[y - half : y + half + 1, x - half : x + half + 1]
         np.maximum(view, sprite, out=view)
 
 
@@ -191,11 +199,13 @@ def _stain(of_patient, rng, haema, eosin, site, spread):
     """RGB from the two planes, by Beer-Lambert's law, with the stains of the site, the patient and the slide, of whose
     differences from the usual ones the share `spread` is left."""
     usual = [np.mean(values, 0) for values in zip(*STAINS.values())]
-    h_od, e_od, h_gain, e_gain = (spread * np.array(own) + (1 - spread) * all_sites
-                                  for own, all_sites in zip(STAINS[site], usual))
+    h_od, e_od, h_gain, e_gain = (
+        spread * np.array(own) + (1 - spread) * all_sites for own, all_sites in zip(STAINS[site], usual)
+    )
     h_od, e_od = (od * of_patient.normal(1, 0.03 * spread, 3) for od in (h_od, e_od))
-    h_gain, e_gain = (gain * math.exp(of_patient.normal(0, 0.06 * spread) + rng.normal(0, 0.03 * spread))
-                      for gain in (h_gain, e_gain))
+    h_gain, e_gain = (
+        gain * math.exp(of_patient.normal(0, 0.06 * spread) + rng.normal(0, 0.03 * spread)) for gain in (h_gain, e_gain)
+    )
     haema, eosin = (cv2.GaussianBlur(plane, (3, 3), 0.7) for plane in (haema, eosin))
     glass = np.array([245, 246, 247])
     level = np.arange(256) / 255

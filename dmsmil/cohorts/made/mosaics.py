@@ -54,15 +54,16 @@ from dmsmil.cohorts.made.pyramid import write_svs
 from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_csv, write_json
 from dmsmil.jobs.parallel import progress, run_units
 
-TUMOUR = "tumour"   # the kind of a field of one of the classes; the others are NORMAL
-MARGIN = 2          # fields of glass around the tissue
+TUMOUR = "tumour"  # the kind of a field of one of the classes; the others are NORMAL
+MARGIN = 2  # fields of glass around the tissue
 GLASS = 244
-SPARE = 1.5         # fields compared and shared out for each one that a slide shows
+SPARE = 1.5  # fields compared and shared out for each one that a slide shows
 MOST_NORMAL = 1500  # fields of normal lung that are compared at most: the time grows with their square
 
 
-def plan_mosaics(originals: dict[str, list[list[str]]], slides_per_class: int, side: int, seed: int = 0,
-                 normal_share: float = 0.0) -> list[dict]:
+def plan_mosaics(
+    originals: dict[str, list[list[str]]], slides_per_class: int, side: int, seed: int = 0, normal_share: float = 0.0
+) -> list[dict]:
     """The slides before any is painted: slide_id, patient_id, label, path, fields.
 
     originals: for each label, and for NORMAL where normal_share is above 0, its originals, each a list of fields.
@@ -85,23 +86,32 @@ def plan_mosaics(originals: dict[str, list[list[str]]], slides_per_class: int, s
         rng = np.random.default_rng([seed, number])
         for slide, share in enumerate(_deal(originals[label], slides_per_class, label, rng)):
             where = _nearest_first(cells, normal_rng) if normal_cells else cells
-            tumour, normal = where[:len(cells) - normal_cells], where[len(cells) - normal_cells:]
+            tumour, normal = where[: len(cells) - normal_cells], where[len(cells) - normal_cells :]
             fields = _lay(originals[label], share, tumour, TUMOUR, rng)
             if normal:
                 # label by label in turn, so that neither class has the slides that were dealt first
                 own = normal_shares[slide * len(labels) + number]
                 fields += _lay(originals[NORMAL], own, normal, NORMAL, normal_rng)
             slide_id = f"{label}-{slide:02d}"
-            rows.append(dict(slide_id=slide_id, patient_id=f"{label}-P{slide:02d}", label=label,
-                             path=f"slides/{slide_id}.svs", fields=fields))
+            rows.append(
+                dict(
+                    slide_id=slide_id,
+                    patient_id=f"{label}-P{slide:02d}",
+                    label=label,
+                    path=f"slides/{slide_id}.svs",
+                    fields=fields,
+                )
+            )
     return rows
 
 
 def _deal(groups: list[list[str]], slides: int, name: str, rng: np.random.Generator) -> list[list[int]]:
     """Which originals each slide gets."""
     if len(groups) < slides:
-        raise InputError(f"{name} has {len(groups)} originals, fewer than its {slides} slides: "
-                         "--slides-per-class must be lower, or more images are needed")
+        raise InputError(
+            f"{name} has {len(groups)} originals, fewer than its {slides} slides: "
+            "--slides-per-class must be lower, or more images are needed"
+        )
     shares = [[] for _ in range(slides)]
     for original in sorted(rng.permutation(len(groups)), key=lambda original: -len(groups[original])):
         fewest = min(shares, key=lambda share: sum(len(groups[own]) for own in share))
@@ -109,8 +119,9 @@ def _deal(groups: list[list[str]], slides: int, name: str, rng: np.random.Genera
     return shares
 
 
-def _lay(groups: list[list[str]], share: list[int], cells: list[tuple[int, int]], kind: str,
-         rng: np.random.Generator) -> list[list]:
+def _lay(
+    groups: list[list[str]], share: list[int], cells: list[tuple[int, int]], kind: str, rng: np.random.Generator
+) -> list[list]:
     """A field for each of `cells`, from the originals `share`, as `plan_mosaics` describes them."""
     shuffled = [[(name, original) for name in rng.permutation(groups[original])] for original in share]
     queue = [field for turn in zip_longest(*shuffled) for field in turn if field is not None]
@@ -128,7 +139,7 @@ def _cells(side: int) -> list[tuple[int, int]]:
     """Rows and columns of a disc `side` cells wide, in a square with MARGIN cells of glass around it."""
     centre = MARGIN + (side - 1) / 2
     at = np.arange(side + 2 * MARGIN) - centre
-    return [(int(r), int(c)) for r, c in np.argwhere(np.add.outer(at ** 2, at ** 2) <= (side / 2) ** 2)]
+    return [(int(r), int(c)) for r, c in np.argwhere(np.add.outer(at**2, at**2) <= (side / 2) ** 2)]
 
 
 def _record(folder, row: dict) -> Path:
@@ -157,10 +168,12 @@ def _make_slide(home, folder, row: dict, side: int, steps: list, settings: str) 
     """Paint and write one slide, then the record of what it shows, which vouches for it."""
     sides = (side + 2 * MARGIN) * FIELD
     rgb = np.full((sides, sides, 3), GLASS, np.uint8)
-    seen = {name: stains.restain(read_field(Path(home) / name), steps, name)
-            for name in sorted({name for _, _, name, *_ in row["fields"]})}
+    seen = {
+        name: stains.restain(read_field(Path(home) / name), steps, name)
+        for name in sorted({name for _, _, name, *_ in row["fields"]})
+    }
     for r, c, name, _, turns, _ in row["fields"]:
-        rgb[r * FIELD:(r + 1) * FIELD, c * FIELD:(c + 1) * FIELD] = np.rot90(seen[name], turns)
+        rgb[r * FIELD : (r + 1) * FIELD, c * FIELD : (c + 1) * FIELD] = np.rot90(seen[name], turns)
     slide = Path(folder) / row["path"]
     with atomic(slide) as temporary:
         write_svs(rgb, temporary)
@@ -185,8 +198,16 @@ def _known_originals(path: Path, settings: str) -> dict[str, list[list[str]]] | 
         return None
 
 
-def make_mosaics(images, folder, slides_per_class: int = 80, side: int = 9, seed: int = 0, workers: int = 0,
-                 normal_share: float = 0.9, normalise: str = "reinhard+macenko") -> pd.DataFrame:
+def make_mosaics(
+    images,
+    folder,
+    slides_per_class: int = 80,
+    side: int = 9,
+    seed: int = 0,
+    workers: int = 0,
+    normal_share: float = 0.9,
+    normalise: str = "reinhard+macenko",
+) -> pd.DataFrame:
     """Make the cohort in `folder`; what is there already and was made with the same settings is kept.
 
     images: LC25000 as published, its lung_image_sets, or any folder with lung_aca and lung_scc, and lung_n where
@@ -204,26 +225,33 @@ def make_mosaics(images, folder, slides_per_class: int = 80, side: int = 9, seed
     cells = len(_cells(side))
     normal_cells = round(normal_share * cells) if 0 <= normal_share < 1 else cells
     if normal_cells == cells:
-        raise InputError(f"normal-share is {normal_share:g} of {cells} fields: it must be at least 0, and leave one of "
-                         "them for the tumour")
+        raise InputError(
+            f"normal-share is {normal_share:g} of {cells} fields: it must be at least 0, and leave one of "
+            "them for the tumour"
+        )
     home, fields = find_fields(images, normal=normal_cells > 0)
     reference = stains.reference_fields({label: fields[label] for label in CLASSES})
     steps = stains.fit_stains(normalise, [read_field(home / name) for name in reference])
     limits = {label: round(SPARE * slides_per_class * (cells - normal_cells)) for label in CLASSES}
     limits[NORMAL] = min(round(SPARE * slides_per_class * len(CLASSES) * normal_cells), MOST_NORMAL)
-    taken = {label: sorted(np.random.default_rng([seed, number]).permutation(fields[label])[:limits[label]].tolist())
-             for number, label in enumerate(sorted(fields))}
+    taken = {
+        label: sorted(np.random.default_rng([seed, number]).permutation(fields[label])[: limits[label]].tolist())
+        for number, label in enumerate(sorted(fields))
+    }
     code = [inspect.getsource(part) for part in (sys.modules[__name__], sameness, stains, write_svs)]
     sizes = {name: (home / name).stat().st_size for names in (*taken.values(), reference) for name in names}
     settings = fingerprint([sizes, code], 32)
     originals = _known_originals(Path(folder) / "originals.json", settings)
     if originals is None:
-        originals = dict(_done(group_by_original, {label: (home, names) for label, names in taken.items()}, workers,
-                               "classes"))
+        originals = dict(
+            _done(group_by_original, {label: (home, names) for label, names in taken.items()}, workers, "classes")
+        )
     rows = plan_mosaics(originals, slides_per_class, side, seed, normal_share)
     write_json(dict(settings=settings, originals=originals), Path(folder) / "originals.json")
-    units = {row["slide_id"]: (home, folder, row, side, steps,
-                               fingerprint([settings, side, normalise, row["fields"]], 32)) for row in rows}
+    units = {
+        row["slide_id"]: (home, folder, row, side, steps, fingerprint([settings, side, normalise, row["fields"]], 32))
+        for row in rows
+    }
     todo = {name: unit for name, unit in units.items() if not _is_made(folder, unit[2], unit[-1])}
     list(_done(_make_slide, todo, workers, "slides"))
     table = pd.DataFrame(rows)[["slide_id", "patient_id", "label", "path"]]
@@ -248,20 +276,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=9, help="width of the tissue of a slide, in fields")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--normal-share", type=float, default=0.9, help="of a slide's fields, that show normal lung")
-    parser.add_argument("--normalise", choices=stains.WAYS, default="reinhard+macenko",
-                        help="how all fields get the stain of one reference")
+    parser.add_argument(
+        "--normalise",
+        choices=stains.WAYS,
+        default="reinhard+macenko",
+        help="how all fields get the stain of one reference",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 for as many as cores")
     args = parser.parse_args(argv)
     try:
         print("the first time, every field is compared with every other one: a few minutes", flush=True)
-        table = make_mosaics(args.images, args.out, args.slides_per_class, args.side, args.seed, args.workers,
-                             args.normal_share, args.normalise)
+        table = make_mosaics(
+            args.images,
+            args.out,
+            args.slides_per_class,
+            args.side,
+            args.seed,
+            args.workers,
+            args.normal_share,
+            args.normalise,
+        )
     except InputError as error:
         print(f"dmsmil.cohorts.made.mosaics: {error}", file=sys.stderr)
         return 2
     originals = read_json(args.out / "originals.json")["originals"]
-    counts = ", ".join(f"{sum(map(len, groups))} fields of {len(groups)} originals of {label}"
-                       for label, groups in sorted(originals.items()))
+    counts = ", ".join(
+        f"{sum(map(len, groups))} fields of {len(groups)} originals of {label}"
+        for label, groups in sorted(originals.items())
+    )
     print(f"{len(table)} slides from {counts}: the cohort is {args.out.name}/cohort.csv")
     return 0
 

@@ -26,12 +26,12 @@ NORMAL, NORMAL_FOLDER = "normal", "lung_n"
 FIELD = 224  # px, side of a field in a slide, and while fields are compared
 
 FEATURES = 100  # a field; with half of them or fewer it is too plain to be told from others, and is left out
-ALIKE = 0.92    # cosine of two features; HINTS such features make two fields worth a closer look
+ALIKE = 0.92  # cosine of two features; HINTS such features make two fields worth a closer look
 HINTS = 5
-CLOSE = 0.8     # cosine of two features that the closer look believes in
-WITHIN = 4.0    # px to which an affine map must bring a feature to its fellow, and how many it must bring there;
-INLIERS = 9     # measured on LUAD: of 365,000 pairs that share no tissue the best has 8
-STRETCH = 3.0   # zoom of one field against another, at most; SHEAR the ratio of its largest to its smallest stretch
+CLOSE = 0.8  # cosine of two features that the closer look believes in
+WITHIN = 4.0  # px to which an affine map must bring a feature to its fellow, and how many it must bring there;
+INLIERS = 9  # measured on LUAD: of 365,000 pairs that share no tissue the best has 8
+STRETCH = 3.0  # zoom of one field against another, at most; SHEAR the ratio of its largest to its smallest stretch
 SHEAR = 2.0
 
 
@@ -45,14 +45,24 @@ def find_fields(images, normal: bool = False) -> tuple[Path, dict[str, list[str]
     homes = [found.parent for found in [images / "lung_aca", *sorted(images.rglob("lung_aca"))]]
     home = next((home for home in homes if all((home / name).is_dir() for name in CLASSES.values())), None)
     if home is None:
-        raise InputError(f"{images.name or 'the folder'} holds no folders lung_aca and lung_scc: name the unpacked "
-                         "LC25000, or its lung_image_sets")
+        raise InputError(
+            f"{images.name or 'the folder'} holds no folders lung_aca and lung_scc: name the unpacked "
+            "LC25000, or its lung_image_sets"
+        )
     folders = {**CLASSES, NORMAL: NORMAL_FOLDER} if normal else CLASSES
     if normal and not (home / NORMAL_FOLDER).is_dir():
-        raise InputError(f"beside lung_aca there is no folder {NORMAL_FOLDER}, the normal tissue: unpack it there, or "
-                         "say --normal-share 0")
-    fields = {label: sorted(f"{name}/{path.name}" for path in (home / name).iterdir()
-                            if path.suffix.lower() in (".jpeg", ".jpg", ".png")) for label, name in folders.items()}
+        raise InputError(
+            f"beside lung_aca there is no folder {NORMAL_FOLDER}, the normal tissue: unpack it there, or "
+            "say --normal-share 0"
+        )
+    fields = {
+        label: sorted(
+            f"{name}/{path.name}"
+            for path in (home / name).iterdir()
+            if path.suffix.lower() in (".jpeg", ".jpg", ".png")
+        )
+        for label, name in folders.items()
+    }
     for label, name in folders.items():
         if not fields[label]:
             raise InputError(f"the folder {name} holds no image (.jpeg, .jpg, .png)")
@@ -77,8 +87,11 @@ def group_by_original(home, fields: list[str]) -> list[list[str]]:
     places, features = zip(*(_describe(read_field(Path(home) / name)) for name in fields))
     kept = [i for i, found in enumerate(features) if len(found) > FEATURES / 2]
     names, places, features = ([part[i] for i in kept] for part in (fields, places, features))
-    pairs = [(i, j) for i, j, mirrored in _hints(features)
-             if _fit(places[i], _mirror(features[i]) if mirrored else features[i], places[j], features[j], mirrored)]
+    pairs = [
+        (i, j)
+        for i, j, mirrored in _hints(features)
+        if _fit(places[i], _mirror(features[i]) if mirrored else features[i], places[j], features[j], mirrored)
+    ]
     i, j = np.array(pairs, np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs)), (i, j)), shape=(len(names), len(names)))
     groups: dict[int, list[str]] = {}
@@ -107,9 +120,9 @@ def _hints(features: list[np.ndarray]) -> Iterator[tuple[int, int, bool]]:
     """Pairs i < j in which HINTS features of i, or of its mirror image, have one in j that is ALIKE."""
     padded = np.zeros((len(features), FEATURES, 128), np.float32)  # zeros are like nothing
     for row, found in zip(padded, features):
-        row[:len(found)] = found
+        row[: len(found)] = found
     for i in range(len(features) - 1):
-        others = padded[i + 1:].reshape(-1, 128)
+        others = padded[i + 1 :].reshape(-1, 128)
         for mirrored in (False, True):
             ours = _mirror(padded[i]) if mirrored else padded[i]
             nearest = (ours @ others.T).reshape(FEATURES, -1, FEATURES).max(2)
@@ -120,7 +133,7 @@ def _hints(features: list[np.ndarray]) -> Iterator[tuple[int, int, bool]]:
 def _fit(places, features, other_places, other_features, mirrored: bool) -> bool:
     """Whether an affine map, with a reflection exactly when `mirrored`, carries the first field onto the other."""
     matches = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(features, other_features)
-    matches = [match for match in matches if 1 - match.distance ** 2 / 2 > CLOSE]  # of unit vectors
+    matches = [match for match in matches if 1 - match.distance**2 / 2 > CLOSE]  # of unit vectors
     if len(matches) < INLIERS:
         return False
     here = places[[match.queryIdx for match in matches]]
@@ -129,5 +142,9 @@ def _fit(places, features, other_places, other_features, mirrored: bool) -> bool
     if affine is None or fits.sum() < INLIERS:
         return False
     most, least = np.linalg.svd(affine[:, :2], compute_uv=False)
-    return bool((np.linalg.det(affine[:, :2]) < 0) == mirrored and 1 / STRETCH < least and most < STRETCH
-                and most < SHEAR * least)
+    return bool(
+        (np.linalg.det(affine[:, :2]) < 0) == mirrored
+        and 1 / STRETCH < least
+        and most < STRETCH
+        and most < SHEAR * least
+    )

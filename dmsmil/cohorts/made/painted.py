@@ -22,14 +22,22 @@ COLUMNS = ["slide_id", "patient_id", "site", "label", "path"]  # of cohort.csv; 
 def check_size(cohort: str, patients: int, side: int, classes: int = 2) -> None:
     """InputError for fewer than two patients a class, or a side that is below 1024 or no multiple of 64."""
     if patients < 2 * classes:
-        raise InputError(f"the {cohort} cohort needs at least {2 * classes} patients, got {patients}: two of each "
-                         "class")
+        raise InputError(
+            f"the {cohort} cohort needs at least {2 * classes} patients, got {patients}: two of each class"
+        )
     if side < 1024 or side % 64:
         raise InputError(f"the side of a {cohort} slide must be a multiple of 64 and at least 1024 px, got {side}")
 
 
-def make_slides(folder, plan: pd.DataFrame, seed: int, side: int, recipe: histology.Recipe = histology.Recipe(),
-                workers: int = 0, scheduler: str = "") -> pd.DataFrame:
+def make_slides(
+    folder,
+    plan: pd.DataFrame,
+    seed: int,
+    side: int,
+    recipe: histology.Recipe = histology.Recipe(),
+    workers: int = 0,
+    scheduler: str = "",
+) -> pd.DataFrame:
     """Paint the slides of a plan in `folder`; what is there already and was made with the same settings is kept.
 
     Writes slides/<slide_id>.svs (side x side px at 20x, 0.5 um a pixel), truth/<slide_id>.npz (see `read_truth`) and,
@@ -54,8 +62,10 @@ def has_truth(folder, slide_id: str) -> bool:
 def read_truth(folder, slide_id: str) -> dict[str, np.ndarray]:
     """The truth of one painted slide, as `histology.paint_slide` describes it."""
     if not has_truth(folder, slide_id):
-        raise InputError(f"no truth for slide {slide_id} in {folder}: only slides that are painted here have one "
-                         "(make_demo, make_planted)")
+        raise InputError(
+            f"no truth for slide {slide_id} in {folder}: only slides that are painted here have one "
+            "(make_demo, make_planted)"
+        )
     with np.load(_truth_path(folder, slide_id)) as truth:
         return {name: truth[name] for name in truth.files}
 
@@ -90,7 +100,8 @@ def _make_slide(folder, row, seed, side, recipe):
         with atomic(slide) as temporary:
             pyramid.write_svs(rgb, temporary)
         with atomic(_truth_path(folder, row["slide_id"])) as temporary, open(temporary, "wb") as handle:
-            np.savez_compressed(handle, **truth, settings=_settings(row, seed, side, recipe),
-                                slide_bytes=slide.stat().st_size)
+            np.savez_compressed(
+                handle, **truth, settings=_settings(row, seed, side, recipe), slide_bytes=slide.stat().st_size
+            )
     finally:
         cv2.setNumThreads(threads)

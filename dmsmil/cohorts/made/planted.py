@@ -27,8 +27,16 @@ from dmsmil.cohorts.made.painted import SITES, check_size, make_slides
 from dmsmil.jobs.files import InputError
 
 LABELS = ("conjoined", "disjoined")
-RECIPE = Recipe(islands=True, radius_step=0.0, open_step=0.3, radius_spread=0.08, dense_spread=0.15, ink_spread=0.08,
-                stain_spread=0.1, fat=(0.17, 0.17))
+RECIPE = Recipe(
+    islands=True,
+    radius_step=0.0,
+    open_step=0.3,
+    radius_spread=0.08,
+    dense_spread=0.15,
+    ink_spread=0.08,
+    stain_spread=0.1,
+    fat=(0.17, 0.17),
+)
 
 
 def plan_planted(patients: int = 160, rate: float = 0.15, seed: int = 0) -> pd.DataFrame:
@@ -48,14 +56,32 @@ def plan_planted(patients: int = 160, rate: float = 0.15, seed: int = 0) -> pd.D
         arrangement, size = sign * rng.uniform(0.85, 1.0, 2)
         site = SITES[rng.integers(len(SITES))]
         slide_id = f"planted-{site}{patient:03d}"
-        rows.append(dict(slide_id=slide_id, patient_id=f"{site}{patient:03d}", site=site, label=LABELS[label],
-                         path=f"slides/{slide_id}.svs", patient=patient, number=0, arrangement=arrangement, size=size,
-                         rate=rate))
+        rows.append(
+            dict(
+                slide_id=slide_id,
+                patient_id=f"{site}{patient:03d}",
+                site=site,
+                label=LABELS[label],
+                path=f"slides/{slide_id}.svs",
+                patient=patient,
+                number=0,
+                arrangement=arrangement,
+                size=size,
+                rate=rate,
+            )
+        )
     return pd.DataFrame(rows)
 
 
-def make_planted(folder, patients: int = 160, rate: float = 0.15, seed: int = 0, side: int = 4608, workers: int = 0,
-                 scheduler: str = "") -> pd.DataFrame:
+def make_planted(
+    folder,
+    patients: int = 160,
+    rate: float = 0.15,
+    seed: int = 0,
+    side: int = 4608,
+    workers: int = 0,
+    scheduler: str = "",
+) -> pd.DataFrame:
     """Make the planted cohort in `folder`; what is there already and was made with the same settings is kept.
 
     It has the files of `painted.make_slides`, and a slide depends on seed and rate and on its own place in the cohort.

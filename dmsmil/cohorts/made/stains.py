@@ -59,7 +59,8 @@ def restain(rgb: np.ndarray, steps: list, name: str) -> np.ndarray:
                 warnings.simplefilter("error", RuntimeWarning)  # a mean of nothing, a division by a deviation of 0
                 found = step.normalize(rgb)
         except (RuntimeWarning, np.linalg.LinAlgError, ValueError, IndexError) as error:
-            raise InputError(f"{name} has too little stain to be normalised: remove it, or say "
-                             "--normalise none") from error
+            raise InputError(
+                f"{name} has too little stain to be normalised: remove it, or say --normalise none"
+            ) from error
         rgb = found[0] if isinstance(found, tuple) else found  # Macenko also gives each stain alone
     return rgb

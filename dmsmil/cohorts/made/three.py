@@ -31,14 +31,25 @@ def plan_three(patients: int = 12, seed: int = 0) -> pd.DataFrame:
         size = np.random.default_rng([seed, 1, patient]).uniform(-1.0, 1.0)
         site = SITES[trio % len(SITES)]
         slide_id = f"three-{site}{patient:03d}"
-        rows.append(dict(slide_id=slide_id, patient_id=f"{site}{patient:03d}", site=site, label=LABELS[label],
-                         path=f"slides/{slide_id}.svs", patient=patient, number=0, arrangement=ARRANGEMENTS[label],
-                         size=size))
+        rows.append(
+            dict(
+                slide_id=slide_id,
+                patient_id=f"{site}{patient:03d}",
+                site=site,
+                label=LABELS[label],
+                path=f"slides/{slide_id}.svs",
+                patient=patient,
+                number=0,
+                arrangement=ARRANGEMENTS[label],
+                size=size,
+            )
+        )
     return pd.DataFrame(rows)
 
 
-def make_three(folder, patients: int = 12, seed: int = 0, side: int = 4608, workers: int = 0,
-               scheduler: str = "") -> pd.DataFrame:
+def make_three(
+    folder, patients: int = 12, seed: int = 0, side: int = 4608, workers: int = 0, scheduler: str = ""
+) -> pd.DataFrame:
     """Make the cohort of three classes in `folder`; what is there already and was made with the same settings is kept.
 
     It has the files of `painted.make_slides`, and a slide depends on the seed and on its own place in the cohort.

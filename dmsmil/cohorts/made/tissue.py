@@ -29,8 +29,13 @@ def regions(rng, side, arrangement, rate=0.0, fat=(0.10, 0.25)):
     gy, gx = np.mgrid[:cells, :cells] * (2 / cells) - 1
     squeeze, turn = rng.uniform(0.8, 1.0), rng.uniform(0, np.pi)
     u, v = gx * math.cos(turn) + gy * math.sin(turn), gy * math.cos(turn) - gx * math.sin(turn)
-    shape = (1.2 - 1.9 * np.hypot(u, v / squeeze) ** 2
-             + 0.22 * field_of(rng, cells, 4) + 0.09 * field_of(rng, cells, 14) + 0.035 * field_of(rng, cells, 60))
+    shape = (
+        1.2
+        - 1.9 * np.hypot(u, v / squeeze) ** 2
+        + 0.22 * field_of(rng, cells, 4)
+        + 0.09 * field_of(rng, cells, 14)
+        + 0.035 * field_of(rng, cells, 60)
+    )
     rim = np.maximum(np.abs(gx), np.abs(gy))
     shape = np.where(rim > 0.96, -2.0, shape - 8 * np.maximum(rim - 0.84, 0))
     tissue = _top(shape, np.ones((cells, cells), bool), rng.uniform(0.48, 0.56))
@@ -45,14 +50,26 @@ def regions(rng, side, arrangement, rate=0.0, fat=(0.10, 0.25)):
     athwart = (gy * math.cos(heading) - gx * math.sin(heading)) * side / 2 + 70 * bumps(5)
     streams = _top(np.cos(2 * np.pi * athwart / STREAM_PX), signal, STREAM_SHARE)
     fat = _top(bumps(6), inner & ~signal, rng.uniform(*fat))
-    return dict(tissue=tissue, solid=solid, signal=signal, nested=nested, fat=fat, neutral=inner & ~signal & ~fat,
-                angle=angle, streams=streams, cellular=bumps(8), inflamed=bumps(9) + 0.6 * bumps(30))
+    return dict(
+        tissue=tissue,
+        solid=solid,
+        signal=signal,
+        nested=nested,
+        fat=fat,
+        neutral=inner & ~signal & ~fat,
+        angle=angle,
+        streams=streams,
+        cellular=bumps(8),
+        inflamed=bumps(9) + 0.6 * bumps(30),
+    )
 
 
 def nests_and_files(rng, maps, epithelium, white, radius, dense):
     """Grow the tumour of the demo, nests and glands here and single files there; return the places of its nuclei."""
-    tumour = [_nests(rng, maps["nested"], maps, epithelium, white, radius, dense),
-              _files(rng, maps["signal"] & ~maps["nested"], maps, epithelium, white, radius, dense)]
+    tumour = [
+        _nests(rng, maps["nested"], maps, epithelium, white, radius, dense),
+        _files(rng, maps["signal"] & ~maps["nested"], maps, epithelium, white, radius, dense),
+    ]
     # a nest that reaches over the border of the signal region takes the region with it
     reached = cv2.resize(epithelium, maps["tissue"].shape, interpolation=cv2.INTER_AREA) > 64
     maps["signal"] |= reached & maps["tissue"]
@@ -81,7 +98,7 @@ def populate(chance: Callable, maps, epithelium, white) -> dict[str, np.ndarray]
     rng = chance("others")
     stroma = lattice(rng, side, rng.uniform(48, 58), 0.3)
     stroma = stroma[rng.uniform(size=len(stroma)) < 0.65 + 0.2 * values_at(maps["cellular"], stroma, MAP)]
-    lymph = rng.uniform(0, side, (int(side ** 2 / 40 ** 2), 2))
+    lymph = rng.uniform(0, side, (int(side**2 / 40**2), 2))
     share = np.clip(0.45 * values_at(maps["inflamed"], lymph, MAP) - 0.35, 0.03, 0.8)
     lymph = lymph[rng.uniform(size=len(lymph)) < share]
     return dict(benign=np.concatenate(benign), stroma=stroma, lymphocyte=lymph)
@@ -89,10 +106,11 @@ def populate(chance: Callable, maps, epithelium, white) -> dict[str, np.ndarray]
 
 # ---- places and outlines --------------------------------------------------------------------------------------------
 
+
 def field_of(rng, n, cells):
     """Smooth random field (n, n) of mean 0 and deviation 1 with about `cells` bumps a side."""
     coarse = rng.standard_normal((int(cells) + 3, int(cells) + 3), np.float32)
-    field = cv2.resize(coarse, (n + 2 * n // int(cells + 1), ) * 2, interpolation=cv2.INTER_CUBIC)[:n, :n]
+    field = cv2.resize(coarse, (n + 2 * n // int(cells + 1),) * 2, interpolation=cv2.INTER_CUBIC)[:n, :n]
     return (field - field.mean()) / field.std()
 
 
@@ -121,7 +139,7 @@ def values_at(image, points, cell=1):
 def _outline(rng, centre, radius, wobble=0.10, points=40):
     """A closed, irregular outline (points, 2), and the angle and distance of its points from the centre."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    waves = [rng.normal(0, wobble / k ** 0.5) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5)]
+    waves = [rng.normal(0, wobble / k**0.5) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5)]
     reach = radius * (1 + sum(waves))
     return centre + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), angle, reach
 
@@ -168,7 +186,7 @@ def _cords(rng, epithelium, centre, radius, spacing, angle):
 
 def _nests(rng, region, maps, epithelium, white, radius, dense):
     """Nests and glands in `region`; return the places (N, 2) of their nuclei."""
-    area = region.sum() * MAP ** 2
+    area = region.sum() * MAP**2
     step = rng.uniform(400, 520)
     # a little more of both than the shares ask for: a lumen takes its part, and places in excess are thinned out
     reach = 1.06 * step * math.sqrt(0.866 * CYTOPLASM_SHARE / np.pi)
@@ -182,17 +200,17 @@ def _nests(rng, region, maps, epithelium, white, radius, dense):
             places.append(_gland(rng, epithelium, white, centre, own, spacing, rng.uniform(0.28, 0.44)))
         else:
             places.append(_cords(rng, epithelium, centre, own, spacing, values_at(maps["angle"], centre[None], MAP)[0]))
-    return rng.permutation(np.concatenate(places))[:_cell_count(area, radius, dense)]
+    return rng.permutation(np.concatenate(places))[: _cell_count(area, radius, dense)]
 
 
 def _cell_count(area, radius, dense):
     """How many tumour cells an area (px) holds: as many as give the nuclear area both arrangements share."""
-    return int(NUCLEAR_SHARE * dense * area / (np.pi * radius ** 2))
+    return int(NUCLEAR_SHARE * dense * area / (np.pi * radius**2))
 
 
 def _files(rng, region, maps, epithelium, white, radius, dense):
     """Single files of cells along the fibres in `region`, with fat cells between; return the places of their nuclei."""
-    area = region.sum() * MAP ** 2
+    area = region.sum() * MAP**2
     wanted = _cell_count(area, radius, dense)
     step = 2.3 * radius
     thickness = round(CYTOPLASM_SHARE * area / max(wanted * step, 1))
@@ -222,7 +240,7 @@ def _files(rng, region, maps, epithelium, white, radius, dense):
         if total >= wanted:
             break
     fat = lattice(rng, side, 150, 0.25)
-    fat = rng.permutation(fat[values_at(region, fat, MAP)])[:int(WHITE_SHARE * area / (np.pi * 26 ** 2))]
+    fat = rng.permutation(fat[values_at(region, fat, MAP)])[: int(WHITE_SHARE * area / (np.pi * 26**2))]
     for centre in fat:
         _fill(white, _outline(rng, centre, rng.uniform(20, 32), 0.04)[0])
     return np.concatenate(places)

@@ -39,10 +39,17 @@ def _show(ax, image: np.ndarray, px: int = 0, title: str = "", **where) -> None:
 
 def _ruler(ax, pixels: float, text: str, side: int) -> None:
     """A bar of `pixels` and its length in words, in the lower left corner of a picture of `side` pixels."""
-    ax.add_patch(Rectangle((0, 0.84 * side), max(pixels, 0.26 * side) + 0.08 * side, 0.16 * side, facecolor="white",
-                           alpha=0.85, edgecolor="none"))
-    ax.plot([0.04 * side, 0.04 * side + pixels], [0.96 * side] * 2, color="black", linewidth=2.5,
-            solid_capstyle="butt")
+    ax.add_patch(
+        Rectangle(
+            (0, 0.84 * side),
+            max(pixels, 0.26 * side) + 0.08 * side,
+            0.16 * side,
+            facecolor="white",
+            alpha=0.85,
+            edgecolor="none",
+        )
+    )
+    ax.plot([0.04 * side, 0.04 * side + pixels], [0.96 * side] * 2, color="black", linewidth=2.5, solid_capstyle="butt")
     ax.text(0.04 * side, 0.94 * side, text, fontsize=7, va="bottom")
 
 
@@ -60,25 +67,45 @@ def pyramid(slide: Slide, corner: tuple[int, int], side: int = 128) -> Figure:
     whole, thumbnail, left, wide = axes["whole"], slide.thumbnail(600), 0.0, slide.dimensions[0]
     for level in slide.levels:
         step, small = level.downsample, round(side / level.downsample)
-        whole.imshow(_light(thumbnail, round(190 / step)), interpolation="nearest",
-                     extent=(left, left + level.width, level.height, 0))
-        whole.add_patch(Rectangle((left + corner[0] / step, corner[1] / step), side / step, side / step, fill=False,
-                                  edgecolor="black", linewidth=1.2))
+        whole.imshow(
+            _light(thumbnail, round(190 / step)),
+            interpolation="nearest",
+            extent=(left, left + level.width, level.height, 0),
+        )
+        whole.add_patch(
+            Rectangle(
+                (left + corner[0] / step, corner[1] / step),
+                side / step,
+                side / step,
+                fill=False,
+                edgecolor="black",
+                linewidth=1.2,
+            )
+        )
         beside = level.number == 0
-        whole.text(left + (level.width + 0.03 * wide if beside else 0), slide.dimensions[1] if beside
-                   else level.height + 0.03 * wide, f"level {level.number}\n{level.width} × {level.height} px",
-                   va="bottom" if beside else "top", fontsize=8)
+        whole.text(
+            left + (level.width + 0.03 * wide if beside else 0),
+            slide.dimensions[1] if beside else level.height + 0.03 * wide,
+            f"level {level.number}\n{level.width} × {level.height} px",
+            va="bottom" if beside else "top",
+            fontsize=8,
+        )
         left += level.width + (0.1 if beside else 0.35) * wide
-        _show(axes[f"{level.number}"], slide.region(level, *corner, small), 0,
-              f"its square on level {level.number}: {small} × {small} px")
+        _show(
+            axes[f"{level.number}"],
+            slide.region(level, *corner, small),
+            0,
+            f"its square on level {level.number}: {small} × {small} px",
+        )
     whole.set(xlim=(0, 2.1 * wide), ylim=(slide.dimensions[1], 0), aspect="equal", anchor="W")
     base.bare(whole)
     plt.close(figure)
     return figure
 
 
-def magnifications(slide: Slide, centre: tuple[int, int], tile_px: int = 256,
-                   among: tuple[int, ...] = (5, 10, 20)) -> Figure:
+def magnifications(
+    slide: Slide, centre: tuple[int, int], tile_px: int = 256, among: tuple[int, ...] = (5, 10, 20)
+) -> Figure:
     """Tiles of the same number of pixels around one point, at several magnifications; the square is the next one.
 
     centre: in level-0 pixels.
@@ -88,8 +115,13 @@ def magnifications(slide: Slide, centre: tuple[int, int], tile_px: int = 256,
     for ax, scale, side, inner in zip(axes, among, sides, [*sides[1:], 0]):
         corner = [at - side // 2 for at in centre]
         mpp = slide.mpp * slide.magnification / scale
-        _show(ax, slide.read(*corner, scale, tile_px), 130, f"{scale}x: {mpp:g} µm a pixel,\n{tile_px * mpp:g} µm wide",
-              extent=(0, tile_px, tile_px, 0))
+        _show(
+            ax,
+            slide.read(*corner, scale, tile_px),
+            130,
+            f"{scale}x: {mpp:g} µm a pixel,\n{tile_px * mpp:g} µm wide",
+            extent=(0, tile_px, tile_px, 0),
+        )
         _ruler(ax, 50 / mpp, "50 µm", tile_px)
         if inner:
             box = tile_px * inner / side
@@ -107,8 +139,7 @@ def counted(tiles: list[np.ndarray], names: list[str]) -> Figure:
     for (above, below), tile, name in zip(axes.T, tiles, names):
         white = (tile >= WHITE).all(-1, keepdims=True)
         _show(above, tile, 95, name)
-        _show(below, np.where(white, np.uint8(215), tile), 95,
-              f"density {tissue_pixels(tile) / white.size:.2f}")
+        _show(below, np.where(white, np.uint8(215), tile), 95, f"density {tissue_pixels(tile) / white.size:.2f}")
     plt.close(figure)
     return figure
 
@@ -126,8 +157,15 @@ def densities(slide: Slide, every: Tiles) -> Figure:
     shown = base.draw_tiles(axes[1], every.coords[10], side, every.density, cmap="Greys", edgecolor="white")
     shown.set_clim(0, 1.25)  # black numbers stay legible on the darkest tile
     for (x, y), value in zip(every.coords[10][every.density >= 0.005], every.density[every.density >= 0.005]):
-        axes[1].text(x + side / 2, y + side / 2, f"{value:.2f}", ha="center", va="center", fontsize=6,
-                     color="white" if value > 0.8 else "black")
+        axes[1].text(
+            x + side / 2,
+            y + side / 2,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=6,
+            color="white" if value > 0.8 else "black",
+        )
     axes[1].set(xlim=(0, slide.dimensions[0]), ylim=(slide.dimensions[1], 0), aspect="equal")
     base.bare(axes[1])
     axes[1].set_title("density of each", fontsize=9)
@@ -146,8 +184,9 @@ def densest(slide: Slide, every: Tiles, k: int, min_density: float = 0.05) -> Fi
     side = tile_size_level0(slide.magnification, 10, every.tile_px)
     shown = base.draw_tiles(left, every.coords[10], side, every.density, cmap="Greys", edgecolor="white")
     shown.set_clim(0, 1.25)
-    base.draw_tiles(left, every.coords[10][taken], side, facecolor="none", edgecolor=base.SCALE_COLOURS[10],
-                    linewidth=1.8)
+    base.draw_tiles(
+        left, every.coords[10][taken], side, facecolor="none", edgecolor=base.SCALE_COLOURS[10], linewidth=1.8
+    )
     left.set(xlim=(0, slide.dimensions[0]), ylim=(slide.dimensions[1], 0), aspect="equal")
     base.bare(left)
     left.set_title(f"K = {k}: {len(taken)} tiles", fontsize=9)
@@ -175,11 +214,17 @@ def linked_pair(tiles: Tiles, row: int) -> Figure:
     _show(axes[0], tiles.pixels[10][row], 140, "the 10x tile, and its 20x tile", extent=(0, px, px, 0))
     axes[0].add_patch(Rectangle((x, y), box, box, fill=False, edgecolor=base.SCALE_COLOURS[20], linewidth=2))
     axes[0].add_patch(Rectangle((x + box / 4, y + box / 4), box / 2, box / 2, fill=False, linewidth=1))
-    for ax, scale, left, top, wide in ((axes[1], 10, x + box / 4, y + box / 4, box / 2),
-                                       (axes[2], 20, px / 4, px / 4, px / 2)):
+    for ax, scale, left, top, wide in (
+        (axes[1], 10, x + box / 4, y + box / 4, box / 2),
+        (axes[2], 20, px / 4, px / 4, px / 2),
+    ):
         left, top, wide = round(left), round(top), round(wide)
-        _show(ax, tiles.pixels[scale][row][top:top + wide, left:left + wide], 0,
-              f"its middle at {scale}x: {wide} × {wide} px")
+        _show(
+            ax,
+            tiles.pixels[scale][row][top : top + wide, left : left + wide],
+            0,
+            f"its middle at {scale}x: {wide} × {wide} px",
+        )
     plt.close(figure)
     return figure
 
@@ -189,14 +234,25 @@ def picture(x: Tensor, mask: Tensor, scales: tuple[int, ...] = (10, 20)) -> Figu
 
     x (1, S, K, C), mask (1, S, K).
     """
-    figure, axes = plt.subplots(2 * len(scales), 1, figsize=(7, 1.35 * len(scales) + 0.4), sharex=True,
-                                height_ratios=[x.shape[-1], 1.3] * len(scales))
+    figure, axes = plt.subplots(
+        2 * len(scales),
+        1,
+        figsize=(7, 1.35 * len(scales) + 0.4),
+        sharex=True,
+        height_ratios=[x.shape[-1], 1.3] * len(scales),
+    )
     for number, scale in enumerate(scales):
         values, there = x[0, number].numpy().T, mask[0, number].numpy()[None]
-        above, below = axes[2 * number:2 * number + 2]
+        above, below = axes[2 * number : 2 * number + 2]
         above.imshow(values, aspect="auto", cmap="cividis", interpolation="nearest")
-        below.imshow(there, aspect="auto", cmap=ListedColormap(["#e0e0e0", base.SCALE_COLOURS.get(scale, "black")]),
-                     vmin=0, vmax=1, interpolation="nearest")
+        below.imshow(
+            there,
+            aspect="auto",
+            cmap=ListedColormap(["#e0e0e0", base.SCALE_COLOURS.get(scale, "black")]),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
         above.set_ylabel(f"{scale}x\n{x.shape[-1]} channels", fontsize=8)
         below.set_ylabel("mask", fontsize=8, rotation=0, ha="right", va="center")
         count = int(there.sum())

@@ -23,8 +23,15 @@ def halves(seen: np.ndarray, truth: np.ndarray, names: list[str], shape: tuple[i
     figure, axes = plt.subplots(2, len(names), figsize=(2.1 * len(names) + 0.8, 3.6))
     for column, (values, known, name) in zip(axes.T, zip(seen, truth, names)):
         for ax, scale, value in zip(column, SCALES, values):
-            shown = _map(ax, value.reshape(shape), name if scale == SCALES[0] else "", known.reshape(shape),
-                         cmap="cividis", vmin=-2, vmax=5)
+            shown = _map(
+                ax,
+                value.reshape(shape),
+                name if scale == SCALES[0] else "",
+                known.reshape(shape),
+                cmap="cividis",
+                vmin=-2,
+                vmax=5,
+            )
     for ax, scale in zip(axes[:, 0], SCALES):
         ax.set_ylabel(f"{scale}x", fontweight="bold")
     figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="along the planted direction")
@@ -56,8 +63,12 @@ def bounded(bounds: list[float], tiles: int) -> Figure:
     for bound, colour in zip(bounds, (base.GREY, base.BLUE, base.ORANGE)):
         high, low = (bound * np.tanh(value / bound) if bound else value for value in (logit / 2, -logit / 2))
         ratio = np.exp(high - low)
-        ax.plot(logit, tiles * ratio / (ratio + tiles - 1), color=colour,
-                label=f"bound {bound:g}: at most {np.exp(2 * bound):.1f} times another" if bound else "free")
+        ax.plot(
+            logit,
+            tiles * ratio / (ratio + tiles - 1),
+            color=colour,
+            label=f"bound {bound:g}: at most {np.exp(2 * bound):.1f} times another" if bound else "free",
+        )
     ax.set(yscale="log", xlabel="logit of the tile, less that of the others", ylabel=f"its weight, in 1/{tiles}")
     ax.set_yticks([1, 3, 10, 30])
     base.plain_numbers(ax.yaxis)
@@ -78,8 +89,14 @@ def weights(scores: dict[str, np.ndarray], truth: np.ndarray, shape: tuple[int, 
             times = len(values) * values
             told = f"{times.min():.1f} to {times.max():.1f} × 1/n\nplanted: {values[truth].sum():.0%}"
             top = times.max() if np.ptp(times) > 1e-6 else 2 * times.max()  # a mean is grey, and not a map of rounding
-            _map(ax, times.reshape(shape), f"{name}\n{told}" if scale == SCALES[0] else told, truth.reshape(shape),
-                 vmin=0, vmax=top)
+            _map(
+                ax,
+                times.reshape(shape),
+                f"{name}\n{told}" if scale == SCALES[0] else told,
+                truth.reshape(shape),
+                vmin=0,
+                vmax=top,
+            )
     for ax, scale in zip(axes[:, 0], SCALES):
         ax.set_ylabel(f"{scale}x", fontweight="bold")
     plt.close(figure)

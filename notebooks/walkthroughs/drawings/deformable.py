@@ -38,8 +38,17 @@ def _query(ax, values: np.ndarray, reference, reach: float) -> None:
     (x, y), room = reference, reach + 0.2
     ax.set_xlim(min(-0.5, x - room), max(width - 0.2, x + room))
     ax.set_ylim(max(height + 0.2, y + room), min(-0.5, y - room))
-    ax.add_patch(Rectangle(np.subtract(reference, reach), 2 * reach, 2 * reach, fill=False, edgecolor="#777777",
-                           linestyle=(0, (3, 2)), linewidth=1))
+    ax.add_patch(
+        Rectangle(
+            np.subtract(reference, reach),
+            2 * reach,
+            2 * reach,
+            fill=False,
+            edgecolor="#777777",
+            linestyle=(0, (3, 2)),
+            linewidth=1,
+        )
+    )
     ax.scatter(*reference, s=110, facecolor="none", edgecolor="black", linewidth=1.8, zorder=5)
 
 
@@ -49,8 +58,14 @@ def _points(ax, values: np.ndarray, points: np.ndarray, sizes: np.ndarray, colou
     for point, at, size, colour in zip(points, held, sizes, colours):
         out = np.abs(point - at).max() > 0.5
         ax.plot(*zip(point, at), color=colour, linestyle=":", linewidth=1.3, zorder=3)
-        ax.scatter(*point, s=size, facecolor="white" if out else colour, edgecolor=colour if out else "white",
-                   linewidth=1.3 if out else 0.7, zorder=4)
+        ax.scatter(
+            *point,
+            s=size,
+            facecolor="white" if out else colour,
+            edgecolor=colour if out else "white",
+            linewidth=1.3 if out else 0.7,
+            zorder=4,
+        )
 
 
 def looking(values: np.ndarray, samples: Samples, reach: float, query: int) -> Figure:
@@ -71,8 +86,9 @@ def looking(values: np.ndarray, samples: Samples, reach: float, query: int) -> F
             ax.plot(*zip(reference, point), color=colour, linewidth=0.8, alpha=0.7, zorder=2)
         _points(ax, values, points[head], 25 + 130 * attention[head], [colour] * len(attention[head]))
         ax.scatter([], [], s=45, color=colour, label=f"head {head}")
-    ax.set_title(f"The query at column {query % values.shape[1]}, row {query // values.shape[1]}, and where it looks",
-                 fontsize=9)
+    ax.set_title(
+        f"The query at column {query % values.shape[1]}, row {query // values.shape[1]}, and where it looks", fontsize=9
+    )
     figure.legend(loc="outside lower center", ncols=len(points))
     plt.close(figure)
     return figure
@@ -95,13 +111,33 @@ def bilinear(values: np.ndarray, point: tuple[float, float]) -> Figure:
         total += weight * value
         ax.add_patch(Rectangle(start, *size, facecolor=colour, alpha=0.35, edgecolor="white", linewidth=1.5))
         ax.scatter(left + across, top + down, s=170, marker="s", color=colour, zorder=3)
-        ax.text(left + across, top + down + (0.09 if down else -0.09), f"value {value:.2f}\nweight {weight:.2f}",
-                ha="center", va="top" if down else "bottom", fontsize=8)
+        ax.text(
+            left + across,
+            top + down + (0.09 if down else -0.09),
+            f"value {value:.2f}\nweight {weight:.2f}",
+            ha="center",
+            va="top" if down else "bottom",
+            fontsize=8,
+        )
     ax.scatter(x, y, s=60, color="black", zorder=4)
-    ax.annotate(f"reads {total:.2f}", (x, y), textcoords="offset points", fontsize=8, fontweight="bold",
-                xytext=(8, 8) if x - left < 0.6 else (-8, 8), ha="left" if x - left < 0.6 else "right")
-    ax.set(xlim=(left - 0.2, left + 1.2), ylim=(top + 1.3, top - 0.3), aspect="equal", xlabel="column",
-           ylabel="row", xticks=[left, left + 1], yticks=[top, top + 1])
+    ax.annotate(
+        f"reads {total:.2f}",
+        (x, y),
+        textcoords="offset points",
+        fontsize=8,
+        fontweight="bold",
+        xytext=(8, 8) if x - left < 0.6 else (-8, 8),
+        ha="left" if x - left < 0.6 else "right",
+    )
+    ax.set(
+        xlim=(left - 0.2, left + 1.2),
+        ylim=(top + 1.3, top - 0.3),
+        aspect="equal",
+        xlabel="column",
+        ylabel="row",
+        xticks=[left, left + 1],
+        yticks=[top, top + 1],
+    )
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -109,8 +145,9 @@ def bilinear(values: np.ndarray, point: tuple[float, float]) -> Figure:
     return figure
 
 
-def climb(values: np.ndarray, points: np.ndarray, reference: tuple[float, float], reach: float,
-          steps: int) -> np.ndarray:
+def climb(
+    values: np.ndarray, points: np.ndarray, reference: tuple[float, float], reach: float, steps: int
+) -> np.ndarray:
     """Sampling points that follow the gradient of what they read: (steps + 1, P, 2), in cells.
 
     values (H, W); points (P, 2): where they start, less than `reach` cells from `reference` in x and in y, because what
@@ -139,7 +176,7 @@ def moving(values: np.ndarray, points: np.ndarray, reference: tuple[float, float
     figure, ax = plt.subplots(figsize=(6.0, 3.6))
     _cells(ax, values)
     _query(ax, values, reference, reach)
-    colours = [colour for colour in HEADS[:len(points)] for _ in points[0]]
+    colours = [colour for colour in HEADS[: len(points)] for _ in points[0]]
     for path, colour in zip(trail.transpose(1, 0, 2), colours):
         ax.plot(*path.T, color=colour, linewidth=1.5, zorder=2)
         ax.scatter(*path[0], s=12, color=colour, zorder=2)
@@ -158,8 +195,15 @@ def weight_map(weights: np.ndarray) -> Figure:
     figure, ax = plt.subplots(figsize=(6.0, 2.8))
     image = ax.imshow(relative, cmap="viridis", vmin=0)
     for (row, column), value in np.ndenumerate(relative):
-        ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7.5,
-                color="white" if value < 0.6 * relative.max() else "black")
+        ax.text(
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if value < 0.6 * relative.max() else "black",
+        )
     base.bare(ax)
     ax.set_title("Weight in the pooled vector, mean over heads; 1: as in a mean", fontsize=9)
     figure.colorbar(image, ax=ax, shrink=0.85)
@@ -206,15 +250,26 @@ def cost_curves(table: pd.DataFrame) -> Figure:
     many times fewer deformable attention has.
     """
     figure, axes = plt.subplots(1, 2, figsize=(6.0, 2.9))
-    parts = (("Reads", "full pairs", "deformable reads"),
-             ("Multiplications of the whole layer", "full layer", "deformable layer"))
+    parts = (
+        ("Reads", "full pairs", "deformable reads"),
+        ("Multiplications of the whole layer", "full layer", "deformable layer"),
+    )
     for ax, (title, full, ours) in zip(axes, parts):
-        for column, colour, name, marker in ((full, "#D55E00", "full attention", "s"),
-                                             (ours, "#0072B2", "deformable attention", "o")):
+        for column, colour, name, marker in (
+            (full, "#D55E00", "full attention", "s"),
+            (ours, "#0072B2", "deformable attention", "o"),
+        ):
             ax.loglog(table.tiles, table[column], color=colour, marker=marker, markersize=4, label=name)
         for row in table.to_dict("records"):
-            ax.annotate(f"{row[full] / row[ours]:.1f}×", (row["tiles"], max(row[full], row[ours])), ha="center",
-                        fontsize=7, textcoords="offset points", xytext=(-5, 6), color="#444444")
+            ax.annotate(
+                f"{row[full] / row[ours]:.1f}×",
+                (row["tiles"], max(row[full], row[ours])),
+                ha="center",
+                fontsize=7,
+                textcoords="offset points",
+                xytext=(-5, 6),
+                color="#444444",
+            )
         ax.margins(0.14)
         ax.axvline(200, color="#777777", linestyle=":", linewidth=1, zorder=0)
         ax.set_title(title, fontsize=9)

@@ -28,8 +28,15 @@ def _closed(figure: Figure) -> Figure:
 # ------------------------------------------------------------------------------------------------ what is simulated
 
 
-def draw_cohort(patients: int, slides: int, sites: int = 1, tilt: float = 0.0, signal: float = 0.0, seed: int = 0,
-                channels: int = 200) -> tuple[np.ndarray, pd.DataFrame]:
+def draw_cohort(
+    patients: int,
+    slides: int,
+    sites: int = 1,
+    tilt: float = 0.0,
+    signal: float = 0.0,
+    seed: int = 0,
+    channels: int = 200,
+) -> tuple[np.ndarray, pd.DataFrame]:
     """Features (N, channels) of slides that look like their patient and their site, and the cohort (N rows).
 
         x = site / 2 + 0.7 patient + slide,  each standard normal;  class b adds `signal` to the first channel
@@ -45,9 +52,14 @@ def draw_cohort(patients: int, slides: int, sites: int = 1, tilt: float = 0.0, s
     look = rng.normal(size=(sites, channels))[site] / 2 + 0.7 * rng.normal(size=(patients, channels))
     x = look[patient] + rng.normal(size=(len(patient), channels))
     x[:, 0] += signal * b[patient]
-    return x, pd.DataFrame({"slide_id": [f"slide{i:04d}" for i in range(len(patient))],
-                            "patient_id": [f"patient{i:04d}" for i in patient],
-                            "label": np.where(b, "b", "a")[patient], "site": [f"site{i:02d}" for i in site[patient]]})
+    return x, pd.DataFrame(
+        {
+            "slide_id": [f"slide{i:04d}" for i in range(len(patient))],
+            "patient_id": [f"patient{i:04d}" for i in patient],
+            "label": np.where(b, "b", "a")[patient],
+            "site": [f"site{i:02d}" for i in site[patient]],
+        }
+    )
 
 
 def as_split(folds: pd.DataFrame) -> PredefinedSplit:
@@ -55,18 +67,27 @@ def as_split(folds: pd.DataFrame) -> PredefinedSplit:
     return PredefinedSplit((folds.filter(like="fold_") == "test").to_numpy().argmax(1))
 
 
-def draw_predictions(patients: int, slides: int = 1, auc: float = 0.8, alike: float = 0.8,
-                     seed: int = 0) -> pd.DataFrame:
+def draw_predictions(
+    patients: int, slides: int = 1, auc: float = 0.8, alike: float = 0.8, seed: int = 0
+) -> pd.DataFrame:
     """Predictions of a classifier whose true AUC is known; `alike`: correlation between the scores of one patient's
     slides. Scores are normal with variance 1, the classes √2 Φ⁻¹(auc) apart; half of the patients are of class b."""
     rng = np.random.default_rng(seed)
     patient, gap = np.repeat(np.arange(patients), slides), np.sqrt(2) * ndtri(auc)
     b = patient % 2 == 1
-    value = (np.sqrt(alike) * rng.normal(size=patients)[patient] + np.sqrt(1 - alike) * rng.normal(size=len(patient))
-             + gap * (b - 0.5))
+    value = (
+        np.sqrt(alike) * rng.normal(size=patients)[patient]
+        + np.sqrt(1 - alike) * rng.normal(size=len(patient))
+        + gap * (b - 0.5)
+    )
     p = expit(gap * value)  # the probability that is calibrated for two such normals
-    return predictions_table([f"slide{i:04d}" for i in range(len(patient))], [f"patient{i:04d}" for i in patient],
-                             np.where(b, "b", "a"), np.stack([1 - p, p], 1), ["a", "b"])
+    return predictions_table(
+        [f"slide{i:04d}" for i in range(len(patient))],
+        [f"patient{i:04d}" for i in patient],
+        np.where(b, "b", "a"),
+        np.stack([1 - p, p], 1),
+        ["a", "b"],
+    )
 
 
 # ------------------------------------------------------------------------------------------------ numbers that fool
@@ -87,10 +108,22 @@ def beside_rule(printed: dict[str, dict[str, str]], rule: dict[str, float], name
                 continue
             ax.plot(float(mean), y, "o", color=BLUE)
             ax.hlines(y, float(mean) - float(deviation or 0), float(mean) + float(deviation or 0), color=BLUE)
-        ax.set(title=metric, yticks=range(len(printed)), ylim=(-0.6, len(printed) - 0.4),
-               yticklabels=[method(key).title for key in reversed(printed)])
-        ax.annotate(f"{rule[metric]:.3f}", (rule[metric], 1), xycoords=("data", "axes fraction"), color=ORANGE,
-                    textcoords="offset points", xytext=(3, -3), fontsize=8, va="top")
+        ax.set(
+            title=metric,
+            yticks=range(len(printed)),
+            ylim=(-0.6, len(printed) - 0.4),
+            yticklabels=[method(key).title for key in reversed(printed)],
+        )
+        ax.annotate(
+            f"{rule[metric]:.3f}",
+            (rule[metric], 1),
+            xycoords=("data", "axes fraction"),
+            color=ORANGE,
+            textcoords="offset points",
+            xytext=(3, -3),
+            fontsize=8,
+            va="top",
+        )
         ax.margins(x=0.12)
     figure.supxlabel(f"points: printed mean ± deviation, where it is legible; line: {name}", fontsize=8)
     return _closed(figure)
@@ -98,8 +131,12 @@ def beside_rule(printed: dict[str, dict[str, str]], rule: dict[str, float], name
 
 def constant_scores(share: np.ndarray) -> dict[str, np.ndarray]:
     """What `always the commoner class` scores where that class has this share of the slides, in closed form."""
-    return {"F1, positive = commoner class": 2 * share / (1 + share), "accuracy": share,
-            "AUC, and balanced accuracy": np.full_like(share, 0.5), "F1, positive = rarer class": np.zeros_like(share)}
+    return {
+        "F1, positive = commoner class": 2 * share / (1 + share),
+        "accuracy": share,
+        "AUC, and balanced accuracy": np.full_like(share, 0.5),
+        "F1, positive = rarer class": np.zeros_like(share),
+    }
 
 
 def constant_answer(marked: dict[str, float]) -> Figure:
@@ -109,8 +146,9 @@ def constant_answer(marked: dict[str, float]) -> Figure:
     """
     share = np.linspace(0.5, 0.98, 97)
     figure, ax = plt.subplots(figsize=(6.0, 2.9))
-    for (name, value), colour, line in zip(constant_scores(share).items(), (ORANGE, BLUE, GREEN, "#444444"),
-                                           ("-", "-", "--", ":")):
+    for (name, value), colour, line in zip(
+        constant_scores(share).items(), (ORANGE, BLUE, GREEN, "#444444"), ("-", "-", "--", ":")
+    ):
         ax.plot(100 * share, value, line, color=colour, linewidth=2, label=name)
     for name, where in marked.items():
         ax.axvline(100 * where, color=GREY, linewidth=1)
@@ -149,8 +187,15 @@ def _dots(ax, aucs: dict[str, np.ndarray], colours) -> None:
         spread = place + 0.16 * np.linspace(-1, 1, len(values))
         ax.plot(spread, values, "o", color=colour, markersize=4.5, alpha=0.7)
         ax.hlines(np.mean(values), place - 0.28, place + 0.28, color=colour, linewidth=2.5)
-        ax.text(place + 0.31, np.mean(values), f"{np.mean(values):.2f}", va="center", fontsize=8, color=colour,
-                fontweight="bold")
+        ax.text(
+            place + 0.31,
+            np.mean(values),
+            f"{np.mean(values):.2f}",
+            va="center",
+            fontsize=8,
+            color=colour,
+            fontweight="bold",
+        )
     ax.set(xticks=range(len(aucs)), xticklabels=[fill(name, 9) for name in aucs])
     ax.grid(axis="x", visible=False)
 
@@ -171,8 +216,11 @@ def by_site(cohort: pd.DataFrame, results: pd.DataFrame) -> Figure:
     for ax, signal in zip(others, signals):
         aucs = results[results.signal == signal].drop(columns="signal")
         _dots(ax, {name: aucs[name].to_numpy() for name in aucs}, (ORANGE, BLUE, GREEN, "#444444"))
-        ax.set(title="AUC, something to learn" if signal else "AUC, nothing to learn", ylim=(0.25, 1.03),
-               xlim=(-0.5, len(aucs.columns) - 0.2))
+        ax.set(
+            title="AUC, something to learn" if signal else "AUC, nothing to learn",
+            ylim=(0.25, 1.03),
+            xlim=(-0.5, len(aucs.columns) - 0.2),
+        )
         ax.tick_params(axis="x", labelsize=7.5)
     return _closed(figure)
 
@@ -198,8 +246,14 @@ def studies(patients: list[int], repeats: int = 25, auc: float = 0.8, draws: int
             widths.append(high - low)
             missed += not holds
         ax.text(group, 0.335, f"width {np.mean(widths):.2f}\n{missed} of {repeats} miss", ha="center", fontsize=8)
-    ax.set(title=f"{repeats} studies of each size, one classifier (AUC {auc:g})", ylim=(0.32, 1.02), ylabel="AUC",
-           xticks=range(len(patients)), xticklabels=patients, xlabel="patients in the study")
+    ax.set(
+        title=f"{repeats} studies of each size, one classifier (AUC {auc:g})",
+        ylim=(0.32, 1.02),
+        ylabel="AUC",
+        xticks=range(len(patients)),
+        xticklabels=patients,
+        xlabel="patients in the study",
+    )
     ax.grid(axis="x", visible=False)
     return _closed(figure)
 
@@ -218,15 +272,34 @@ def interval(patients: int, slides: int, auc: float = 0.8, draws: int = 2000) ->
         low, high = values.quantile([0.025, 0.975])
         heights, _, _ = ax.hist(values, bins, weights=np.full(draws, 100 / draws), color=colour, alpha=0.45)
         top = max(top, heights.max())
-        ax.hlines(0.9 if colour == BLUE else 0.82, low, high, color=colour, linewidth=3.5,
-                  transform=ax.get_xaxis_transform(), label=f"{name}: {low:.2f} to {high:.2f}")
+        ax.hlines(
+            0.9 if colour == BLUE else 0.82,
+            low,
+            high,
+            color=colour,
+            linewidth=3.5,
+            transform=ax.get_xaxis_transform(),
+            label=f"{name}: {low:.2f} to {high:.2f}",
+        )
     ax.axvline(score(table)["AUC"], color="#444444", linestyle="--", linewidth=1.2)
     ax.axvline(auc, color="#444444", linestyle=":", linewidth=1.6)
-    ax.annotate("truth", (auc, 0.66), xycoords=("data", "axes fraction"), textcoords="offset points", xytext=(-4, 0),
-                ha="right", fontsize=8, color="#444444")
+    ax.annotate(
+        "truth",
+        (auc, 0.66),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        xytext=(-4, 0),
+        ha="right",
+        fontsize=8,
+        color="#444444",
+    )
     ax.set(xlabel="AUC", ylabel="of 100 draws", xlim=(0.4, 1.005), ylim=(0, 1.35 * top))
-    ax.legend(loc="upper left", title=f"{patients} patients, {slides} slide{'s' * (slides > 1)} each, 95 % interval",
-              title_fontsize=8, alignment="left")
+    ax.legend(
+        loc="upper left",
+        title=f"{patients} patients, {slides} slide{'s' * (slides > 1)} each, 95 % interval",
+        title_fontsize=8,
+        alignment="left",
+    )
     return _closed(figure)
 
 
@@ -249,13 +322,21 @@ def wandering(test: np.ndarray, reported: dict[str, float]) -> Figure:
     left.axhline(0.5, color=GREY, linestyle=":", linewidth=1.2)
     left.set(title="Test AUC after each epoch", xlabel="epoch", ylim=(0.2, 0.85))
     names = list(reported)[::-1]
-    right.barh(range(len(names)), [reported[name] for name in names], height=0.6,
-               color=[ORANGE if "test" in name else BLUE for name in names])
+    right.barh(
+        range(len(names)),
+        [reported[name] for name in names],
+        height=0.6,
+        color=[ORANGE if "test" in name else BLUE for name in names],
+    )
     for y, name in enumerate(names):
         right.text(reported[name] + 0.01, y, f"{reported[name]:.2f}", va="center", fontsize=8)
     right.axvline(0.5, color="#444444", linestyle=":", linewidth=1.2)
-    right.set(title="What is reported", xlim=(0, 0.85), yticks=range(len(names)),
-              yticklabels=[fill(name, 15) for name in names])
+    right.set(
+        title="What is reported",
+        xlim=(0, 0.85),
+        yticks=range(len(names)),
+        yticklabels=[fill(name, 15) for name in names],
+    )
     right.grid(axis="y", visible=False)
     return _closed(figure)
 
@@ -280,8 +361,16 @@ def best_of(tries: int, slides: int) -> Figure:
         ax.fill_between(axis, density, color=colour, alpha=0.35, linewidth=0)
         ax.plot(axis, density, color=colour, label=name)
     ax.axvline(mean, color=ORANGE, linestyle="--", linewidth=1.2)
-    ax.annotate(f"{mean:.2f} on average", (mean, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
-                xytext=(4, -4), va="top", fontsize=8, color=ORANGE)
+    ax.annotate(
+        f"{mean:.2f} on average",
+        (mean, 1),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        xytext=(4, -4),
+        va="top",
+        fontsize=8,
+        color=ORANGE,
+    )
     ax.set(xlabel=f"AUC on {slides} slides", yticks=[], xlim=(0.15, 1), ylim=(0, None))
     ax.grid(False)
     ax.legend(loc="upper left")

@@ -34,12 +34,25 @@ def _gate(ax, x10, x20, omega) -> None:
     ax.plot(*zip(x10, x20), color="#444444", linestyle=":", linewidth=1.2)
     for x, colour, name, weight in ((x10, BLUE, "10x", a[0]), (x20, ORANGE, "20x", a[1])):
         ax.annotate("", x, (0, 0), arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=1.8, shrinkA=0, shrinkB=0))
-        ax.text(*(x + 0.16 * np.sign(x) + (0, 0.12)), f"{name}\n{weight:.2f}", color=colour, fontsize=8, ha="center",
-                va="bottom" if x[1] > 0 else "top", fontweight="bold")
+        ax.text(
+            *(x + 0.16 * np.sign(x) + (0, 0.12)),
+            f"{name}\n{weight:.2f}",
+            color=colour,
+            fontsize=8,
+            ha="center",
+            va="bottom" if x[1] > 0 else "top",
+            fontweight="bold",
+        )
     ax.scatter(*g, s=60, color="black", zorder=4)
     ax.text(g[0] + 0.05, g[1] - 0.42, "g", fontsize=9, fontweight="bold")
-    ax.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2],
-           xlabel="channel 1")
+    ax.set(
+        xlim=(-LIMIT, LIMIT),
+        ylim=(-LIMIT, LIMIT),
+        aspect="equal",
+        xticks=[-2, 0, 2],
+        yticks=[-2, 0, 2],
+        xlabel="channel 1",
+    )
     ax.set_title(f"|ω| = {np.linalg.norm(omega):.1f}", fontsize=9)
 
 
@@ -113,8 +126,14 @@ def gradient_shares(norms: pd.DataFrame) -> Figure:
     for (name, row), colour in zip(norms.iterrows(), (BLUE, ORANGE, GREEN, PINK)):
         ax.plot(lam, lam * row.L_ce / (lam * row.L_ce + row.L_ot), color=colour, label=name)
         ax.scatter(row.L_ot / row.L_ce, 0.5, color=colour, zorder=3)
-        ax.annotate(f"λ = {row.L_ot / row.L_ce:.1f}", (row.L_ot / row.L_ce, 0.5), textcoords="offset points",
-                    xytext=(6, -10), fontsize=8, color=colour)
+        ax.annotate(
+            f"λ = {row.L_ot / row.L_ce:.1f}",
+            (row.L_ot / row.L_ce, 0.5),
+            textcoords="offset points",
+            xytext=(6, -10),
+            fontsize=8,
+            color=colour,
+        )
     ax.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
     ax.set(xscale="log", xlabel="λ", ylabel="share of λ L_ce", ylim=(-0.02, 1.02))
     ax.legend()

@@ -14,16 +14,23 @@ from dmsmil.figures import base
 from dmsmil.interpret.explain import normalise
 from dmsmil.interpret.faithfulness import agreement
 
-ORDERS = {"highest": ("highest first (deletion)", "#D55E00", "-"), "random": ("at random", "#777777", ":"),
-          "lowest": ("lowest first", "#0072B2", "--")}
+ORDERS = {
+    "highest": ("highest first (deletion)", "#D55E00", "-"),
+    "random": ("at random", "#777777", ":"),
+    "lowest": ("lowest first", "#0072B2", "--"),
+}
 
 
 def _edges(truth: np.ndarray) -> np.ndarray:
     """The sides (N, 2, 2) of the True cells of a map (H, W) that border on a False one, as x, y from and to."""
     padded, found = np.pad(truth, 1), []
     for row, column in np.argwhere(truth):
-        for dy, dx, ends in ((-1, 0, ((0, 0), (1, 0))), (1, 0, ((0, 1), (1, 1))),
-                             (0, -1, ((0, 0), (0, 1))), (0, 1, ((1, 0), (1, 1)))):
+        for dy, dx, ends in (
+            (-1, 0, ((0, 0), (1, 0))),
+            (1, 0, ((0, 1), (1, 1))),
+            (0, -1, ((0, 0), (0, 1))),
+            (0, 1, ((1, 0), (1, 1))),
+        ):
             if not padded[row + 1 + dy, column + 1 + dx]:
                 found.append(np.array(ends) + (column - 0.5, row - 0.5))
     return np.array(found).reshape(-1, 2, 2)
@@ -76,8 +83,7 @@ def removal(curves: pd.DataFrame) -> Figure:
     is lowest minus highest: above 0 where the high tiles carry the prediction.
     """
     names, ways = curves.name.unique(), ("replaced", "removed")
-    figure, axes = plt.subplots(2, len(names), figsize=(3.3 * len(names), 4.2), sharex=True, sharey=True,
-                                squeeze=False)
+    figure, axes = plt.subplots(2, len(names), figsize=(3.3 * len(names), 4.2), sharex=True, sharey=True, squeeze=False)
     for row, way in zip(axes, ways):
         for ax, name in zip(row, names):
             table = curves[curves.name == name].pivot(index="share", columns="order", values=way)
@@ -117,8 +123,10 @@ def stretched(noise: float) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 1.95))
     digits = max(1, 1 - int(np.floor(np.log10(noise))))
     told = f"as it is: {score.min():.{digits}f} to {score.max():.{digits}f} of 1/K"
-    for ax, values, title, top in ((axes[0], score, told, 2),
-                                   (axes[1], (score - score.min()) / np.ptp(score), "stretched", 1)):
+    for ax, values, title, top in (
+        (axes[0], score, told, 2),
+        (axes[1], (score - score.min()) / np.ptp(score), "stretched", 1),
+    ):
         figure.colorbar(_map(ax, values, title, vmin=0, vmax=top), ax=ax, shrink=0.9)
     plt.close(figure)
     return figure
@@ -130,8 +138,10 @@ def averages(maps: dict[str, np.ndarray], truth: np.ndarray) -> Figure:
     maps: by name (N, H, W), in units of 1/K, each with a scale of its own; truth (N, H, W) bool: its mean comes first.
     """
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.3 * (1 + len(maps)), 1.9))
-    drawn = {"where the truth lies": (truth.mean(0), "share of slides", "Greys"),
-             **{name: (several.mean(0), "score, in 1/K", "inferno") for name, several in maps.items()}}
+    drawn = {
+        "where the truth lies": (truth.mean(0), "share of slides", "Greys"),
+        **{name: (several.mean(0), "score, in 1/K", "inferno") for name, several in maps.items()},
+    }
     for ax, (name, (values, label, cmap)) in zip(axes, drawn.items()):
         figure.colorbar(_map(ax, values, name, cmap=cmap, vmin=0), ax=ax, orientation="horizontal", label=label)
     plt.close(figure)
@@ -145,11 +155,16 @@ def scorecard(summary: pd.DataFrame) -> Figure:
     """
     names = [name.split(",")[0] for name in summary.name]
     rows = np.arange(len(names))
-    panels = {"does it find the truth?": (("truth_10x", "trained", "o"), ("truth_random_10x", "fresh weights", "D")),
-              "does it decide?": (("replaced", "tiles replaced", "o"), ("removed", "tiles removed", "s")),
-              "was it learned?": (("random_weights", "", "o"),)}
-    limits = {0: ((0, 1), 0.5, "AUC at 10x"), 1: ((-0.15, 0.6), 0, "area"),
-              2: ((-0.4, 1), 0.5, "rank correlation\nwith fresh weights")}
+    panels = {
+        "does it find the truth?": (("truth_10x", "trained", "o"), ("truth_random_10x", "fresh weights", "D")),
+        "does it decide?": (("replaced", "tiles replaced", "o"), ("removed", "tiles removed", "s")),
+        "was it learned?": (("random_weights", "", "o"),),
+    }
+    limits = {
+        0: ((0, 1), 0.5, "AUC at 10x"),
+        1: ((-0.15, 0.6), 0, "area"),
+        2: ((-0.4, 1), 0.5, "rank correlation\nwith fresh weights"),
+    }
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 1.1 + 0.55 * len(names)), sharey=True)
     for number, (ax, (title, columns)) in enumerate(zip(axes, panels.items())):
         for shift, (column, label, marker) in zip((-0.13, 0.13), columns):
@@ -162,7 +177,10 @@ def scorecard(summary: pd.DataFrame) -> Figure:
         ax.set_title(title, fontsize=9)
         ax.grid(axis="y", visible=False)
         if len(columns) > 1:
-            figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left" if number == 0
-                          else "outside lower center", ncols=2)
+            figure.legend(
+                *ax.get_legend_handles_labels(),
+                loc="outside lower left" if number == 0 else "outside lower center",
+                ncols=2,
+            )
     plt.close(figure)
     return figure

@@ -38,8 +38,11 @@ def seeds_apart(runs: list[Runs]) -> Figure:
             ax.scatter(np.full(len(table), x), table[name], s=22, color=colour, zorder=2)
             ax.hlines(table[name].mean(), x - 0.22, x + 0.22, color="#222222", linewidth=2, zorder=3)
             ax.text(x, 0.03, f"{table[name].mean():.2f}", transform=ax.get_xaxis_transform(), ha="center")
-        ax.set(title=f"seed {seed}: {table.mean().idxmax()} leads", xlim=(-0.5, len(names) - 0.5),
-               ylim=(min(0.6, scores.AUC.min()) - 0.1, 1.03))
+        ax.set(
+            title=f"seed {seed}: {table.mean().idxmax()} leads",
+            xlim=(-0.5, len(names) - 0.5),
+            ylim=(min(0.6, scores.AUC.min()) - 0.1, 1.03),
+        )
         ax.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("AUC of a fold (below: their mean)")
@@ -63,8 +66,10 @@ def fusion_weights(runs: list[Runs], bags: Bags, folds: pd.DataFrame, signal: Se
             if "fusion" not in extras:
                 raise InputError(f"{name} tells no fusion weights: put them into extras['fusion'], or leave it out")
             fusion = extras["fusion"]
-            rows += [dict(name=name, seed=seed, fold=fold, slide_id=bags.slide_ids[i], signal=signal[i], weight=weight)
-                     for i, weight in zip(test, fusion[:, 0].tolist())]
+            rows += [
+                dict(name=name, seed=seed, fold=fold, slide_id=bags.slide_ids[i], signal=signal[i], weight=weight)
+                for i, weight in zip(test, fusion[:, 0].tolist())
+            ]
     return pd.DataFrame(rows)
 
 

@@ -19,8 +19,9 @@ BLUE, ORANGE = base.SCALE_COLOURS[10], base.SCALE_COLOURS[20]
 def _clouds(ax, x10: np.ndarray, x20: np.ndarray, numbers: bool = True) -> None:
     """Both clouds (8, 2), 10x as disks and 20x as squares, each with the number of its tile."""
     for x, colour, marker in ((x10, BLUE, "o"), (x20, ORANGE, "s")):
-        ax.scatter(*x.T, s=80 if numbers else 26, color=colour, marker=marker, edgecolor="white", linewidth=0.8,
-                   zorder=3)
+        ax.scatter(
+            *x.T, s=80 if numbers else 26, color=colour, marker=marker, edgecolor="white", linewidth=0.8, zorder=3
+        )
         for number, place in enumerate(x if numbers else ()):
             ax.text(*place, number, color="white", fontsize=6.5, fontweight="bold", ha="center", va="center", zorder=4)
     base.bare(ax)
@@ -54,8 +55,15 @@ def points_and_costs(x10: Tensor, x20: Tensor) -> Figure:
     axes[0].set_title("10x (disks) and 20x (squares)", fontsize=9)
     axes[1].imshow(cost, cmap="cividis_r")
     for (row, column), value in np.ndenumerate(cost):
-        axes[1].text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7,
-                     color="white" if value > 0.6 * cost.max() else "black")
+        axes[1].text(
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if value > 0.6 * cost.max() else "black",
+        )
     axes[1].grid(False)
     axes[1].tick_params(length=0)
     axes[1].set(xticks=range(len(cost)), yticks=range(len(cost)), xlabel="tile at 20x", ylabel="tile at 10x")
@@ -86,8 +94,14 @@ def all_pairings(costs: np.ndarray, marks: dict[str, float]) -> Figure:
     top = ax.get_ylim()[1]
     for number, (name, value) in enumerate(sorted(marks.items(), key=lambda pair: pair[1])):
         ax.axvline(value, color=(ORANGE, "#444444", BLUE)[number % 3], linewidth=1.4)
-        ax.text(value, top * (0.95 - 0.16 * number), f" {name}", fontsize=8, va="top",
-                color=(ORANGE, "#444444", BLUE)[number % 3])
+        ax.text(
+            value,
+            top * (0.95 - 0.16 * number),
+            f" {name}",
+            fontsize=8,
+            va="top",
+            color=(ORANGE, "#444444", BLUE)[number % 3],
+        )
     ax.set(xlabel="mean distance of the pairs", ylabel="pairings", title=f"All {len(costs):,} pairings")
     plt.close(figure)
     return figure
@@ -101,8 +115,16 @@ def pulls(x10: Tensor, x20: Tensor, force10: Tensor, force20: Tensor) -> Figure:
     figure, ax = plt.subplots(figsize=(4.6, 4.0))
     _ties(ax, x10.numpy(), x20.numpy(), _plan(x10, x20, 0) * 0.4)
     for x, force, colour in ((x10, force10, BLUE), (x20, force20, ORANGE)):
-        ax.quiver(*x.numpy().T, *(2.5 * force.numpy()).T, color=colour, angles="xy", scale_units="xy", scale=1,
-                  width=0.009, zorder=2)
+        ax.quiver(
+            *x.numpy().T,
+            *(2.5 * force.numpy()).T,
+            color=colour,
+            angles="xy",
+            scale_units="xy",
+            scale=1,
+            width=0.009,
+            zorder=2,
+        )
     _clouds(ax, x10.numpy(), x20.numpy())
     plt.close(figure)
     return figure

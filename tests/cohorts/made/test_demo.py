@@ -207,8 +207,9 @@ def test_the_painter_paints_the_demo_as_ever():
     """What other cohorts ask of the painter must not change this one: read off before there was another."""
     rgb, truth = paint_slide(plan_cohort(8, seed=3).to_dict("records")[0], seed=3, side=1024)
     grey = cv2.resize(rgb, (4, 4), interpolation=cv2.INTER_AREA).mean(2)
-    np.testing.assert_allclose(grey, [[228, 188, 212, 240], [202, 165, 167, 207], [212, 170, 180, 193],
-                                      [239, 209, 211, 223]], atol=1)
+    np.testing.assert_allclose(
+        grey, [[228, 188, 212, 240], [202, 165, 167, 207], [212, 170, 180, 193], [239, 209, 211, 223]], atol=1
+    )
     assert [(truth["kind"] == kind).sum() for kind in KINDS] == [74, 11, 133, 50]
     assert truth["signal"].sum() == 1118 and truth["x"].mean() == pytest.approx(534.79, abs=0.01)
 

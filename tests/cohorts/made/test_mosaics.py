@@ -39,8 +39,9 @@ def augment(image, rng, flip=False):
     inner = turn @ np.array([[1, rng.uniform(-0.15, 0.15)], [0, 1]]) / zoom
     centre = np.array([side / 2, side / 2])
     matrix = np.hstack([inner, (centre - inner @ centre)[:, None]])
-    view = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_REFLECT)
+    view = cv2.warpAffine(
+        image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
     view = view[:, ::-1] if flip else view
     return np.clip(view * rng.uniform(0.9, 1.0, 3), 0, 255).astype(np.uint8)
 
@@ -121,8 +122,9 @@ def test_a_mirrored_feature_is_the_feature_of_the_mirror_image():
     gap = np.linalg.norm(there[:, None] - flipped_places, axis=-1)
     here = gap.min(1) < 1  # among the strongest of both
     # a place may have several features, of several directions: the best is the one
-    mirrored, plain = (np.where(gap < 1, part @ flipped.T, 0).max(1)[here] for part in
-                       (originals._mirror(features), features))
+    mirrored, plain = (
+        np.where(gap < 1, part @ flipped.T, 0).max(1)[here] for part in (originals._mirror(features), features)
+    )
     assert here.mean() > 0.5 and np.median(mirrored) > 0.98 and np.median(plain) < 0.9
     np.testing.assert_array_equal(originals._mirror(originals._mirror(features)), features)
 
@@ -138,8 +140,10 @@ def test_plain_fields_are_left_out(tmp_path, images):
 
 
 def toy_originals(sizes):
-    return {label: [[f"{label}{number}-{i}" for i in range(size)] for number, size in enumerate(sizes)]
-            for label in ("LUAD", "LUSC")}
+    return {
+        label: [[f"{label}{number}-{i}" for i in range(size)] for number, size in enumerate(sizes)]
+        for label in ("LUAD", "LUSC")
+    }
 
 
 @pytest.mark.parametrize("sizes", [[3] * 9, [20, 1, 1, 2, 5, 4, 9], [1, 1, 1]])
@@ -198,8 +202,9 @@ def test_every_slide_has_the_share_of_normal_tissue_and_originals_of_its_own(sha
             slides_of.setdefault((group, original), set()).add(row["slide_id"])
     assert all(len(slides) == 1 for slides in slides_of.values())
     assert {original for group, original in slides_of if group == "normal"} == set(range(10))
-    counts = pd.Series({row["slide_id"]: len({name for *_, name, _, _, kind in row["fields"] if kind == "normal"})
-                        for row in rows})
+    counts = pd.Series(
+        {row["slide_id"]: len({name for *_, name, _, _, kind in row["fields"] if kind == "normal"}) for row in rows}
+    )
     assert sorted(counts) == [5, 6, 6, 6, 7, 20]  # the largest first, each to the slide that has the fewest
 
 
@@ -207,10 +212,13 @@ def test_the_tumour_lies_together_in_another_place_of_each_slide():
     rows = plan_mosaics(with_normal([3] * 20, [3] * 40), 20, side=9, normal_share=0.9)
     centres = []
     for row in rows:
-        places = {kind: np.array([(r, c) for r, c, *_, own in row["fields"] if own == kind], float)
-                  for kind in ("tumour", "normal")}
-        away = {kind: min(np.hypot(*(own - centre).T).max() for centre in places["tumour"])
-                for kind, own in places.items()}
+        places = {
+            kind: np.array([(r, c) for r, c, *_, own in row["fields"] if own == kind], float)
+            for kind in ("tumour", "normal")
+        }
+        away = {
+            kind: min(np.hypot(*(own - centre).T).max() for centre in places["tumour"]) for kind, own in places.items()
+        }
         assert len(places["tumour"]) == 7 and away["tumour"] < 2.5 < away["normal"]
         centres.append(tuple(places["tumour"].mean(0)))
     assert len(set(centres)) > 20
@@ -252,7 +260,7 @@ def test_a_slide_shows_its_fields_in_the_stain_of_the_reference(images, mixed):
     with openslide.OpenSlide(folder / row.path) as slide:
         shown = np.asarray(slide.read_region((0, 0), 0, (side, side)))[..., :3].astype(int)
     for r, c, name, _, turns, _ in records(folder, table)[row.slide_id]:
-        field, here = read_field(home / name), shown[r * FIELD:(r + 1) * FIELD, c * FIELD:(c + 1) * FIELD]
+        field, here = read_field(home / name), shown[r * FIELD : (r + 1) * FIELD, c * FIELD : (c + 1) * FIELD]
         assert np.abs(here - np.rot90(restain(field, steps, name), turns)).mean() < 5
         moved.append(np.abs(here - np.rot90(field, turns)).mean())
     assert len(moved) == 9 and max(moved) > 8
@@ -268,16 +276,19 @@ def test_another_stain_asks_for_no_new_comparison(images, mixed, tmp_path, monke
 
 # ------------------------------------------------------------------------------------------------ stains
 
-STAINS = {"LUAD": (((0.62, 0.70, 0.33), (0.12, 0.78, 0.44)), (1.00, 1.00)),  # optical density of haematoxylin and
-          "LUSC": (((0.65, 0.69, 0.29), (0.16, 0.79, 0.41)), (1.12, 0.88))}  # eosin in R, G, B; how much of each
+STAINS = {
+    "LUAD": (((0.62, 0.70, 0.33), (0.12, 0.78, 0.44)), (1.00, 1.00)),  # optical density of haematoxylin and
+    "LUSC": (((0.65, 0.69, 0.29), (0.16, 0.79, 0.41)), (1.12, 0.88)),
+}  # eosin in R, G, B; how much of each
 
 
 def stained(label, seed, side=96):
     """A field of one class: its stains, and its own texture, coarse or fine grains that cover some of it."""
     rng = np.random.default_rng([seed, len(label), ord(label[-1])])
     grain = 12 if label == "LUAD" else 4
-    noise = cv2.resize(rng.normal(size=(side // grain + 2,) * 2).astype(np.float32), (side, side),
-                       interpolation=cv2.INTER_CUBIC)
+    noise = cv2.resize(
+        rng.normal(size=(side // grain + 2,) * 2).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+    )
     nuclei = noise > np.quantile(noise, rng.uniform(0.5, 0.8))
     directions, gains = STAINS[label]
     gains = np.array(gains) * rng.normal(1, 0.1, 2)
@@ -377,7 +388,7 @@ def test_a_slide_shows_its_fields_where_the_record_says(images, made):
         for r, c, name, _, turns, _ in read_json(folder / "fields" / f"{row.slide_id}.json")["fields"]:
             field = cv2.imread(str(home / name))[..., ::-1]
             field = cv2.resize(field, (FIELD, FIELD), interpolation=cv2.INTER_AREA)
-            expected[r * FIELD:(r + 1) * FIELD, c * FIELD:(c + 1) * FIELD] = np.rot90(field, turns)
+            expected[r * FIELD : (r + 1) * FIELD, c * FIELD : (c + 1) * FIELD] = np.rot90(field, turns)
         assert np.abs(shown - expected).mean() < 4
 
 
@@ -419,15 +430,18 @@ def test_bad_input_is_one_line_and_writes_nothing(images, tmp_path):
     for name in ("lung_aca", "lung_scc"):
         (tmp_path / "no_normal" / name).mkdir(parents=True)
     for name, folder, settings in [
-            ("nowhere", tmp_path / "nowhere", {}), ("half", tmp_path / "half", {}),
-            ("lung_aca", tmp_path / "empty", {}), ("side", images[0], {"side": 0}),
-            ("LUAD has 4 originals", images[0], {"slides_per_class": 5}),
-            ("no folder lung_n", tmp_path / "no_normal", {"normal_share": 0.5}),
-            ("normal-share is 1 ", images[0], {"normal_share": 1.0}),
-            ("normal-share is -0.1 ", images[0], {"normal_share": -0.1}),
-            ("normal-share is nan ", images[0], {"normal_share": float("nan")}),
-            ("lung_n has 4 originals, fewer than its 6", images[0], {"normal_share": 0.5, "slides_per_class": 3}),
-            ("normalise is 'vahadane'", images[0], {"normalise": "vahadane"})]:
+        ("nowhere", tmp_path / "nowhere", {}),
+        ("half", tmp_path / "half", {}),
+        ("lung_aca", tmp_path / "empty", {}),
+        ("side", images[0], {"side": 0}),
+        ("LUAD has 4 originals", images[0], {"slides_per_class": 5}),
+        ("no folder lung_n", tmp_path / "no_normal", {"normal_share": 0.5}),
+        ("normal-share is 1 ", images[0], {"normal_share": 1.0}),
+        ("normal-share is -0.1 ", images[0], {"normal_share": -0.1}),
+        ("normal-share is nan ", images[0], {"normal_share": float("nan")}),
+        ("lung_n has 4 originals, fewer than its 6", images[0], {"normal_share": 0.5, "slides_per_class": 3}),
+        ("normalise is 'vahadane'", images[0], {"normalise": "vahadane"}),
+    ]:
         with pytest.raises(InputError) as caught:
             make_mosaics(folder, out, **{**SMALL, **settings})
         assert_one_line(caught, name)
@@ -444,8 +458,18 @@ def test_a_broken_image_is_named(tmp_path):
 
 
 def test_the_command_says_what_it_made_or_one_line(images, tmp_path, capsys):
-    arguments = ["--slides-per-class", "2", "--side", "3", "--workers", "1", "--normal-share", "0.5",
-                 "--normalise", "macenko"]
+    arguments = [
+        "--slides-per-class",
+        "2",
+        "--side",
+        "3",
+        "--workers",
+        "1",
+        "--normal-share",
+        "0.5",
+        "--normalise",
+        "macenko",
+    ]
     assert main([str(images[0]), str(tmp_path / "out"), *arguments]) == 0
     assert "4 slides from" in capsys.readouterr().out and (tmp_path / "out" / "cohort.csv").is_file()
     assert main([str(tmp_path), str(tmp_path / "no")]) == 2

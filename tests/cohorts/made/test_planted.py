@@ -141,7 +141,7 @@ def test_open_and_smooth_nuclei_differ_at_20x_and_hardly_at_10x():
         full, half = [], []
         for sprite in by_radius[8] + by_radius[10] + by_radius[12]:
             middle = sprite.shape[0] // 2
-            core = cv2.GaussianBlur(sprite, (3, 3), 0.7)[middle - 4:middle + 4, middle - 4:middle + 4].astype(float)
+            core = cv2.GaussianBlur(sprite, (3, 3), 0.7)[middle - 4 : middle + 4, middle - 4 : middle + 4].astype(float)
             full.append(core.std() / core.mean())
             half.append(core.reshape(4, 2, 4, 2).mean((1, 3)).std() / core.mean())
         varied[family] = np.mean(full), np.mean(half)
@@ -149,10 +149,17 @@ def test_open_and_smooth_nuclei_differ_at_20x_and_hardly_at_10x():
     assert varied["granular"][1] == pytest.approx(varied["smooth"][1], rel=0.2)
 
 
-@pytest.mark.parametrize("wrong, said", [
-    (dict(patients=3), "at least 4 patients"), (dict(side=512), "multiple of 64"), (dict(side=1100), "multiple of 64"),
-    (dict(rate=0.0), "witness_rate is 0.0"), (dict(rate=0.8), "witness_rate is 0.8"),
-    (dict(rate=float("nan")), "witness_rate is nan")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(patients=3), "at least 4 patients"),
+        (dict(side=512), "multiple of 64"),
+        (dict(side=1100), "multiple of 64"),
+        (dict(rate=0.0), "witness_rate is 0.0"),
+        (dict(rate=0.8), "witness_rate is 0.8"),
+        (dict(rate=float("nan")), "witness_rate is nan"),
+    ],
+)
 def test_impossible_settings_are_refused_in_one_line(tmp_path, wrong, said):
     with pytest.raises(InputError, match=said) as error:
         make_planted(tmp_path, **{**SMALL, **wrong})
