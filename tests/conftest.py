@@ -36,6 +36,13 @@ def once(name, make, tmp_path_factory, request):
     return shared / name, said.read_text()
 
 
+def pytest_collection_modifyitems(items):
+    """What looks at one study goes to one worker: the others do not wait for it to be made."""
+    for item in items:
+        for name in {"smoke", "three"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, request):
     """The smoke study, as typed."""

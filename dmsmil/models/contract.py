@@ -107,17 +107,24 @@ def check_contract(name: str, **options) -> pd.DataFrame:
 
 
 def check_learns(model, scales: int = 1) -> None:
-    """Forty steps on six slides, half of them with marked tiles, more than halve the loss."""
+    """After at most a hundred steps on six slides, three of them with marked tiles, each is told right, at a lower
+    loss."""
     bags, mask, coords = bags_of((20,) * 6, scales, model.in_dim, seed=7)
     labels = torch.arange(6) % 2
     bags[labels == 1, :, :10, :3] += 3
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     first, _ = model.loss(model(bags, mask, coords), labels)
-    model.train()
-    for _ in range(40):
-        optimiser.zero_grad()
-        model.loss(model(bags, mask, coords), labels)[0].backward()
-        optimiser.step()
-    model.eval()
-    last, _ = model.loss(model(bags, mask, coords), labels)
-    demand(last < first / 2, f"forty steps took the loss only from {first:.3f} to {last:.3f}")
+    for _ in range(5):
+        model.train()
+        for _ in range(20):
+            optimiser.zero_grad()
+            model.loss(model(bags, mask, coords), labels)[0].backward()
+            optimiser.step()
+        model.eval()
+        out = model(bags, mask, coords)
+        last, right = model.loss(out, labels)[0], int((out.logits.argmax(1) == labels).sum())
+        if right == len(labels) and last < first:
+            return
+    raise AssertionError(
+        f"a hundred steps tell {right} of 6 slides right, and take the loss from {first:.3f} to {last:.3f}"
+    )

@@ -14,8 +14,6 @@ from dmsmil.study.params import known_parameters
 from dmsmil.study.unchanged import Memory
 from tests.conftest import dmsmil
 
-pytestmark = pytest.mark.xdist_group("smoke")
-
 
 @pytest.fixture(scope="module")
 def copy(smoke, tmp_path_factory):

@@ -606,7 +606,6 @@ def test_answers_open_and_the_search_finds_code_over_http_too(study, tmp_path):
     server.shutdown()
 
 
-@pytest.mark.xdist_group("smoke")
 def test_the_smoke_study_has_a_book_with_its_slide_on_the_cover(smoke, tmp_path):
     home, said = smoke
     assert "book/index.html" in said and "the cover shows no slide" not in said and "book: " not in said

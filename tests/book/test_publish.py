@@ -319,7 +319,6 @@ def test_a_published_notebook_runs_with_other_values_and_has_one_cell_of_them(pr
         assert {name: p.default for name, p in parameters.items()} == {"k": 3}
 
 
-@pytest.mark.xdist_group("smoke")
 def test_the_smoke_study_can_be_published(smoke, tmp_path):
     home, notebooks = tmp_path / "smoke", tmp_path / "notebooks"
     for folder in (home / "notebooks", notebooks):

@@ -49,7 +49,6 @@ def book(smoke):
     }
 
 
-@pytest.mark.xdist_group("smoke")
 def test_every_public_name_has_its_place_and_its_words(book):
     assert set(book) == set(FILES)
     for name, path in FILES.items():
@@ -63,7 +62,6 @@ def test_every_public_name_has_its_place_and_its_words(book):
                     assert book[name].find(id=f"{name}.{node.name}.{method.name}"), (name, node.name, method.name)
 
 
-@pytest.mark.xdist_group("smoke")
 def test_every_link_leads_somewhere(book):
     links = [
         (name, *link["href"].partition(".html#")[::2])
@@ -75,7 +73,6 @@ def test_every_link_leads_somewhere(book):
     assert [(name, there, place) for name, there, place in links if not book[there].find(id=place)] == []
 
 
-@pytest.mark.xdist_group("smoke")
 @pytest.mark.parametrize(
     "name",
     [

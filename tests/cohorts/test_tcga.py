@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from dmsmil.cohorts.made.demo import make_demo
 from dmsmil.cohorts.table import read_cohort
 from dmsmil.slides.store import Store
 from tests.cohorts.gdc_server import GdcServer
 from tests.conftest import ROOT, dmsmil
 
-pytestmark = pytest.mark.xdist_group("smoke")
 SMALL = {
     "k": 8,
     "tile_px": 256,
@@ -25,15 +25,18 @@ SMALL = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("gdc")
+
+
 @pytest.fixture(scope="module")
-def gdc(smoke):
-    """A GDC with the smoke study's slides under TCGA names: IDC and ILC of three institutions, and a mixed one."""
-    home, _ = smoke
-    cohort, _ = read_cohort(home)
+def gdc(tmp_path_factory):
+    """A GDC with the demo's slides under TCGA names: IDC and ILC of three institutions, and a mixed one."""
+    folder = tmp_path_factory.mktemp("gdc")
+    cohort = make_demo(folder, patients=8, side=2048, workers=1)
     with GdcServer([]) as server:
         for number, row in enumerate(cohort.itertuples()):
             name = f"TCGA-{'AB'[number % 2]}2-{number:04d}-01Z-00-DX1.{number:08X}.svs"
-            content = open(row.path, "rb").read()
+            content = (folder / row.path).read_bytes()
             code = "8500/3" if row.label == "ductal-like" else "8520/3"
             server.add(name, content, diagnoses=[code], site=row.site)
         server.add("TCGA-A2-9999-01Z-00-DX1.FF.svs", b"mixed", diagnoses=["8522/3"])

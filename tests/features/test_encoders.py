@@ -454,6 +454,11 @@ def small_copy(repository, monkeypatch):
     return {"config.json": json.dumps(config).encode(), "model.safetensors": save(model.state_dict())}, model
 
 
+def test_what_a_card_asks_for_is_held_against_it():
+    unseen = {"bioptimus/H-optimus-1"}  # behind a licence: only the arguments of its card are known
+    assert {*weights.ARGUMENTS, *weights.CLASS_AND_MEAN} - set(CARDS) == unseen
+
+
 @pytest.mark.parametrize("repository", CARDS)
 def test_a_foundation_model_is_built_and_pooled_as_its_card_says(repository, monkeypatch, tmp_path, tiles):
     """The same network by hand: VisionTransformer's tokens, and of them what the card makes a tile's feature of."""

@@ -79,7 +79,6 @@ def done(cohort_folder, tmp_path_factory):
     return store, cohort
 
 
-@pytest.mark.xdist_group("smoke")
 def test_a_study_of_everything_wrong_ends_with_the_good_slides_and_a_row_for_each_bad_one(cohort_folder, tmp_path):
     params = {
         "study": "wrong",
@@ -91,6 +90,10 @@ def test_a_study_of_everything_wrong_ends_with_the_good_slides_and_a_row_for_eac
         "encoder_px": 64,
         "folds": 2,
         "epochs": 2,
+        "methods": ["meanpool"],
+        "lams": [1.0],
+        "variants": ["activation_relu"],
+        "collapse_lams": [],
     }
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(params))
     done = dmsmil("run", tmp_path / "wrong.yaml")

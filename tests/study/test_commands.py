@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import ROOT, dmsmil
 
-pytestmark = pytest.mark.xdist_group("smoke")
 WORDS = r"(?:make|dmsmil|papermill|python|conda)\b "
 EXECUTED = {  # command: the file and test that types it, or its equal at smoke scale
     "make demo": ("study/test_commands.py", "test_a_make_target_is_the_command_it_stands_for"),

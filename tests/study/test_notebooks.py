@@ -18,7 +18,6 @@ from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.run import APPLY
 from tests.conftest import dmsmil
 
-pytestmark = pytest.mark.xdist_group("smoke")
 ALL = notebooks()
 
 
@@ -106,9 +105,42 @@ def copy(smoke, tmp_path):
     return shutil.copytree(smoke[0], tmp_path / "smoke")
 
 
-def test_a_second_run_trains_nothing_and_changes_nothing(copy):
+def killed(outputs, mark, *more):
+    """The smoke study into `outputs`, until SIGKILL of its whole process group when a file like `mark` is there."""
+    command = [sys.executable, "-m", "dmsmil.study.cli", "run", "params/smoke.yaml", "-p", "outputs", str(outputs)]
+    process = subprocess.Popen(
+        [*command, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    limit = time.monotonic() + 240
+    while not list((outputs / "smoke").glob(mark)) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert process.poll() is None, f"the study ended before {mark} was seen"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1.5)  # kernel and workers notice that their parent is gone
+
+
+def test_killed_while_slides_and_features_are_made_it_continues_to_the_same_bytes(smoke, tmp_path):
+    home, again, first = smoke[0], tmp_path / "smoke", ("--only", "00", "01", "02")
+    for mark in ("cohort/slides/*.svs", "features/*/patches/*.h5", "features/*/features_*/*.h5"):
+        killed(tmp_path, mark, *first)
+    done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", tmp_path, *first)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = [p.relative_to(home) for name in ("*.svs", "*.h5") for p in home.rglob(name)]
+    assert len(made) >= 10 + 4 * 10, "slides, and tiles and features of both scales"
+    assert [name for name in made if (again / name).read_bytes() != (home / name).read_bytes()] == []
+    assert results(again).items() <= results(home).items()
+
+
+def test_killed_in_training_it_continues_to_the_same_bytes_and_makes_nothing_twice(copy):
+    """Two runs are lost, and the study is killed when the first of them is back: a second run of all the rest."""
     home = copy
-    before, times = results(home), {p: p.stat().st_mtime_ns for p in [*home.glob("runs/*/*/*"), *home.rglob("*.h5")]}
+    first = min(home.glob("runs/*/*/config.json"), key=lambda path: path.stat().st_mtime_ns).parents[1]
+    before, lost = results(home), sorted(first.iterdir())
+    for folder in lost:
+        shutil.rmtree(folder)
+    times = {p: p.stat().st_mtime_ns for p in [*home.glob("runs/*/*/*"), *home.rglob("*.h5")]}
+    killed(home.parent, f"runs/{first.name}/*/config.json")
     done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", home.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     after = results(home)
@@ -116,27 +148,6 @@ def test_a_second_run_trains_nothing_and_changes_nothing(copy):
         files.pop("cohort.csv")  # the copy's named the slides of the original until now
     assert after == before
     assert {p: p.stat().st_mtime_ns for p in times} == times, "nothing was made again"
-
-
-def test_killed_in_the_middle_it_continues_to_the_same_bytes(smoke, tmp_path):
-    """SIGKILL of the whole process group at three different moments, then once to the end."""
-    home, _ = smoke
-    command = [sys.executable, "-m", "dmsmil.study.cli", "run", "params/smoke.yaml", "-p", "outputs", str(tmp_path)]
-    marks = ("cohort/slides/*.svs", "features/*/features_*/*.h5", "runs/*/*/config.json")
-    for mark in marks:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        limit = time.monotonic() + 240
-        while not list((tmp_path / "smoke").glob(mark)) and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert process.poll() is None, f"the study ended before {mark} was seen"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        time.sleep(1.5)  # kernel and workers notice that their parent is gone
-    done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert results(tmp_path / "smoke", MEASURED) == results(home, MEASURED)
 
 
 def test_plain_papermill_works_with_a_params_file(copy, tmp_path):

@@ -21,7 +21,6 @@ from dmsmil.study.applying import open_kit
 from dmsmil.study.params import notebooks
 from dmsmil.training.metrics import NEEDS_TWO
 
-pytestmark = pytest.mark.xdist_group("three")
 CLASSES, SCALES = ["island-like", "maze-like", "pocket-like"], (5, 10, 20)
 
 
