@@ -1,5 +1,6 @@
 # make demo   the whole study on the embedded cohort, into outputs/demo/
 # make test   everything CI runs
+# make test-fast   the tests that take no time, all of them in two minutes: for between two thoughts
 # make lint   what CI checks without executing: style, types, the workflow, the Dockerfile
 # make lab    JupyterLab on the notebooks
 # make readme numbers of the pages from docs/results, into which it takes those of the demo study
@@ -11,13 +12,16 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 DEV    := $(VENV)/dev
 
-.PHONY: demo test lint lab readme book notebooks bench clean
+.PHONY: demo test test-fast lint lab readme book notebooks bench clean
 
 demo: $(READY)
 	$(BIN)/dmsmil run params/demo.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(DEV)
 	$(BIN)/ruff check .

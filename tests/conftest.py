@@ -37,10 +37,11 @@ def once(name, make, tmp_path_factory, request):
 
 
 def pytest_collection_modifyitems(items):
-    """What looks at one study goes to one worker: the others do not wait for it to be made."""
+    """What looks at one study is slow, and goes to one worker: the others do not wait for it to be made."""
     for item in items:
         for name in {"smoke", "three"} & set(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group(name))
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

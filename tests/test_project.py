@@ -251,6 +251,7 @@ def test_the_package_is_its_wings_and_each_says_its_question():
             assert found - {wing} == set(files.split()), wing
 
 
+@pytest.mark.slow
 def test_arrows_go_one_way():
     """A wing imports only from wings above it, a file only from files left of it in its wing."""
     order = list(WINGS)

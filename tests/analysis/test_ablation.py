@@ -92,6 +92,7 @@ def made(collapsed=0, signal=1.0, noise=0, spread=1.0):
 # ------------------------------------------------------------------------------------------------ Tables 4 and 5
 
 
+@pytest.mark.slow
 def test_the_rows_are_those_of_the_paper_and_end_with_the_run_of_the_other_notebooks(rows):
     _, bags, folds, runs, _ = rows
     parts = [parts_of(r.config) for r in runs]
@@ -101,6 +102,7 @@ def test_the_rows_are_those_of_the_paper_and_end_with_the_run_of_the_other_noteb
     assert [r.config.scales for r in runs[:4]] == [(10,), (20,)] * 2, "without fusion: every scale, by itself"
 
 
+@pytest.mark.slow
 def test_the_table_says_which_parts_and_stands_beside_the_baselines(rows, tmp_path):
     _, _, _, runs, table = rows
     assert list(table.columns[:4]) == ["name", "fusion", "ot", "deformable"] and "scales" in table
@@ -132,6 +134,7 @@ def test_the_papers_values_stand_only_where_it_prints_them(rows):
         pretty_ablation(table, "luad")
 
 
+@pytest.mark.slow
 def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
     """ACC made up as .5 + .1 for fusion + .2 for OT - .05 for deformable attention: each pair must say just that."""
     _, _, _, runs, table = rows
@@ -231,6 +234,7 @@ def test_a_collapsed_reading_is_no_result_and_so_is_everything_beside_a_collapse
     assert everything.AUC_difference.isna().all() and "No reading can be compared" in variant_sentences(everything, {})
 
 
+@pytest.mark.slow
 def test_no_reading_at_all_is_an_empty_table_and_a_sentence(tmp_path):
     table = variant_table({"default": made()}, 60)
     assert (
@@ -256,6 +260,7 @@ def test_the_sentence_about_readings_turns_with_p():
     assert "Equivalent" not in variant_sentences(same.assign(AUC_p_equivalent_holm=0.2, ACC_p_equivalent_holm=0.2), {})
 
 
+@pytest.mark.slow
 def test_the_figure_of_readings_holds_the_numbers_and_marks_what_is_no_result(tmp_path):
     runs = {
         "default": made(),
@@ -274,6 +279,7 @@ def test_the_figure_of_readings_holds_the_numbers_and_marks_what_is_no_result(tm
 # ------------------------------------------------------------------------------------------------ the null control
 
 
+@pytest.mark.slow
 def test_transport_on_frozen_features_is_no_transport_to_the_last_digit(study, tmp_path):
     bags, folds = study
     configs = [*null_configs(bags, folds, epochs=3, lr=1e-3), quick(bags, folds)]

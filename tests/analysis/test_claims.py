@@ -330,6 +330,7 @@ def test_worth_is_tested_where_it_was_and_never_hides_a_collapse(tmp_path):
     assert worth(tmp_path, saved_results(tmp_path)).startswith("- **DMSMIL collapsed in 1 of 5 runs**")
 
 
+@pytest.mark.slow
 def test_the_board_shows_every_claim(tmp_path):
     compared(tmp_path, 0.85)
     rows = claims(tmp_path)
@@ -359,6 +360,7 @@ def test_a_board_of_all_verdicts_has_a_mark_a_colour_and_a_count_for_each(tmp_pa
     drawn(figure, tmp_path / "f")
 
 
+@pytest.mark.slow
 def test_the_comparison_figure_ranks_methods_and_draws_what_they_must_beat(tmp_path):
     compared(tmp_path, 0.75)
     table = saved_results(tmp_path)

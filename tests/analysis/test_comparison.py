@@ -106,6 +106,7 @@ def cross_validated_differences(rng, folds=5, seeds=3, n=60, dim=8, seed_noise=0
     return gaps
 
 
+@pytest.mark.slow
 def test_under_the_null_the_corrected_test_keeps_its_level_and_the_plain_one_does_not():
     """Really trained models on overlapping training sets; and seeds must not pass for folds."""
     rng = np.random.default_rng(2)
@@ -119,6 +120,7 @@ def test_under_the_null_the_corrected_test_keeps_its_level_and_the_plain_one_doe
     assert rate["plain"] > 0.09 and rate["seeds as folds"] > 0.08, rate
 
 
+@pytest.mark.slow
 def test_equally_correlated_differences_are_rejected_at_the_level():
     """The correction's own assumption: runs correlate by the tested share. Then the level is exact."""
     rng, share, n, draws = np.random.default_rng(3), 0.2, 10, 2000
@@ -157,6 +159,7 @@ def test_equivalence_is_the_90_per_cent_interval_inside_the_margin():
     assert 10 < inside < 90
 
 
+@pytest.mark.slow
 def test_at_the_margin_equivalence_is_said_as_often_as_the_level_allows():
     rng, share, n = np.random.default_rng(10), 0.2, 10
     d = EQUIVALENT_WITHIN + 0.005 * (
@@ -206,6 +209,7 @@ def _told(p):
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.0995 else f"= {p:.2f}"
 
 
+@pytest.mark.slow
 def test_equivalence_is_a_family_of_its_own_over_methods_and_metrics():
     tables = study()
     table = compare(tables.pop("DMSMIL"), tables, "ILC")
@@ -289,6 +293,7 @@ def test_copied_slides_of_a_patient_are_no_new_evidence():
     assert alone.test.p < one.test.p / 2
 
 
+@pytest.mark.slow
 def test_delong_keeps_its_level_under_the_null():
     rng, p = np.random.default_rng(9), []
     for _ in range(250):
@@ -385,6 +390,7 @@ def study(seeds=2, signals={"DMSMIL": 1.5, "ABMIL": 1.4, "mean": 0.0, "best": 6.
     }
 
 
+@pytest.mark.slow
 def test_metric_table_is_each_folds_mean_over_seeds():
     tables = study()
     made = metric_table(tables, "AUC", "ILC")
@@ -393,6 +399,7 @@ def test_metric_table_is_each_folds_mean_over_seeds():
     assert made.loc["ABMIL", 3] == pytest.approx(np.mean([score(p, "ILC")["AUC"] for _, p in part.groupby("seed")]))
 
 
+@pytest.mark.slow
 def test_compare_is_made_of_its_parts():
     tables = study()
     reference = tables.pop("DMSMIL")
@@ -411,6 +418,7 @@ def test_compare_is_made_of_its_parts():
     assert table.DeLong_p[1] == delong(reference, tables["mean"], "ILC").test.p
 
 
+@pytest.mark.slow
 def test_swapping_reference_and_method_turns_every_sign():
     tables = study()
     one = compare(tables["DMSMIL"], {"x": tables["mean"]}, "ILC").iloc[0]
@@ -421,6 +429,7 @@ def test_swapping_reference_and_method_turns_every_sign():
         assert (back[f"{name}_p"], back[f"{name}_low"]) == pytest.approx((one[f"{name}_p"], -one[f"{name}_high"]))
 
 
+@pytest.mark.slow
 def test_copied_seeds_are_no_new_evidence_and_a_baseline_of_one_seed_is_compared():
     tables = study(seeds=1)
     copied = {name: pd.concat([t.assign(seed=s) for s in range(5)]) for name, t in tables.items()}
@@ -430,6 +439,7 @@ def test_copied_seeds_are_no_new_evidence_and_a_baseline_of_one_seed_is_compared
         pd.testing.assert_frame_equal(compare(reference, {"x": other}, "ILC")[columns], one)
 
 
+@pytest.mark.slow
 def test_a_missing_fold_is_left_out_and_the_share_stays_the_studys():
     tables = study()
     lost = tables["mean"].query("fold != 4")
@@ -503,6 +513,7 @@ def test_the_sentence_says_so_when_there_is_no_test():
     assert sentence(same, "DMSMIL") == "DMSMIL is not shown to be better than twin: +0.000 AUC, corrected p = 1.00."
 
 
+@pytest.mark.slow
 def test_of_three_classes_the_pooled_test_names_the_one_it_sets_against_the_rest():
     rng = np.random.default_rng(3)
     tables = []

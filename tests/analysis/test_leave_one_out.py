@@ -26,6 +26,8 @@ from dmsmil.training.runs import get_runs
 from tests.training.test_baselines import cohort_of
 from tests.training.test_fit import make_bags
 
+pytestmark = [pytest.mark.xdist_group("leave_one_out"), pytest.mark.slow]  # its table is made once
+
 SETTINGS = dict(epochs=2, lr=1e-2, weight_decay=0.0, batch_size=1, select="last")
 METHODS = ["dmsmil", "damil", "meanpool"]
 

@@ -20,6 +20,7 @@ def simulated(rng, difference, spread, n, share, draws):
     return difference + whole * (np.sqrt(share) * common + np.sqrt(1 - share) * rng.normal(size=(draws, n)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, share, alpha", [(5, 0.2, 0.05), (25, 0.2, 0.05), (10, 0.1, 0.01)])
 def test_four_fifths_of_simulated_studies_find_the_detectable_difference(n, share, alpha):
     rng, wanted = np.random.default_rng(n), detectable(0.05, n, share, alpha)
@@ -62,6 +63,7 @@ def runs():
     return runs_of(dict(zip(("dmsmil", "abmil", "meanpool", "maxpool"), tables.values())))
 
 
+@pytest.mark.slow
 def test_the_spread_is_the_middle_one_of_the_paired_differences(runs):
     tables = {r.config.method: r.predictions for r in runs}
     scores = metric_table(tables, "AUC", "ILC").to_numpy()
@@ -72,6 +74,7 @@ def test_the_spread_is_the_middle_one_of_the_paired_differences(runs):
     assert math.isnan(paired_spread({"a": tables["dmsmil"], "twin": tables["dmsmil"]}, "AUC", "ILC"))
 
 
+@pytest.mark.slow
 def test_the_table_counts_the_tests_and_takes_the_share_of_the_study(runs):
     table = power_table(runs, 100, "ILC").set_index("metric")
     tests = compare(runs[0].predictions, {r.config.method: r.predictions for r in runs[1:]}, "ILC", 100)
@@ -85,6 +88,7 @@ def test_the_table_counts_the_tests_and_takes_the_share_of_the_study(runs):
         power_table(runs[:1], 100)
 
 
+@pytest.mark.slow
 def test_two_repeats_are_ten_folds_that_each_test_a_fifth(runs):
     again = [
         SimpleNamespace(

@@ -64,6 +64,7 @@ def test_a_collapse_is_said_first_and_stands_in_the_table():
     assert pretty(table()).note.iloc[0] == ""
 
 
+@pytest.mark.slow
 def test_the_result_table_names_options_and_scales(tmp_path):
     bags = make_bags()
     folds = folds_of(bags)
@@ -79,6 +80,7 @@ def test_the_result_table_names_options_and_scales(tmp_path):
     assert sorted(ledger.options) == ["lam=0.1, lr=0.001", "lr=0.001", "lr=0.001"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_table_never_share_a_name(tmp_path):
     bags = make_bags()
     folds = folds_of(bags)
@@ -139,6 +141,7 @@ def test_the_ranking_names_who_is_above_and_who_learned_nothing():
     assert "no row is above it" in ranking(table(0.8, 0.8))
 
 
+@pytest.mark.slow
 def test_what_was_adapted_is_said_wherever_it_is_shown(tmp_path):
     bags = make_bags(channels=32)
     folds = folds_of(bags)

@@ -55,6 +55,7 @@ def test_the_sweep_shares_its_ends_with_the_other_notebooks(study):
     assert placed["linear projection", 0.1].name == configs[0.1].name
 
 
+@pytest.mark.slow
 def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
     bags, folds = study
     configs = lam_configs(bags, folds, [0.1], **SETTINGS)
@@ -72,6 +73,7 @@ def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
     assert pretty_lams(table.reset_index()).L_ot.iloc[-1] == "not computed"
 
 
+@pytest.mark.slow
 def test_the_words_about_lambda_follow_from_the_numbers():
     runs = {0.1: made(3, signal=9.0), 1.0: made(signal=0.2), 10.0: made(signal=0.8), ALONE: made(noise=4, signal=0.4)}
     table, tests = lam_table(runs), lam_tests(runs, 60)
@@ -99,6 +101,7 @@ def test_nothing_is_compared_with_a_collapsed_lambda_1():
     assert tests.empty and "Nothing can be compared with λ = 1." in lam_sentences(lam_table(runs), tests)
 
 
+@pytest.mark.slow
 def test_a_collapse_is_seen_where_it_is(tmp_path):
     """Toy bags without a class: L_ot wins over a small λ behind a ReLU, and cannot where the length is fixed."""
     bags = make_bags(16, signal=0.0)
@@ -165,6 +168,7 @@ def test_small_features_that_still_classify_are_told_from_a_collapse():
     assert "nothing was learned" not in collapse_sentences(spared), "the record decides, not the mean of L_ce"
 
 
+@pytest.mark.slow
 def test_the_collapse_table_has_the_first_step_and_the_marks(study, tmp_path):
     """The gradient of λ L_ce before the first step grows with λ, that of L_ot does not; on the frozen features L_ot has
     none."""
@@ -195,6 +199,7 @@ def test_the_collapse_table_has_the_first_step_and_the_marks(study, tmp_path):
         assert table.learned_nothing[placement, lam] == r.records.learned_nothing.iloc[0]
 
 
+@pytest.mark.slow
 def test_figures_hold_the_numbers_and_outlive_a_dead_representation(tmp_path):
     table = placed(
         *[

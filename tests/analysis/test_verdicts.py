@@ -22,6 +22,8 @@ from tests.analysis.test_report import grid
 from tests.training.test_baselines import cohort_of
 from tests.training.test_fit import folds_of, make_bags, quick
 
+pytestmark = pytest.mark.xdist_group("verdicts")  # the study is compared once
+
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
@@ -34,6 +36,7 @@ def compared(tmp_path_factory):
     return runs, bags, folds, cohort_of(bags)
 
 
+@pytest.mark.slow
 def test_damil_is_tested_within_its_scale_alone(compared):
     runs, bags, *_ = compared
     tests = scale_tests(runs, len(bags))
@@ -48,6 +51,7 @@ def test_damil_is_tested_within_its_scale_alone(compared):
     assert scale_tests(runs[:1], len(bags)).empty
 
 
+@pytest.mark.slow
 def test_names_in_tests_are_those_of_the_table(compared):
     runs, bags, folds, cohort = compared
     table = result_table(runs, bags, folds, cohort)
@@ -55,6 +59,7 @@ def test_names_in_tests_are_those_of_the_table(compared):
     assert list(paired_tests(runs, len(bags)).name) == list(table.name[1:6])
 
 
+@pytest.mark.slow
 def test_cheap_rules_are_a_family_of_their_own_and_the_constant_one_is_not_ranked(compared):
     runs, bags, folds, cohort = compared
     tests = cheap_tests(runs, bags, folds, cohort).set_index("name")
@@ -108,6 +113,7 @@ def test_the_sentence_about_damil_turns_with_the_number():
     assert "not compared" in scale_sentences(grid(), both[:0])
 
 
+@pytest.mark.slow
 def test_seed_scatter_is_the_arithmetic_it_says(compared):
     runs = compared[0]
     scatter = seed_scatter(runs)

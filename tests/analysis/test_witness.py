@@ -250,6 +250,7 @@ def go(demo, rates, **settings):
     return witness_runs(home, bags, folds, rates, workers=1, device="cpu", **{"epochs": 2, "lr": 1e-3, **settings})
 
 
+@pytest.mark.slow
 def test_the_experiment_from_truth_to_figure(demo, capsys, tmp_path):
     found = go(demo, [0, 0.3])
     table = witness_table(found)
@@ -283,6 +284,7 @@ def test_the_experiment_from_truth_to_figure(demo, capsys, tmp_path):
     assert capsys.readouterr().out == "", "a second time nothing is trained"
 
 
+@pytest.mark.slow
 def test_the_signal_tiles_are_those_whose_weight_is_counted(demo, monkeypatch):
     """ABMIL, on a signal no mean could miss, gives it more than a mean: and a larger weight than any one tile's."""
     monkeypatch.setattr(witness, "METHODS", [{"abmil": {"scale": 10}}])
@@ -336,6 +338,7 @@ def made(monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals, verdict",
     [
@@ -351,6 +354,7 @@ def test_the_verdict_follows_from_the_numbers(made, signals, verdict):
     assert verdict in said and "DMSMIL 1.50" in said, said
 
 
+@pytest.mark.slow
 def test_a_difference_of_these_models_alone_is_called_so(made, monkeypatch):
     found, table = made((0, 0, 4))
     compare = witness.compare
@@ -358,6 +362,7 @@ def test_a_difference_of_these_models_alone_is_called_so(made, monkeypatch):
     assert "these models of DMSMIL fall below ABMIL 20x, but that others" in witness_sentences(found, table)
 
 
+@pytest.mark.slow
 def test_the_rates_are_compared_at_the_lowest_where_a_signal_is_seen(made):
     low, table = made((0, 4, 4))
     high = replace(low.bags[0], rate=0.5)
@@ -371,6 +376,7 @@ def test_the_rates_are_compared_at_the_lowest_where_a_signal_is_seen(made):
     assert "At 10%, the lowest rate: " in witness_sentences(low, table.assign(AUC_low=0.4))
 
 
+@pytest.mark.slow
 def test_it_is_said_who_sees_a_signal_and_where_there_is_none(made):
     found, table = made((4, 0, 0))
     nobody = table.assign(AUC_low=0.4)

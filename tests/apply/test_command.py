@@ -39,6 +39,7 @@ def applied(copy):
     )
 
 
+@pytest.mark.slow
 def test_apply_predicts_and_says_it(copy, applied):
     done, table = applied
     assert list(table.slide_id) == ["other-0", "other-1"] and set(table.known) == {"content"}
@@ -54,6 +55,7 @@ def test_apply_predicts_and_says_it(copy, applied):
     assert figures == {"10_slides", "10_likeness"}
 
 
+@pytest.mark.slow
 def test_what_differs_is_one_line_that_names_it(copy):
     for key, value, said in (
         ("k", "13", "k is 13, and the study was made with 12"),
@@ -64,6 +66,7 @@ def test_what_differs_is_one_line_that_names_it(copy):
         assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_asked_without_the_study(copy, applied, capsys):
     args = ["-p", "outputs", str(copy)]
     model = copy / "models/mine"
@@ -101,11 +104,13 @@ def test_nothing_there_to_apply_to_stops_before_any_kernel(tmp_path, capsys):
     assert said.count("\n") == 1 and "none to apply to: name a slide" in said and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_study_that_has_not_run_is_one_line(copy, tmp_path):
     done = dmsmil("apply", "params/smoke.yaml", copy / "new", "-p", "outputs", tmp_path)
     assert done.returncode == 2 and "the study has no cohort.csv: run 00_cohort first" in done.stdout
 
 
+@pytest.mark.slow
 def test_with_nothing_to_predict_the_notebook_says_so_and_ends(tmp_path):
     done = dmsmil("run", "params/smoke.yaml", "-p", "outputs", tmp_path, "--only", "10")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ from dmsmil.apply.external import external_predictions, external_sentences, exte
 from dmsmil.training.metrics import decision_curve
 from tests.apply.conftest import NEW
 
-pytestmark = pytest.mark.xdist_group("apply")
+pytestmark = [pytest.mark.xdist_group("apply"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

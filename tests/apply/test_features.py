@@ -62,6 +62,7 @@ def ask(study, slides, home, source, kit=None):
     return new_bags(kit or study.kit, home, slides, [], source, workers=1, report=quiet)
 
 
+@pytest.mark.slow
 def test_new_slides_are_seen_as_the_study_would_have_seen_them(study, slides, tmp_path):
     bags = ask(study, slides, tmp_path / "a", study.job)
     store = Store(tmp_path / "b", PX, (10, 20), "uni_v1")
@@ -76,6 +77,7 @@ def test_new_slides_are_seen_as_the_study_would_have_seen_them(study, slides, tm
     assert all((page.parent / f"pages/{name}.html").exists() for name in OWN + NEW), "without any slide file"
 
 
+@pytest.mark.slow
 def test_a_model_that_travels_takes_them_too(study, slides, tmp_path):
     folder = write_kit(study.kit, tmp_path / "model")
     bags = ask(study, slides, tmp_path / "there", study.job, kit=read_kit(folder))

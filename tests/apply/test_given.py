@@ -47,6 +47,7 @@ def ask(kit, made, home, **more):
     return new_bags(kit, home, slides, failures, workers=1, report=quiet, **more)
 
 
+@pytest.mark.slow
 def test_the_table_is_in_the_features_and_another_one_renames_features_and_runs(made, study, tmp_path):
     _, _, bags, folds = study
     given = {tuple(at) for at in bags.coords[0, 0][bags.mask[0, 0]].tolist()}
@@ -69,6 +70,7 @@ def test_the_table_is_in_the_features_and_another_one_renames_features_and_runs(
     assert len(names) == 2
 
 
+@pytest.mark.slow
 def test_new_slides_need_tiles_of_their_own(made, study, tmp_path):
     kit = study[0]
     with pytest.raises(InputError, match="of this study were chosen elsewhere .in a table.: name those") as caught:
@@ -91,6 +93,7 @@ def test_a_study_that_chose_its_own_takes_none(made, tmp_path):
     assert "chosen elsewhere" not in made_in_words(made.kit.about["made"])
 
 
+@pytest.mark.slow
 def test_a_model_that_travels_says_whose_tiles_it_needs(made, study, tmp_path):
     kit, home = study[:2]
     folder = write_kit(kit, tmp_path / "model")

@@ -24,6 +24,7 @@ def strange(tmp_path, kind):
     return tmp_path / "strange.svs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, unlike", [("noise", "features, colours"), ("colours", "colours")])
 def test_a_strange_slide_is_marked_in_table_and_words(made, tmp_path, kind, unlike):
     row = made.apply(strange(tmp_path, kind), home=tmp_path)[0].table.iloc[0]
@@ -34,6 +35,7 @@ def test_a_strange_slide_is_marked_in_table_and_words(made, tmp_path, kind, unli
     )
 
 
+@pytest.mark.slow
 def test_slides_of_the_same_painter_are_not_marked(whole):
     table = whole[0].table.set_index("slide_id")
     assert (table.loc[NEW].unlike == "").all() and (table.unlike == "").all()

@@ -41,6 +41,7 @@ def words(path):
     )
 
 
+@pytest.mark.slow
 def test_every_page_says_its_numbers_and_what_it_is_not_for(page):
     home, applied = page
     for said in applied.table.to_dict("records"):
@@ -66,6 +67,7 @@ def test_a_page_is_whole_by_itself(page):
             assert len(re.findall("<img", text)) == 2
 
 
+@pytest.mark.slow
 def test_qupath_gets_the_tiles_and_the_heatmap(page):
     home, applied = page
     found = json.loads((home / f"qupath/{NEW[0]}.geojson").read_text())
@@ -75,6 +77,7 @@ def test_qupath_gets_the_tiles_and_the_heatmap(page):
     assert image.shape[0] == 2 and np.nanmax(image) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, name", [("nested", f"{NEW[0]}.geojson"), ("flat", f"{NEW[0]}_flat.geojson")])
 def test_the_page_names_the_file_that_was_asked_for(made, page, tmp_path, kind, name):
     home, applied = page
@@ -116,6 +119,7 @@ def test_names_are_shown_as_they_were_written(made):
     assert "<i>" not in text and "<u>" not in text and "<b>" not in text.replace("<b>", "", 0) and "p&amp;q" in text
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
     home, applied = page
     slides = pd.DataFrame(

@@ -66,6 +66,7 @@ def test_rivals_are_fitted_as_the_study_fits_them(made, whole):
             np.testing.assert_allclose(said[f"prob_{label}"], predictions[f"prob_{label}"], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_patient_and_a_copy_are_recognised_as_well(made, tmp_path):
     """A copy under another name by what its tiles show; another slide of a patient by the patient's id alone."""
     first = made.cohort.iloc[0]
@@ -130,6 +131,7 @@ def test_the_order_and_company_of_slides_change_nothing(made, whole):
         assert alone[name] == pytest.approx(among[name], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_slide_that_fails_is_a_row_and_the_others_go_on(made, tmp_path):
     shutil.copy(made.slides / f"{NEW[2]}.svs", tmp_path / "good.svs")
     (tmp_path / "broken.svs").write_bytes(b"no slide")
@@ -190,6 +192,7 @@ def test_runs_that_were_not_trained_are_not_trained_now(made):
     assert not list(made.home.glob("runs/abmil*"))
 
 
+@pytest.mark.slow
 def test_what_failed_in_training_stays_said(made, tmp_path):
     """To read the runs is no training: the rows of failures.csv that a training left are not its to clear."""
     home = shutil.copytree(made.home, tmp_path / "mine")

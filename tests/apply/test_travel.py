@@ -26,6 +26,7 @@ def folder(made, tmp_path):
     return write_kit(made.kit, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_without_the_study_it_says_the_same(made, whole, folder, tmp_path):
     """Read back where there is no study: predictions, scores, what it knows and what is unlike, of slides made anew."""
     kit = read_kit(folder)
@@ -204,6 +205,7 @@ def test_the_card_says_what_it_is_not_for_and_so_does_the_studys(folder, made):
     )
 
 
+@pytest.mark.slow
 def test_a_slide_held_out_is_predicted_by_the_copy(folder, made, whole, tmp_path):
     applied, _ = made.apply(made.slides / f"{NEW[0]}.svs", kit=read_kit(folder), home=tmp_path / "x")
     row = whole[0].table.set_index("slide_id").loc[NEW[0]]

@@ -179,6 +179,7 @@ def text(html):
 # ------------------------------------------------------------------------------------------------ what it shows
 
 
+@pytest.mark.slow
 def test_every_output_of_every_notebook_is_on_its_page(study):
     home, pages, _ = study
     images = {hashlib.sha256(p.read_bytes()).hexdigest() for p in (home / "book/_images").iterdir()}
@@ -209,6 +210,7 @@ def test_the_front_page_of_a_study_with_repeats_does_not_say_that_folds_share_no
     assert "tested in 2 folds that share no patient." in book.summary(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
     home, pages, said = study
     front = text(re.search(r"<article.*?</article>", pages["index"], re.S)[0])
@@ -329,6 +331,7 @@ def test_odd_names_read_as_they_were_written(odd):
     assert [line for line in said if "cover" not in line] == []
 
 
+@pytest.mark.slow
 @needed
 def test_no_name_is_a_script(odd, tmp_path):
     for name in ("index.html", "notebooks/03_train.html"):
@@ -359,6 +362,7 @@ def test_every_file_a_page_names_is_there(study):
                 assert (path.parent / target).exists(), (path.name, target)
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_bytes_at_any_place(study, tmp_path):
     home, _, _ = study
     twin = shutil.copytree(home, tmp_path / "mine", ignore=shutil.ignore_patterns("book"))
@@ -371,6 +375,7 @@ def test_the_same_study_gives_the_same_bytes_at_any_place(study, tmp_path):
         assert str(tmp_path).encode() not in content, f"{name} names a place of this machine"
 
 
+@pytest.mark.slow
 def test_an_older_book_stays_until_the_new_one_is_whole(study, build, tmp_path):
     home = shutil.copytree(study[0], tmp_path / "mine")
     before = files(home / "book")
@@ -401,6 +406,7 @@ def test_nothing_to_build_from_is_one_line(build, tmp_path):
         assert not (folder / "book").exists() and not list(folder.glob(".book*"))
 
 
+@pytest.mark.slow
 def test_without_a_result_there_is_a_book_without_a_cover(build, tmp_path):
     home = make_study(tmp_path / "young")
     shutil.rmtree(home / "tables")
@@ -423,6 +429,7 @@ def drawn(figure, out):
     return [t.get_text() for ax in figure.axes for t in ax.texts]
 
 
+@pytest.mark.slow
 def test_the_cover_draws_whatever_there_is(slide, tmp_path):
     out, table = tmp_path / "cover", results("DMSMIL", *CHEAP)
     one = {**slide, "scores": {20: slide["scores"][20]}, "plans": []}
@@ -557,6 +564,7 @@ def assert_sound(found, console):
         assert contrast(page["ink"], page["paper"]) > 7, name
 
 
+@pytest.mark.slow
 @needed
 def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     folder = shutil.copytree(study[0] / "book", tmp_path / "book")
@@ -571,6 +579,7 @@ def test_in_a_browser_all_is_there_light_and_dark(study, tmp_path):
     assert contrast(found["index.html"]["paper"], "rgb(0,0,0)") > 15
 
 
+@pytest.mark.slow
 @needed
 def test_the_browser_sees_what_is_broken(study, tmp_path):
     folder = shutil.copytree(study[0] / "book", tmp_path / "book")
@@ -588,6 +597,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 @needed
 def test_answers_open_and_the_search_finds_code_over_http_too(study, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=study[0] / "book"))

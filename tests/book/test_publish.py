@@ -19,6 +19,8 @@ from dmsmil.study.params import notebook_parameters
 from tests.conftest import assert_one_line
 from tests.slides.pyramids import texture
 
+pytestmark = pytest.mark.slow
+
 SOURCES = (("markdown", "# 03 · Train"), ("code", "k: int = 3  # K: tiles"), ("code", "show(k)"), ("code", "record"))
 
 HOME = "/".join(["", "home", "me"])  # a place of a machine

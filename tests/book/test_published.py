@@ -38,6 +38,7 @@ def test_it_is_executed_in_order_small_and_clean(notebook):
     assert kinds <= {"image/png"}
 
 
+@pytest.mark.slow
 def test_the_first_records_are_those_of_a_fresh_run(tmp_path):
     """The demo cohort, its tiles and its features made anew; what is trained on them is compared below, in its tables,
     for training takes longer than a test may."""

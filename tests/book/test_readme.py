@@ -159,6 +159,7 @@ def test_the_committed_results_are_small():
     assert all(path.stat().st_size < 400_000 for path in files)
 
 
+@pytest.mark.slow
 def test_the_table_follows_the_numbers_and_the_best_stands_first(home):
     said = shown(home, "table")
     assert "| DMSMIL | 0.600 ± 0.100 [0.40, 0.90] | 0.500 ± 0.100 [0.40, 0.90] | 0.800 ± 0.100 [0.40, 0.90] |" in said
@@ -172,6 +173,7 @@ def test_the_table_follows_the_numbers_and_the_best_stands_first(home):
     assert "note" not in said
 
 
+@pytest.mark.slow
 def test_a_collapse_stands_last_and_says_so(home):
     compared(0.99, collapsed=2).to_csv(home / "tables/04_compare.csv", index=False)
     said = shown(home, "table")
@@ -182,6 +184,7 @@ def test_a_collapse_stands_last_and_says_so(home):
     )
 
 
+@pytest.mark.slow
 def test_the_findings_turn_with_the_numbers(home):
     good = shown(home, "findings")
     assert "Highest AUC: **DMSMIL**, 0.800" in good and "DMSMIL is above *six colour numbers*" in good
@@ -197,6 +200,7 @@ def test_the_findings_turn_with_the_numbers(home):
     assert "better than none, and worse than none." in shown(home, "findings")
 
 
+@pytest.mark.slow
 def test_claims_and_times_are_said_as_they_are(home):
     said = shown(home, "claims")
     assert r"| It leads | Table 1 | 04_compare | not shown | ACC 0.600 against 0.600 of A\|B |" in said
@@ -205,6 +209,7 @@ def test_claims_and_times_are_said_as_they_are(home):
     assert "20 of them for 04_compare" in took
 
 
+@pytest.mark.slow
 def test_the_picture_is_made_small(home):
     assert f"({RESULTS}/mine-2/figures/cover.png)" in shown(home, "picture")
     with Image.open(home.parents[1] / RESULTS / "mine-2/figures/cover.png") as image:
@@ -228,6 +233,7 @@ def test_every_block_can_be_filled_from_the_smoke_study(smoke, tmp_path):
         assert len(said.splitlines()) > 2 and "nan" not in said.lower().split() and str(home.parent) not in said, what
 
 
+@pytest.mark.slow
 def test_what_a_study_no_longer_has_is_no_longer_shown(home):
     assert "It leads" in shown(home, "claims")
     (home / "tables/09_claims.csv").unlink()
@@ -238,6 +244,7 @@ def test_what_a_study_no_longer_has_is_no_longer_shown(home):
         assert_one_line(caught, name)
 
 
+@pytest.mark.slow
 def test_twice_changes_nothing_and_the_rest_is_never_touched(home):
     root = home.parents[1]
     blocks = "\n".join(
@@ -254,6 +261,7 @@ def test_twice_changes_nothing_and_the_rest_is_never_touched(home):
     assert fill(WORDS, root / RESULTS) == WORDS, "no block, no change"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -281,6 +289,7 @@ def test_a_wrong_block_is_one_clear_line_and_the_readme_stays(home, text, messag
     assert (root / "README.md").read_text() == WORDS.format(text)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_compared_study_is_named(home, tmp_path):
     (home / "tables/04_compare.csv").unlink()
     for folder, lost in ((home, "04_compare.csv"), (tmp_path, "cohort.csv")):
@@ -290,6 +299,7 @@ def test_a_folder_that_is_no_compared_study_is_named(home, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_odd_names_are_no_markup(home):
     """A class and a method that a user named read as they were written, in cells and in sentences."""
     odd = "Mine <b>|*x*"
@@ -338,6 +348,7 @@ def test_options_stand_beside_a_name_not_in_it():
     assert said == "Above it: HAG-MIL 20x, DMSMIL without deformable attention and transport, DMSMIL."
 
 
+@pytest.mark.slow
 def test_options_have_a_column_and_are_in_no_sentence(home):
     table = compared()
     table.loc[1, ["name", "method", "scales", "AUC_mean"]] = [LONG, "hagmil", "20x", 0.85]
@@ -385,6 +396,7 @@ def many(dmsmil=0.6):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_the_first_page_shows_ten_rows_the_best_first(home):
     many().to_csv(home / "tables/04_compare.csv", index=False)
     said = shown(home, "best")
@@ -409,6 +421,7 @@ def test_the_first_page_shows_ten_rows_the_best_first(home):
     assert "Mean pooling 10x" in found and found[-1] == "DMSMIL" and len(found) == 10
 
 
+@pytest.mark.slow
 def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
     many().to_csv(home / "tables/04_compare.csv", index=False)
     first, when, tested = shown(home, "words").splitlines()[1:-1]
@@ -434,6 +447,7 @@ def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
     assert "DMSMIL was not run here. The highest AUC is Mean pooling 10x with 0.990" in shown(home, "words")
 
 
+@pytest.mark.slow
 def test_what_learned_nothing_neither_wins_nor_loses(home):
     """Where no run has learned anything an AUC is luck; where some have, the row is marked and counts."""
     table = many(0.999)
@@ -451,6 +465,7 @@ def test_what_learned_nothing_neither_wins_nor_loses(home):
     assert "loses to 9 of 11 methods of one scale" in said and "Mean pooling 10x by" not in said
 
 
+@pytest.mark.slow
 def test_an_auc_that_no_fold_has_is_the_pooled_one(home):
     table = compared().assign(AUC_mean=float("nan"), AUC_pooled=[0.6, 0.7, 0.5, 0.5])
     table.to_csv(home / "tables/04_compare.csv", index=False)
@@ -538,6 +553,7 @@ def test_the_list_of_studies(tmp_path):
 # ------------------------------------------------------------------------------------------------ a page a study
 
 
+@pytest.mark.slow
 def test_a_study_gets_its_page_once(home):
     root = home.parents[1]
     (root / "params").mkdir()
@@ -560,6 +576,7 @@ def test_a_study_gets_its_page_once(home):
     assert study_page("x").count("<!-- begin: x-") == len(BLOCKS) - 1
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_one_page_cannot_be(home):
     root = home.parents[1]
     (root / "README.md").write_text("<!-- begin: mine-2-table -->\nold\n<!-- end: mine-2-table -->\n")
@@ -568,6 +585,7 @@ def test_nothing_is_written_where_one_page_cannot_be(home):
     assert "old" in (root / "README.md").read_text().split()
 
 
+@pytest.mark.slow
 def test_settings_say_what_was_run_where_and_when(home):
     params = json.loads((home / "params.yaml").read_text()) | {"cohort": "planted", "witness_rate": 0.05, "lr": 1e-4}
     (home / "params.yaml").write_text(json.dumps(params))

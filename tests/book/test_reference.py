@@ -16,6 +16,8 @@ from dmsmil.jobs.files import InputError
 from tests.book.test_build import make_study
 from tests.conftest import ROOT, assert_one_line
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = ROOT / "dmsmil"
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path

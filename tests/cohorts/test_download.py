@@ -94,6 +94,7 @@ def test_faults_that_pass(gdc, tmp_path, fault, options, said):
     assert len(notes) == 1 and said in notes[0] and len(gdc.asked("data")) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_silent_is_left_and_asked_again(gdc, tmp_path):
     gdc.fault("data", "silent", seconds=2)
     path, notes = get(gdc, tmp_path / "a.svs", timeout=(5.0, 0.2))
@@ -104,6 +105,7 @@ def test_a_server_that_goes_silent_is_left_and_asked_again(gdc, tmp_path):
     assert gdc.log[-1]["headers"]["Range"].startswith("bytes=")
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_waited_for(gdc, tmp_path):
     gdc.fault("data", "slow", pause=0.05, block=30_000)
     path, notes = get(gdc, tmp_path / "a.svs", timeout=(5.0, 0.3))
@@ -188,6 +190,7 @@ def until(condition, seconds=20):
     return False
 
 
+@pytest.mark.slow
 def test_killed_then_continued(gdc, tmp_path):
     file_id, part = gdc.add("a.svs", BIG), tmp_path / "a.svs.part"
     gdc.fault("data", "slow", pause=0.2, block=65_536)
@@ -202,6 +205,7 @@ def test_killed_then_continued(gdc, tmp_path):
     assert gdc.log[-1]["headers"]["Range"] == f"bytes={have}-" and gdc.log[-1]["sent"] == len(BIG) - have
 
 
+@pytest.mark.slow
 def test_two_processes_take_turns(gdc, tmp_path):
     file_id = gdc.add("a.svs", BIG)
     gdc.fault("data", "slow", pause=0.3, block=65_536)
@@ -210,6 +214,7 @@ def test_two_processes_take_turns(gdc, tmp_path):
     assert (tmp_path / "a.svs").read_bytes() == BIG and len(gdc.asked("data")) == 1
 
 
+@pytest.mark.slow
 def test_two_threads_take_turns_too(gdc, tmp_path):
     file_id, notes = gdc.add("a.svs", BIG), []
     gdc.fault("data", "slow", pause=0.1, block=65_536)
@@ -586,6 +591,7 @@ def test_what_is_there_is_not_fetched_and_what_is_not_right_is_told(gdc, tmp_pat
     assert lines[0] == "3 slides are there" and len(lines) == 2 and len(gdc.asked("data")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "bound"), [(3, 3), (50, fetching.MOST_WORKERS), (0, 1)])
 def test_no_more_at_a_time_than_agreed(gdc, tmp_path, workers, bound):
     for i in range(12):
@@ -595,6 +601,7 @@ def test_no_more_at_a_time_than_agreed(gdc, tmp_path, workers, bound):
     assert gdc.most_flying == bound and len(left(tmp_path)) == 12
 
 
+@pytest.mark.slow
 def test_a_long_file_is_told_of_and_so_are_the_troubles(gdc, tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "QUIET", 0.3)
     gdc.add("s0.svs", BIG)
@@ -615,6 +622,7 @@ def test_not_enough_room_is_said_before_anything_is_fetched(gdc, tmp_path):
     assert not gdc.log and not (tmp_path / "not").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_parts(gdc, tmp_path):
     for i in range(5):
         gdc.add(f"s{i}.svs", BIG[i * 1000 :])

@@ -119,6 +119,7 @@ def test_a_perfect_deal_is_found_where_there_is_one():
     assert gap == 0 and [dealt(table, fold).to_list() for fold in range(3)] == [[9, 4]] * 3
 
 
+@pytest.mark.slow
 def test_site_folds_repeat_follow_the_seed_and_not_the_row_order():
     frame = drawn_sites(5)
     one = site_folds(frame, 3, 1)[0]
@@ -222,6 +223,7 @@ def partitions(table, folds):
     return [frozenset(tested[at : at + folds]) for at in range(0, len(tested), folds)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["patient", "site"])
 def test_repeats_are_different_partitions_that_test_everybody_once_each(split):
     frame = drawn_sites(4, 30)

@@ -13,6 +13,8 @@ from tests.cohorts.gdc_server import GdcServer
 from tests.conftest import ROOT
 from tests.slides.pyramids import make_slide
 
+pytestmark = pytest.mark.slow
+
 
 def execute(**parameters):
     """Run the code cells of 00_cohort with these parameters; the value that each cell shows."""

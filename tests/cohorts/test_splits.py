@@ -269,6 +269,7 @@ def monte_carlo(frame, path, folds=4):
     return path
 
 
+@pytest.mark.slow
 def test_slides_tested_several_times_or_never_are_scored_compared_and_resampled(tmp_path):
     bags = make_bags(30, signal=1.0)
     frame = cohort_of(bags, ("A", "B"))

@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.xdist_group("gdc")
+pytestmark = [pytest.mark.xdist_group("gdc"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def test_the_parts_are_measured_at_every_k():
         assert rows.slope_memory.nunique() == 1 and rows.memory_mb.is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_the_exact_part_ends_where_it_would_take_too_long_and_blocks_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "MOST", {"ot": 9})
     monkeypatch.setattr(growth.transport, "BLOCK", 4)
@@ -81,6 +82,7 @@ def test_the_exact_part_ends_where_it_would_take_too_long_and_blocks_go_on(monke
     assert len(drawn(figures.growth_curves(table, tmp_path / "g"), tmp_path / "g")) == len(table)
 
 
+@pytest.mark.slow
 def test_products_grow_as_the_paper_says():
     """Of matrix products the claim holds exactly, whatever a machine makes of it."""
     flops = {part: [] for part in PARTS}
@@ -172,6 +174,7 @@ def test_the_sentences_say_where_curves_cross():
     assert "faster than full self-attention at K = 50, 200:" in growth_sentences(zigzag)
 
 
+@pytest.mark.slow
 def test_the_growth_figure_holds_the_numbers_and_names_slopes_and_device(tmp_path):
     table = made(1.02, 1.97)
     figure = figures.growth_curves(table, tmp_path / "g")

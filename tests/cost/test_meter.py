@@ -97,6 +97,7 @@ def profiled_peak(call):
     return max(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmsmil", "clam_sb", "hifuse"])
 def test_memory_agrees_with_the_profiler_and_repeats(method):
     bags, found, other = random_bags(40, 64), [], []
@@ -187,6 +188,7 @@ def test_a_damaged_or_foreign_file_is_no_measurement(tmp_path, measure, text):
     assert measure.count == 2 and first.seconds[0] != second.seconds[0] and json.loads(path.read_text())["data"]
 
 
+@pytest.mark.slow
 def test_a_measurement_that_is_killed_leaves_nothing(tmp_path, measure):
     code = (
         "import os, signal, sys; from dmsmil.cost.meter import measured_once; "

@@ -89,6 +89,7 @@ def test_each_method_is_measured_at_one_scale_and_at_all_together():
     ]
 
 
+@pytest.mark.slow
 def test_every_method_can_be_measured():
     few = {"hagmil": {"hidden_dims": [16, 24, 8, 16], "size": [8, 4]}}
     methods = [{name: few["hagmil"]} if name.startswith("hagmil") else name for name in METHODS]

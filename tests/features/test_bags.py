@@ -104,6 +104,7 @@ def test_the_mapped_file_is_reused_and_never_written_through(store, written, coh
     assert len(list((store.home / "features").glob("bags-*.npy"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["a byte of the features", "a byte of the header", "a byte of the hash", "truncated", "empty", "longer"]
 )
@@ -160,6 +161,7 @@ def test_a_full_disk_under_the_mapped_file_is_one_line_and_no_crash(store, writt
         assert not list((store.home / "features").glob("*bags-*"))
 
 
+@pytest.mark.slow
 def test_changed_bytes_of_a_slides_features_leave_it_out_and_new_features_are_another_identity(store, written, cohort):
     before = load_bags(store, cohort, K)
     path = store.features_path(20, "c")
@@ -248,6 +250,7 @@ def test_the_order_of_the_cohort_changes_nothing(store, written, cohort):
     assert one.identity == other.identity and one.slide_ids == other.slide_ids and torch.equal(one.x, other.x)
 
 
+@pytest.mark.slow
 def test_identity_is_of_the_content_not_of_the_place(store, written, cohort, tmp_path):
     elsewhere = Store(tmp_path / "another/place", 64, (10, 20), "net")
     for name, n in COUNTS.items():
@@ -370,6 +373,7 @@ def test_subset_and_view(store, written, cohort):
         bags.view((40,))
 
 
+@pytest.mark.slow
 def test_workers_read_the_one_file(store, written, cohort, tmp_path):
     bags = load_bags(store, cohort, K)
     shared = bags.share()

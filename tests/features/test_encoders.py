@@ -64,6 +64,7 @@ def cosine(a, b):
     return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [LITE, "random:vit_tiny_patch16_224"])
 def test_agrees_with_eager_pytorch(tiles, lite, name):
     fast = lite if name == LITE else create_encoder(name, device="cpu", px=64)
@@ -90,6 +91,7 @@ def test_a_feature_does_not_depend_on_its_companions(tiles, lite):
     assert lite.encode(tiles[:0]).shape == (0, lite.dim)
 
 
+@pytest.mark.slow
 def test_a_feature_does_not_depend_on_the_threads(tiles, lite):
     two = create_encoder(LITE, device="cpu", px=128, threads=2)
     np.testing.assert_array_equal(two.encode(tiles), lite.encode(tiles))
@@ -127,6 +129,7 @@ def test_px_zero_is_the_models_own_size():
     assert encoder.mean == timm.get_pretrained_cfg("resnet10t").mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module.", "safetensors", "headless"])
 def test_local_weights_in_every_usual_form(tmp_path, checkpoint, tiles, wrap):
     path, model = checkpoint
@@ -222,6 +225,7 @@ def test_packaged_weights_without_their_package(monkeypatch):
         check_encoder(LITE)
 
 
+@pytest.mark.slow
 def test_a_hub_copy_on_disk_brings_its_own_config(tmp_path, checkpoint, tiles):
     """A folder as the hub keeps it: config.json decides architecture, mean, std and input size."""
     (tmp_path / "config.json").write_text(
@@ -267,6 +271,7 @@ def test_cuda_is_close_to_the_cpu(tiles, lite):
     assert cosine(encoder.encode(tiles), lite.encode(tiles)) > 0.999
 
 
+@pytest.mark.slow
 def test_what_the_hub_left_in_the_cache_is_used_offline(offline, monkeypatch, tmp_path, checkpoint, tiles):
     """Once cached, a timm name and a hub name need no network; a revision is asked for as such."""
     asked = []
@@ -492,6 +497,7 @@ def test_a_pooled_encoder_runs_on_openvino_too(monkeypatch, tmp_path, tiles):
     assert cosine(fast.encode(tiles), slow.encode(tiles)) > 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repository", CARDS)
 def test_a_foundation_model_has_the_parameters_it_is_published_with(repository):
     config, _, parameters, _ = CARDS[repository]
@@ -562,6 +568,7 @@ def hub(monkeypatch, tmp_path):
     hub.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "token, words",
     [
@@ -580,6 +587,7 @@ def test_a_licence_gate_says_whom_to_ask_and_what_to_type(hub, monkeypatch, toke
     assert not any(token in str(error.value) for token in (STRANGER, NARROW, EXPIRED)), "a token is a secret"
 
 
+@pytest.mark.slow
 def test_once_granted_the_weights_come_and_stay(hub, monkeypatch, tiles):
     """check downloads config.json alone; the study downloads the weights once; then no hub is needed."""
     monkeypatch.setenv("HF_TOKEN", GRANTED)
@@ -594,11 +602,13 @@ def test_once_granted_the_weights_come_and_stay(hub, monkeypatch, tiles):
     np.testing.assert_array_equal(again.encode(tiles), features)
 
 
+@pytest.mark.slow
 def test_an_open_model_needs_no_login(hub):
     assert check_encoder("hf-hub:1aurent/resnet.tiles") == timm.create_model("test_resnet").num_features
     assert {token for _, _, token in hub.asked} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, words",
     [
@@ -616,6 +626,7 @@ def test_what_the_hub_does_not_have(hub, name, words):
     assert_one_line(error, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_bad_day_of_the_hub(hub, status):
     hub.broken = status
@@ -623,6 +634,7 @@ def test_a_bad_day_of_the_hub(hub, status):
         check_encoder("hf-hub:1aurent/resnet.tiles")
 
 
+@pytest.mark.slow
 def test_offline_by_decree(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it once.*encoder_weights:"):
@@ -630,6 +642,7 @@ def test_offline_by_decree(hub, monkeypatch):
     assert not hub.asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["MahmoodLab/CONCH", "mahmoodlab/conch", "MahmoodLab/TITAN", "histai/hibou-L", "owkin/phikon-v2@main"]
 )

@@ -183,6 +183,7 @@ def test_every_number_is_where_it_belongs(kind, store, tmp_path):
         assert tiles.extent[0] >= places[..., 0].max() + 512 and tiles.extent[1] >= places[..., 1].max() + 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_without_a_child_are_masked_and_every_method_honours_it(kind, store, tmp_path):
     coords = grids("one", 1.0)
@@ -324,6 +325,7 @@ def sized(width, height):
     return change
 
 
+@pytest.mark.slow
 def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_known(tmp_path):
     """Never the extent of its tiles: that was 8192 x 6144 for each of these."""
     coords = grids("one", 1.0)
@@ -387,6 +389,7 @@ def test_clams_export_says_no_size_that_is_not_known(store, tmp_path):
 # ------------------------------------------------------------------------------------------------ once, and again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slide_is_imported_once_and_again_when_a_byte_or_a_setting_changed(kind, store, tmp_path):
     source = [write(kind, tmp_path, name, grids(name)) for name in NAMES][0]
@@ -469,6 +472,7 @@ def empty(path):
         file[name], file["coords"] = np.zeros((0, dim), np.float32), np.zeros(0)  # as an empty list is saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, reason",
     [

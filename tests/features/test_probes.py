@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from dmsmil.cohorts.folds import bag_folds
@@ -58,6 +59,7 @@ def test_what_one_scale_alone_carries_the_other_does_not_tell():
     assert 0.35 < found["10x"] < 0.65 and found["20x"] > 0.95 and found["10x + 20x"] > 0.95
 
 
+@pytest.mark.slow
 def test_where_few_tiles_carry_it_the_weights_bring_it_back():
     bags, weights = conjunction(share=0.05, k=40)
     folds = bag_folds(bags)
@@ -68,6 +70,7 @@ def test_where_few_tiles_carry_it_the_weights_bring_it_back():
     assert oracle["10x + 20x"] > plain["10x + 20x"] + 0.1
 
 
+@pytest.mark.slow
 def test_padding_and_order_of_tiles_change_nothing():
     bags, _ = conjunction(60)
     folds = bag_folds(bags)

@@ -26,6 +26,7 @@ def store(tmp_path_factory, cohort):
     return store
 
 
+@pytest.mark.slow
 def test_every_tile_has_its_child_inside_it(store, cohort):
     bags = load_bags(store, cohort, K)
     assert bags.x.shape == (len(cohort), 2, K, DIM) and bags.mask.all()
@@ -36,6 +37,7 @@ def test_every_tile_has_its_child_inside_it(store, cohort):
         assert len({tuple(corner) for corner in row}) == K, "two tiles in one place"
 
 
+@pytest.mark.slow
 def test_class_and_site_are_planted_as_said(store, cohort):
     bags = load_bags(store, cohort, K)
     means = bags.x.mean((1, 2)).numpy()
@@ -49,6 +51,7 @@ def test_class_and_site_are_planted_as_said(store, cohort):
     assert between == pytest.approx(MARK**2 + noise, rel=0.5) and between > 1.2 * noise
 
 
+@pytest.mark.slow
 def test_they_depend_on_the_slide_alone_and_are_drawn_once(store, cohort, tmp_path):
     other = Store(tmp_path, 512, (10, 20), "drawn")
     draw_features(other, cohort.iloc[::-1].iloc[:5], K, DIM, workers=1, report=[].append)

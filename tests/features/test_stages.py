@@ -17,6 +17,8 @@ from dmsmil.slides.store import Store
 from tests.conftest import dmsmil
 from tests.slides.pyramids import make_slide
 
+pytestmark = [pytest.mark.xdist_group("stages"), pytest.mark.slow]  # its slides are made once
+
 GOOD = [f"good{i}" for i in range(8)]
 BAD = {
     "nottissue": "no tissue",

@@ -15,6 +15,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_demo, make_planted])
 def test_a_tiles_share_is_counted_on_the_map_of_its_slide(make, tmp_path):
     table = make(tmp_path, patients=4, side=1024, workers=1)

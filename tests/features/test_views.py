@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from dmsmil.features.views import pair_views, slide_views
 from dmsmil.interpret.explain import extremes
@@ -10,6 +11,7 @@ from dmsmil.slides.store import Store
 from tests.slides.pyramids import make_slide, texture, write_scn
 
 
+@pytest.mark.slow
 def test_a_view_is_read_as_its_slide_was_tiled(tmp_path):
     sizes = dict(width=1024, height=1024, coverage=1)
     paths = {

@@ -18,6 +18,8 @@ from dmsmil.training.results import NO_MARKS
 from tests.cohorts.test_table import cohort
 from tests.training.test_metrics import table
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(figure, out):
     """The picture is there and not blank; returns the data saved beside it."""

@@ -29,6 +29,7 @@ def marked_runs(**marks):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "marks, hollow, label",
     [
@@ -60,6 +61,7 @@ def test_the_cover_puts_them_last_and_says_why(tmp_path):
         assert [text.get_text() for text in figure.axes[0].texts].count(said) == 1
 
 
+@pytest.mark.slow
 def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
     runs = {0.1: marked_runs(learned_nothing=2), 1.0: made(), ALONE: marked_runs(gathered=1)}
     table = lam_table(runs)
@@ -73,6 +75,7 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
     assert "- Attention gathered on few tiles: L_ce alone (1 of 3 runs, 50% of the tiles)." in said
 
 
+@pytest.mark.slow
 def test_a_reading_says_its_marks_beside_its_name(tmp_path):
     table = variant_table(
         {"default": made(), "shared": marked_runs(learned_nothing=1, gathered=3), "activation_relu": made(3)}, 60

@@ -102,6 +102,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_name_is_shown_as_it_was_written(name, slide, tmp_path):
     arguments = CASES[name](slide)
@@ -114,6 +115,7 @@ def test_a_name_is_shown_as_it_was_written(name, slide, tmp_path):
     assert all(odd in words for odd in ODD), words
 
 
+@pytest.mark.slow
 def test_what_no_font_can_draw_is_said_in_one_line(tmp_path):
     slides = [{"slide_id": "한국 1", "label": "腺癌", "thumbnail": np.zeros((4, 4, 3), np.uint8), "dimensions": (4, 4)}]
     with pytest.warns(UserWarning) as said:

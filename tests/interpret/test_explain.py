@@ -36,6 +36,7 @@ def view(bags, row):
     return {"slide_id": bags.slide_ids[row], "side": {10: 512, 20: 256}}
 
 
+@pytest.mark.slow
 def test_the_plan_is_a_coupling_and_scores_sum_to_one(trained):
     bags, _, (runs, *_) = trained
     for row in (0, 1):  # with and without padding
@@ -86,6 +87,7 @@ def test_the_model_is_the_one_that_tested_the_slide(trained):
         assert folds.set_index("slide_id").loc[bags.slide_ids[row], f"fold_{tested.fold}"] == "test"
 
 
+@pytest.mark.slow
 def test_with_repeats_a_slide_is_explained_once_by_the_first_that_tested_it(tmp_path):
     bags = make_bags(20)
     folds = bag_folds(bags, 2)

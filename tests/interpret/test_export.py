@@ -282,6 +282,7 @@ def test_names_with_signs_and_of_any_language_come_out_as_written_and_harmless(s
     assert [written.read_text() for written in write_qupath(empty, path)] == [json.dumps(empty)] * 2
 
 
+@pytest.mark.slow
 def test_both_lie_over_what_qupath_shows_of_a_slide_that_begins_elsewhere(tmp_path):
     """A Leica SCN: QuPath crops the slide to its bounds and counts from there."""
     image = texture(1024, 1536, coverage=1)
@@ -330,6 +331,7 @@ def test_the_heatmap_shows_each_tile_its_score_and_nothing_elsewhere(scores):
     assert np.isnan(image[0][:, 97:]).all() and np.isfinite(image[0]).sum() == 6 * 32 * 32
 
 
+@pytest.mark.slow
 def test_the_ome_tiff_is_a_pyramid_that_says_its_pixel_size(scores, tmp_path):
     path = write_heatmap(scores, SIDE, (0, 0, 40000, 30000), 0.5, tmp_path / "s.ome.tif")
     with tifffile.TiffFile(path) as tif:

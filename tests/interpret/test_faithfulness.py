@@ -151,6 +151,7 @@ def test_truth_auc_agrees_with_pairs_and_is_nan_without_both_kinds():
     assert found[0] == pytest.approx((yes[:, None] > no).mean()) and np.isnan(found[1])
 
 
+@pytest.mark.slow
 def test_fresh_weights_differ_and_leave_the_random_state_alone(trained):
     bags, _, (runs, *_) = trained
     c = next(cases(runs, bags))
@@ -160,6 +161,7 @@ def test_fresh_weights_differ_and_leave_the_random_state_alone(trained):
     assert not np.allclose(own(c), own(twin)) and np.array_equal(own(twin), own(random_twin(c, runs)))
 
 
+@pytest.mark.slow
 def test_the_summary_is_the_mean_over_patients_of_what_the_maps_say(trained):
     bags, _, runs = trained
     truth = (bags.x[..., 0] > 1).double().numpy()
@@ -244,6 +246,7 @@ def test_sentences_turn_with_the_sign():
     assert "input 0.20, fresh weights prefer no tile." in said
 
 
+@pytest.mark.slow
 def test_a_fresh_twin_is_given_the_same_features(trained, tmp_path):
     """Mean and deviation of the features are data, not weights: without them a twin sees other features."""
     bags, folds, _ = trained

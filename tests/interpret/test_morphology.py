@@ -62,6 +62,7 @@ def test_a_link_inside_slides_is_found_with_its_sign(sign):
     assert list(found.label) == ["a", "b", "all"] * 3 and list(found.slides) == [8, 8, 16] * 3
 
 
+@pytest.mark.slow
 def test_a_link_between_slides_is_none():
     """What differs by slide, stain or class, correlates over all tiles at .99, and must not count."""
     table = tiles(level=5.0, slides=60)
@@ -81,6 +82,7 @@ def test_rho_is_the_mean_over_patients_of_the_mean_over_their_slides():
     assert row_of(associations(table), "density_mm2").rho == pytest.approx(by_patient.mean())
 
 
+@pytest.mark.slow
 def test_more_slides_of_the_same_patients_are_no_more_evidence():
     table = tiles(link=0.3)
     copies = [table.assign(slide_id=table.slide_id + f"-{copy}") for copy in range(5)]
@@ -306,6 +308,7 @@ def nuclei_of(store, cohort, **options):
     return cohort_nuclei(store, cohort, workers=1, report=silent, **options)
 
 
+@pytest.mark.slow
 def test_one_row_a_tile_and_each_slide_segmented_once(study, segmented):
     store, cohort = study
     table = nuclei_of(store, cohort)
@@ -331,6 +334,7 @@ def test_scores_meet_the_nuclei_of_their_own_tile(study):
     np.testing.assert_array_equal(got.nuclei, chosen.nuclei)
 
 
+@pytest.mark.slow
 def test_other_tiles_or_another_mpp_are_segmented_again(study, segmented):
     store, cohort = study
     nuclei_of(store, cohort)
@@ -342,6 +346,7 @@ def test_other_tiles_or_another_mpp_are_segmented_again(study, segmented):
     assert segmented == ["s2"]
 
 
+@pytest.mark.slow
 def test_the_studys_mpp_leaves_the_nuclei_of_slides_that_say_theirs_as_they_are(tmp_path):
     made = {
         name: make_slide(tmp_path / f"{name}.svs", 900, 800, seed=3, coverage=0.9, objective=None, mpp=mpp)
@@ -362,6 +367,7 @@ def test_the_studys_mpp_leaves_the_nuclei_of_slides_that_say_theirs_as_they_are(
         np.testing.assert_allclose(found.loc[name, list(WHAT)], own[list(WHAT)], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -384,6 +390,7 @@ def test_a_damaged_table_is_made_again(study, segmented, spoil):
     assert segmented == ["s2"] and path.read_text() == good
 
 
+@pytest.mark.slow
 def test_a_broken_slide_is_a_row_and_the_others_go_on(study, segmented):
     store, cohort = study
     broken, sound = cohort.path
@@ -403,6 +410,7 @@ def test_a_broken_slide_is_a_row_and_the_others_go_on(study, segmented):
     assert read_failures(store.home).empty, "what works now is no longer listed"
 
 
+@pytest.mark.slow
 def test_no_slide_at_all_is_said_in_one_line(study, tmp_path):
     store, cohort = study
     broken = tmp_path / "broken.svs"

@@ -285,6 +285,7 @@ def test_bad_input_is_said(tmp_path):
     assert_one_line(caught, "30")
 
 
+@pytest.mark.slow
 def test_validation_of_painted_fields(tmp_path):
     """Discs that are all alike: the counts are right and the area is, at every magnification."""
     discs = grid(5)

@@ -107,6 +107,7 @@ def test_a_script_gets_the_figure():
     assert not viewer.watched() and viewer.zoomable({}, scores_of(), figure) is figure
 
 
+@pytest.mark.slow
 def test_a_kernel_is_watched_when_questions_are_answered():
     manager, client = start_new_kernel(cwd=ROOT)
     try:
@@ -119,6 +120,7 @@ def test_a_kernel_is_watched_when_questions_are_answered():
         manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.slow
 def test_an_executed_notebook_keeps_the_figure():
     cells = [
         "from matplotlib.figure import Figure\nfrom dmsmil.interpret.viewer import watched, zoomable",
@@ -137,6 +139,7 @@ def person(monkeypatch):
     monkeypatch.setattr(viewer, "watched", lambda: True)
 
 
+@pytest.mark.slow
 def test_the_controls_change_what_is_laid_over(slide, person):
     box = viewer.zoomable(view_of(slide), scores_of(), Figure())
     (scale, opacity, legend), shown = box.children[0].children, box.children[1]
@@ -155,6 +158,7 @@ def test_the_controls_change_what_is_laid_over(slide, person):
         shown.close()
 
 
+@pytest.mark.slow
 def test_a_slide_of_awkward_size_is_shown(tmp_path, person):
     path = make_slide(tmp_path / "odd.svs", 1100, 700, factors=(1,))
     box = viewer.zoomable(view_of(path) | {"dimensions": (1100, 700)}, scores_of(), Figure())
@@ -229,6 +233,7 @@ def laboratory(folder):
         server.wait(60)
 
 
+@pytest.mark.slow
 @browser.needed
 @pytest.mark.xdist_group("browser")
 def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
@@ -290,6 +295,7 @@ def test_in_jupyterlab_a_person_zooms_and_chooses(slide, tmp_path):
         browser.until(lambda: page.js("1") and any("a broken widget" in e for e in page.errors), "an error on purpose")
 
 
+@pytest.mark.slow
 def test_a_slider_shows_a_figure_for_each_value_to_a_person():
     """In a kernel whose questions are answered: a picture comes with the widget, and another when the slider moves."""
     code = (

@@ -19,6 +19,8 @@ from dmsmil.jobs.files import DiskFull, InputError
 from dmsmil.jobs.parallel import one_thread, run_units, worker_count
 from tests.conftest import assert_one_line
 
+pytestmark = pytest.mark.slow
+
 dask = pytest.mark.xdist_group("dask")  # clusters on few cores: one after the other
 
 

@@ -18,6 +18,7 @@ def test_parameters(g, ch, count):
     assert count_parameters(create("amgcfn", 2048, 2, (10, 20), g=g, ch=ch)) == count
 
 
+@pytest.mark.slow
 def test_contract():
     model = model_of("amgcfn", 2, **SMALL)
     check_batch_and_padding(model, scales=2)

@@ -26,6 +26,7 @@ def test_parameters(name, options, count):
     assert count_parameters(create(name, 2048, 2, (10,), **options)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clam_sb", "clam_mb"])
 @pytest.mark.parametrize("options", [{}, dict(inst_loss="ce", subtyping=False, gate=False)])
 def test_contract(name, options):

@@ -71,6 +71,7 @@ def data(lengths=(23, 14, 7), scales=2, seed=0):
     return bags.double(), mask, coords, torch.arange(len(lengths)) % 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIANTS, ids=name_of)
 def test_values_and_gradients_of_the_naive_model(options):
     model = perturbed(options)
@@ -214,6 +215,7 @@ def test_contract(name, scales, options):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,scales", [("dmsmil", 2), ("damil", 1)])
 def test_common_contract(name, scales):
     model = model_of(name, scales, projection_dim=16)
@@ -325,6 +327,7 @@ def test_loss_and_its_terms():
     torch.testing.assert_close(terms["spread"], spread)
 
 
+@pytest.mark.slow
 def test_transport_alone_shrinks_the_projection():
     """Why spread is logged: with lam = 0 nothing holds the tiles apart."""
     torch.manual_seed(0)
@@ -417,6 +420,7 @@ def test_unknown_choice(key):
     assert CHOICES[key][0] == method("dmsmil").options()[key]  # the first choice is the default
 
 
+@pytest.mark.slow
 def test_every_choice_runs():
     bags, mask, coords = bags_of((9, 4), 2, DIM)
     for key, values in CHOICES.items():

@@ -31,6 +31,7 @@ def test_parameters(scales, options, count):
         assert count_parameters(create("dsmil", 2048, 2, scales, **options)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [1, 2])
 @pytest.mark.parametrize("options", FORMS)
 def test_contract(options, scales):

@@ -26,6 +26,7 @@ def test_parameters(distill):
     assert count_parameters(create("dtfd", 2048, 2, (10,), distill=distill)) == 1_313_542
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", MODES)
 def test_contract(options):
     model = model_of("dtfd", **options)

@@ -18,6 +18,7 @@ def test_parameters():
         assert count_parameters(create("hagmil_hier", 2048, 2, (5, 10, 20))) == 93_751_437
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,scales", [("hagmil", 1), ("hagmil_hier", 2)])
 def test_contract(name, scales):
     model = model_of(name, scales, **SMALL)

@@ -30,6 +30,7 @@ def test_parameters(c, count):
     assert count_parameters(create("hifuse", 2048, 2, (10, 20), embed_dim=c)) == count - unused
 
 
+@pytest.mark.slow
 def test_contract():
     model = model_of("hifuse", 2, **SMALL)
     check_batch_and_padding(model, scales=2)

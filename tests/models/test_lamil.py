@@ -26,6 +26,7 @@ def test_parameters(architecture):
     assert count_parameters(create("lamil", 2048, 2, (10,), architecture=architecture)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["LA_MIL", "GA_MIL"])
 def test_contract(architecture):
     model = model_of("lamil", architecture=architecture, **SMALL)

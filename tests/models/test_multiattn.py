@@ -20,6 +20,7 @@ def test_parameters(D, count):
     assert count_parameters(create("multiattn", 2048, 2, (10, 20), D=D)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [1, 2])
 def test_contract(scales):
     model = model_of("multiattn", scales)

@@ -101,6 +101,7 @@ def test_tiles_of_unequal_weight_cost_what_pot_says():
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_of_transport_are_its_slopes():
     x1, x2, logits, other = (part.requires_grad_() for part in tiles())
 

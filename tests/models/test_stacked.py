@@ -7,6 +7,8 @@ from dmsmil.jobs.files import InputError
 from dmsmil.models import METHODS, create, method
 from dmsmil.models.stacked import Stack
 
+pytestmark = pytest.mark.slow
+
 SLIDES, K, CHANNELS = 8, 12, 80
 STACKING = [name for name in METHODS if method(name).load().stacks]
 OPTIONS = [

@@ -12,6 +12,7 @@ def test_parameters():
     assert count_parameters(create("transmil", 2048, 2, (20,))) == 3_196_434
 
 
+@pytest.mark.slow
 def test_contract():
     model = model_of("transmil", width=16)
     check_batch_and_padding(model)

@@ -89,6 +89,7 @@ def test_paired_tiles_are_never_nearer_than_the_best_match():
     torch.testing.assert_close(distance(features, mask, "paired"), own)
 
 
+@pytest.mark.slow
 def test_entropic_tends_to_exact():
     features, mask = pair()
     x1, x2, m1, m2 = features[:, 0], features[:, 1], mask[:, 0], mask[:, 1]
@@ -198,6 +199,7 @@ def test_in_blocks_is_a_coupling_inside_blocks(monkeypatch, n1, n2):
     )
 
 
+@pytest.mark.slow
 def test_in_blocks_has_the_gradient_of_the_matched_distances(monkeypatch):
     monkeypatch.setattr(transport, "BLOCK", 8)
     features, mask = pair(30)

@@ -126,6 +126,7 @@ def test_of_more_than_k_the_densest_are_taken_glass_is_a_tile_and_no_order_matte
     assert min(scores.values()) < 0.05, "less than any study calls a tile"
 
 
+@pytest.mark.slow
 def test_hs2ps_own_files_are_taken_in_either_folder(tmp_path):
     """12 tiles of 512 level-0 px on the slide of the README beside them; 6 jut out of it, white beyond its edges."""
     make_slide(tmp_path / "one.svs", 1700, 1300, seed=3, coverage=0.97)
@@ -271,6 +272,7 @@ def test_a_place_that_is_none_is_one_line(tmp_path, place, reason):
     assert_one_line(caught, "tiles")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, px, reason",
     [

@@ -47,6 +47,7 @@ def test_the_size_of_a_pixel_is_read_in_any_unit(tmp_path, size, unit, mpp, bigt
         assert slide.slide_id == "S1" and not slide.warnings
 
 
+@pytest.mark.slow
 def test_the_tables_word_and_the_studys_keep_their_rank(tmp_path):
     path = write_ome(tmp_path / "a.ome.tif", IMAGE, PhysicalSizeX=0.5, **FLAT)
     with open_slide(path, mpp=0.25) as slide:
@@ -94,6 +95,7 @@ def test_the_objective_is_that_of_the_picture(tmp_path):
         assert (slide.magnification, slide.mpp) == (40, 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["jpeg", "lzw", "zlib"])
 def test_levels_in_subifds_give_openslides_pixels_of_the_same_levels_as_pages(tmp_path, compression):
     said = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
@@ -166,6 +168,7 @@ def test_channels_that_are_no_colours_are_refused(tmp_path):
     assert not reads_more(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd", "jpeg2000"])
 def test_what_openslide_cannot_decode_is_decoded(tmp_path, compression):
     path = write_ome(tmp_path / "a.ome.tif", IMAGE, (1,), compression, PhysicalSizeX=0.5)
@@ -216,6 +219,7 @@ def test_a_damaged_file_tile_is_one_line_and_an_absent_one_is_white(tmp_path, le
         assert pixels[:256, :256].min() == 255 and pixels[256:, 256:].min(initial=0) < 200
 
 
+@pytest.mark.slow
 def test_only_slides_that_are_read_otherwise_than_before_have_another_configuration(tmp_path):
     made = {
         "plain": make_slide(tmp_path / "a.svs", 300, 300),

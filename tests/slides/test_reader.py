@@ -138,6 +138,7 @@ def test_the_study_may_call_a_slide_otherwise_than_its_file(tmp_path):
         assert slide.slide_id == "patient 1, block B"
 
 
+@pytest.mark.slow
 def test_thumbnail_and_closing(tmp_path):
     slide = open_slide(make_slide(tmp_path / "a.svs", seed=1))
     assert slide.thumbnail(100).shape == (83, 100, 3)

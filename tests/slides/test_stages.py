@@ -26,6 +26,7 @@ def silent(_):
     pass
 
 
+@pytest.mark.slow
 def test_the_studys_mpp_is_for_the_slides_that_do_not_say_and_for_no_other(tmp_path):
     sizes = dict(width=1024, height=1024, coverage=1)
     known = [

@@ -244,6 +244,7 @@ def flip(path, at):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["tiles", "features"])
 def test_a_changed_byte_anywhere_is_seen_or_changes_nothing(full, which):
     """Every 19th byte of a file in turn, headers, attributes and values: never another number without a word."""

@@ -105,6 +105,7 @@ def assert_same(tiles, expected):
         np.testing.assert_array_equal(tiles.pixels[scale], expected["pixels"][scale])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k, seed, min_density", [(5, 0, 0.05), (1000, 1, 0.05), (12, 7, 0.5)])
 def test_selection_is_the_naive_one(made, kind, k, seed, min_density):
@@ -119,6 +120,7 @@ def test_selection_is_the_naive_one(made, kind, k, seed, min_density):
         assert not slide.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAINTED)
 @pytest.mark.parametrize(
     "k, seed, min_density, black", [(5, 0, 0.05, "padding"), (1000, 1, 0.05, "padding"), (12, 7, 0.5, "tissue")]
@@ -238,6 +240,7 @@ def test_tiles_that_cannot_matter_are_not_read(made):
     assert tiles.read < 0.5 * tiles.grid
 
 
+@pytest.mark.slow
 def test_a_low_resolution_level_that_lies_is_found_out(tmp_path):
     image = texture(1280, 1536, seed=21)
     path = write_pyramid(tmp_path / "lies.svs", image)
@@ -324,6 +327,7 @@ def test_one_scale_alone(made):
     np.testing.assert_array_equal(alone.coords[10], both.coords[10])
 
 
+@pytest.mark.slow
 def test_bad_slides_give_one_line(tmp_path):
     whole = make_slide(tmp_path / "whole.svs", seed=2)
     small = make_slide(tmp_path / "small.svs", 16, 16, factors=(1,))
@@ -365,6 +369,7 @@ def test_unreadable_directory(tmp_path):
     assert_one_line(caught, "a.svs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("factors", [(1,), (1, 4, 16)])
 def test_truncated_slides_give_one_line(tmp_path, share, factors):
@@ -376,6 +381,7 @@ def test_truncated_slides_give_one_line(tmp_path, share, factors):
     assert_one_line(caught, "cut.svs")
 
 
+@pytest.mark.slow
 def test_a_damaged_tile_gives_one_line(tmp_path):
     path = make_slide(tmp_path / "damaged.svs", coverage=1, seed=3)
     with open_slide(path) as slide:

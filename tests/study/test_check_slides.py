@@ -1,5 +1,6 @@
 """What `dmsmil check` says of slides: which disagree with themselves, which have not the tiles asked for, and why."""
 
+import pytest
 import tifffile
 import yaml
 
@@ -7,6 +8,7 @@ from dmsmil.study.cli import main
 from tests.slides.pyramids import describe, make_slide, texture
 
 
+@pytest.mark.slow
 def test_check_says_which_slides_disagree_and_which_have_not_the_tiles_asked_for(tmp_path, capsys):
     sizes = dict(width=600, height=600)
     make_slide(tmp_path / "well.svs", **sizes, objective=40, mpp=0.25)

@@ -29,6 +29,7 @@ def made(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_choose(made, tmp_path, capsys):
     command = [
         "choose",

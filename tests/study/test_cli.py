@@ -55,12 +55,14 @@ def test_version_is_the_packages(capsys):
     assert told.value.code == 0 and capsys.readouterr().out == f"dmsmil {__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["methods"], ["check", "params/smoke.yaml"]])
 def test_methods_and_check_load_no_papermill(args):
     status, found = loaded(*args)
     assert status == 0 and not found & {"papermill", "jsonschema", "jupyter_client", "matplotlib"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, closed, status",
     [
@@ -83,6 +85,7 @@ def test_a_reader_who_leaves_is_no_error(args, closed, status):
     assert (done.returncode, done.stdout or "", done.stderr or "") == (status, "", "")
 
 
+@pytest.mark.slow
 def test_methods_lists_every_method(capsys):
     from dmsmil.models import METHODS
 
@@ -101,6 +104,7 @@ def test_the_exit_statuses_that_the_guide_lists_are_those_of_the_command():
         assert re.findall(r"^\| `(\d+)` \|", text, re.M) == ["0", "1", "2", "130"], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, status",
     [
@@ -187,6 +191,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_params_file_that_is_wrong_is_one_line_and_status_2(tmp_path, capsys):
     for args in files(tmp_path):
         assert main(["run", *args, "-p", "outputs", str(tmp_path / "out")]) == 2, args
@@ -195,6 +200,7 @@ def test_a_params_file_that_is_wrong_is_one_line_and_status_2(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key, value", PAIRS, ids=lambda x: x[:20])
 def test_a_value_that_is_wrong_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, key, value):
     monkeypatch.setattr("dmsmil.study.run.execute", None)  # nothing is executed

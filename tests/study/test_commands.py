@@ -77,6 +77,7 @@ def test_every_command_of_readme_and_guide_has_its_test():
         ("readme", "python -m dmsmil.book.readme outputs/demo"),
         ("notebooks", "python -m dmsmil.book.publish outputs/demo"),
         ("bench", "dmsmil bench"),
+        ("test-fast", 'python -m pytest -m "not slow"'),
     ],
 )
 def test_a_make_target_is_the_command_it_stands_for(target, wanted):
@@ -104,6 +105,7 @@ def test_own_slides_as_readme_says(smoke, tmp_path):
     assert len(list((tmp_path / "mine/features").glob("10x*/patches/*.h5"))) == len(cohort)
 
 
+@pytest.mark.slow
 def test_a_method_keeps_its_promises():
     done = subprocess.run(
         [sys.executable, "-m", "dmsmil.study.cli", "methods", "--check", "topk"],

@@ -28,6 +28,7 @@ def notebook(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_it_runs_by_the_interpreter_that_runs_us_whatever_jupyter_calls_python3(notebook, tmp_path, monkeypatch):
     broken = tmp_path / "data/kernels/python3"
     broken.mkdir(parents=True)
@@ -45,6 +46,7 @@ def test_it_runs_by_the_interpreter_that_runs_us_whatever_jupyter_calls_python3(
     assert [p.name for p in (tmp_path / "{out}").iterdir()] == ["00_try.ipynb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell, told",
     [
@@ -64,6 +66,7 @@ def test_a_cell_that_stops_is_one_line_and_the_notebook_as_far_as_it_came(notebo
     assert [p.name for p in out.iterdir()] == ["00_try.ipynb"], "what failed is gone with its cause"
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_the_notebook_is_saved_is_one_line(notebook, tmp_path, monkeypatch):
     from papermill import engines
 

@@ -41,6 +41,7 @@ def test_a_collapse_grid_adds_one_run_of_each(params):
     assert sorted(count for _, count in grid[len(without) :]) == [1] * (len(grid) - len(without)) and len(grid) > 6
 
 
+@pytest.mark.slow
 def test_seconds_are_runs_times_epochs_times_slides_times_the_step(params, monkeypatch):
     monkeypatch.setattr(room, "step_seconds", lambda config, bags, together, device: 0.5)
     works = forecast(params, 20, 32, CLASSES)

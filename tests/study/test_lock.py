@@ -29,6 +29,7 @@ def holder(tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_second_run_is_told_who_is_at_it_since_when(holder, capsys, monkeypatch):
     home, process = holder
     monkeypatch.setattr("dmsmil.study.run.execute", None)  # nothing is executed
@@ -63,6 +64,7 @@ def test_a_number_that_was_given_to_another_process_is_not_the_holder(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_machine_is_kept_and_the_way_out_is_said(tmp_path):
     (tmp_path / "running.lock").write_text("1\nelsewhere\n")
     with (
@@ -75,12 +77,14 @@ def test_a_lock_of_another_machine_is_kept_and_the_way_out_is_said(tmp_path):
     assert (tmp_path / "running.lock").exists()
 
 
+@pytest.mark.slow
 def test_an_empty_lock_is_kept_and_the_way_out_is_said(tmp_path):
     (tmp_path / "running.lock").write_text("")
     with pytest.raises(InputError, match="left no name.* delete running.lock"), alone(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_checking_and_the_book_are_free_while_a_study_runs(holder, capsys):
     home, _ = holder
     where = ["params/smoke.yaml", "-p", "outputs", str(home.parent), "-p", "study", "mine"]

@@ -12,6 +12,8 @@ from dmsmil.study.cli import main
 from dmsmil.study.params import read_params
 from dmsmil.study.preflight import findings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def said(tmp_path):

@@ -40,6 +40,7 @@ def quick(monkeypatch, tmp_path):
     return runner
 
 
+@pytest.mark.slow
 def test_how_long_each_notebook_took_the_first_time_and_the_latest(quick):
     _, _, home = quick(["00", "03"])
     table = pd.read_csv(home / "times.csv")
@@ -51,6 +52,7 @@ def test_how_long_each_notebook_took_the_first_time_and_the_latest(quick):
     assert times.latest["03_train"] == 99.9 and times["first"]["00_cohort"] == 88.8 and times.latest["00_cohort"] < 77
 
 
+@pytest.mark.slow
 def test_the_book_is_built_after_the_report_and_only_then(quick, monkeypatch):
     built = []
     monkeypatch.setattr(book, "build", lambda home, say: built.append(sorted(p.stem for p in home.rglob("*.ipynb"))))
@@ -61,6 +63,7 @@ def test_the_book_is_built_after_the_report_and_only_then(quick, monkeypatch):
     assert any("mine/book/index.html" in line for line in said)
 
 
+@pytest.mark.slow
 def test_slides_are_predicted_only_where_some_are_named(quick, tmp_path, monkeypatch):
     """Nothing to apply to: 10 is no part of the study. Named: it is, after the report, and its pages are shown."""
     (tmp_path / "slide.svs").write_text("")
@@ -72,6 +75,7 @@ def test_slides_are_predicted_only_where_some_are_named(quick, tmp_path, monkeyp
     assert any("apply/index.html" in line for line in said) and any("book/index.html" in line for line in said)
 
 
+@pytest.mark.slow
 def test_by_itself_it_changes_nothing_that_is_the_studys(quick, tmp_path):
     """Neither params.yaml nor the settings of its methods: it may be refused for what is named here."""
     _, _, home = quick()
@@ -90,6 +94,7 @@ def test_a_slide_that_failed_among_those_is_status_1(quick, tmp_path):
     assert status == 1 and any("apply/failures.csv" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error, message",
     [
@@ -137,6 +142,7 @@ def test_what_stops_a_notebook_from_outside_is_status_2_and_lets_go_of_the_study
     assert not (tmp_path / "smoke/running.lock").exists()
 
 
+@pytest.mark.slow
 def test_a_notebook_that_stopped_is_status_2_and_units_that_failed_are_1(quick, monkeypatch):
     assert quick(["00"], failures=2)[0] == 1
     monkeypatch.setattr("dmsmil.study.run.execute", lambda *args: "no slide could be done")
@@ -144,6 +150,7 @@ def test_a_notebook_that_stopped_is_status_2_and_units_that_failed_are_1(quick, 
     assert status == 2 and "00_cohort stopped: no slide could be done" in said
 
 
+@pytest.mark.slow
 def test_failures_that_may_be_end_well(quick):
     assert quick(["00"], failures=1)[0] == 1
     assert quick(["00"], failures=1, allow_failures=True)[0] == 0
@@ -184,6 +191,7 @@ def test_a_name_is_a_folder_in_the_studies_folder(tmp_path, name):
     assert is_name(name) and study_folder(name, str(tmp_path)).parent == tmp_path and (tmp_path / name).is_dir()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is no folder"):

@@ -10,6 +10,8 @@ from dmsmil.study.params import known_parameters, notebooks
 from dmsmil.study.times import begin_time, end_time
 from dmsmil.study.unchanged import Memory, files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ def quick(bags, folds, method="dmsmil", **settings):
     return configure(bags, folds, method, **{"epochs": 3, "lr": 1e-3, **settings})
 
 
+@pytest.mark.slow
 def test_learns_what_was_planted(study, tmp_path):
     bags, folds = study
     runs = get_runs(tmp_path, bags, folds, quick(bags, folds, epochs=15), workers=1, report=lambda line: None)[0]
@@ -48,6 +49,7 @@ def test_learns_what_was_planted(study, tmp_path):
     assert list(runs.history.columns[:2]) == ["epoch", "loss"] and {"L_ot", "L_ce", "spread"} <= set(runs.history)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_to_the_byte_and_differs_by_seed(study, tmp_path):
     bags, folds = study
     config = quick(bags, folds)
@@ -112,6 +114,7 @@ def test_code_version_follows_statements_not_comments(tmp_path, monkeypatch):
     code_version.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_test_part_is_never_trained_on(study, tmp_path):
     """Garbage in the test slides changes nothing of the model."""
     bags, folds = study
@@ -124,6 +127,7 @@ def test_the_test_part_is_never_trained_on(study, tmp_path):
     assert (one / "predictions.csv").read_bytes() != (two / "predictions.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_selection_uses_the_inner_part_and_trains_without_it(study, tmp_path):
     bags, folds = study
     for select in ("val_loss", "val_auc"):
@@ -136,6 +140,7 @@ def test_selection_uses_the_inner_part_and_trains_without_it(study, tmp_path):
     assert plain["slides"]["val"] == 0 and plain["slides"]["train"] == (folds.fold_0 != "test").sum()
 
 
+@pytest.mark.slow
 def test_the_saved_model_gives_the_saved_predictions(study, tmp_path):
     bags, folds = study
     folder = fit(bags, folds, quick(bags, folds), 0, 0, tmp_path / "run")
@@ -145,6 +150,7 @@ def test_the_saved_model_gives_the_saved_predictions(study, tmp_path):
     assert set(table.label) == {"a", "b"}, "class names, not numbers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, settings", [("dmsmil", {}), ("clam_sb", {"scale": 10})])
 def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_alike(study, tmp_path, method, settings):
     """SIGKILL in the middle; the dropout of CLAM makes the random state matter."""
@@ -247,6 +253,7 @@ def test_a_method_may_be_named_again_with_another_setting(study):
     assert len({config.name for config in configs}) == 3
 
 
+@pytest.mark.slow
 def test_selection_by_auc_needs_both_classes_in_the_inner_part(study, tmp_path):
     """AUC of one class is not defined: no epoch would be better than the first."""
     bags, folds = study
@@ -269,6 +276,7 @@ def test_collapse_is_called_by_its_name():
     assert not learned_nothing(0.1, prior) and not learned_nothing(None, prior)
 
 
+@pytest.mark.slow
 def test_transport_alone_collapses_a_relu_and_is_marked(tmp_path):
     """PAPER, ambiguity 12: with a ReLU after the projection L_ot drives every unit to zero."""
     bags = make_bags(16, signal=0.0)

@@ -40,6 +40,7 @@ def runs(tmp_path_factory):
     return bags, get_runs(tmp_path_factory.mktemp("health"), bags, folds, configs, workers=1, report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_history_and_record_tell_where_attention_went(runs):
     bags, (dmsmil, maxpool, none) = runs
     seen = {f"{what}_{s}x" for what in ("effective", "beyond_reach", "at_border") for s in bags.scales}
@@ -76,6 +77,7 @@ def test_gathered_attention_is_marked():
     assert not health.gathered(chosen, {"effective_10x": 0.01})
 
 
+@pytest.mark.slow
 def test_transport_that_outweighs_is_said_though_nothing_collapsed(tmp_path):
     """The printed loss where few tiles carry the class: L_ot decides and nothing is learned, with a spread above what
     counts as a collapse. Free of scale it stands in nobody's way."""
@@ -93,6 +95,7 @@ def test_transport_that_outweighs_is_said_though_nothing_collapsed(tmp_path):
     assert (free.history.groupby("fold").L_ce.last() < 0.3).all()
 
 
+@pytest.mark.slow
 def test_watching_changes_no_result(tmp_path, monkeypatch, runs):
     bags, (dmsmil, *_) = runs
     monkeypatch.setattr(health, "watched", lambda epoch, epochs: False)

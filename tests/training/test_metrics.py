@@ -160,6 +160,7 @@ def test_draws_take_whole_patients_and_keep_the_classes():
     assert (counts[:, t.label == "IDC"].sum(1) == (t.label == "IDC").sum()).all()
 
 
+@pytest.mark.slow
 def test_interval_holds_the_estimate_narrows_with_data_and_repeats():
     small, large = table(40, 1), table(400, 1)
     for t in (small, large):

@@ -14,6 +14,8 @@ from dmsmil.training.record import write_checkpoint
 from dmsmil.training.runs import finished, get_runs, run_folder
 from tests.training.test_fit import folds_of, quick
 
+pytestmark = pytest.mark.slow
+
 
 def test_workers_do_not_change_a_result(study, tmp_path):
     bags, folds = study

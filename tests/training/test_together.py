@@ -43,6 +43,7 @@ def contents(unit):
     return [(unit[3] / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings",
     [
@@ -76,6 +77,7 @@ def test_a_run_ends_as_it_would_alone(uneven, tmp_path, name, settings):
         }
 
 
+@pytest.mark.slow
 def test_a_long_tame_training_agrees_to_five_digits(tmp_path):
     """The demo's 120 epochs, without transport and deformable attention: nothing amplifies the order of additions."""
     bags = make_bags(16)
@@ -89,6 +91,7 @@ def test_a_long_tame_training_agrees_to_five_digits(tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dmsmil", "abmil"])
 def test_company_does_not_change_a_byte(uneven, tmp_path, name):
     bags, folds = uneven
@@ -102,6 +105,7 @@ def test_company_does_not_change_a_byte(uneven, tmp_path, name):
         assert contents(one) == contents(other)
 
 
+@pytest.mark.slow
 def test_interrupted_in_an_epoch_they_go_on_in_other_company_to_the_same_bytes(uneven, tmp_path, monkeypatch):
     bags, folds = uneven
     whole = units_of(tmp_path / "whole", bags, folds)
@@ -134,6 +138,7 @@ def test_interrupted_in_an_epoch_they_go_on_in_other_company_to_the_same_bytes(u
         assert not (other[3] / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_dropped_and_its_run_begins_anew(uneven, tmp_path, monkeypatch):
     bags, folds = uneven
     whole = units_of(tmp_path / "whole", bags, folds)[:3]
@@ -169,6 +174,7 @@ def test_a_run_that_is_no_longer_finite_fails_alone(uneven, tmp_path):
     assert len(failed) == 3 and failed.reason.str.contains("finite").all()
 
 
+@pytest.mark.slow
 def test_one_row_of_a_lost_worker_is_tried_alone(uneven, tmp_path, monkeypatch):
     """A worker that dies takes a unit with it: its runs are trained one by one."""
     bags, folds = uneven

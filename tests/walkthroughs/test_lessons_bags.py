@@ -106,6 +106,7 @@ def test_a_bag_is_drawn_as_it_is(tiles):
         assert f"{tiles} tiles" in [text.get_text() for text in figure.axes[2 * number + 1].texts]
 
 
+@pytest.mark.slow
 def test_the_notebook_its_sliders_and_its_answers(monkeypatch):
     slid = []
     monkeypatch.setattr(viewer, "slider", lambda draw, **values: slid.append((draw, values)))

@@ -84,6 +84,7 @@ def test_the_best_of_chance_is_what_tries_give(tries, slides):
     assert deviation == pytest.approx(single.std(), rel=0.12)
 
 
+@pytest.mark.slow
 def test_figures_show_the_numbers_and_are_closed():
     before = plt.get_fignums()
     x, cohort = evaluation.draw_cohort(12, 2, 4, channels=3)
@@ -110,6 +111,7 @@ def test_figures_show_the_numbers_and_are_closed():
     assert plt.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_the_answers_print_what_they_say():
     """The cells that an answer needs, then the answers."""
     cells, names = nbformat.read(NOTEBOOK, 4).cells, {}

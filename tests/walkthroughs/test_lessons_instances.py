@@ -59,6 +59,7 @@ def test_padding_keeps_the_tiles_and_marks_its_rows(bags):
     assert torch.equal(x[mask], bags.x[bags.mask]) and (x[~mask] == 3).all()
 
 
+@pytest.mark.slow
 def test_figures_show_the_models_numbers(bags, models):
     planted = (bags.x[..., 0] > 2)[:, 0] & bags.mask[:, 0]
     figure = instances.weights(models, bags, planted, 1)
@@ -70,6 +71,7 @@ def test_figures_show_the_models_numbers(bags, models):
     assert np.ptp(loose) > 1e-3
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_and_closed(bags):
     before = plt.get_fignums()
     planted = (bags.x[..., 0] > 2)[:, 0]
@@ -84,6 +86,7 @@ def test_every_figure_is_drawn_and_closed(bags):
     assert plt.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_the_answers_print_what_they_say():
     """Cells up to the last that an answer needs, then the answers."""
     cells, names = nbformat.read(NOTEBOOK, 4).cells, {}

@@ -64,6 +64,7 @@ def test_fresh_maps_carry_their_rank_correlation():
     assert told[1:] == [f"fresh weights: {np.corrcoef(ranks[0], other)[0, 1]:+.2f}" for other in ranks[1:]]
 
 
+@pytest.mark.slow
 def test_stretching_hides_how_large_the_noise_is():
     drawn = {noise: maps.stretched(noise) for noise in (1e-6, 1e-3, 0.3)}
     raw, shown = ({noise: figure.axes[n].images[0].get_array() for noise, figure in drawn.items()} for n in (0, 1))
@@ -95,6 +96,7 @@ def test_the_scorecard_shows_the_values_and_their_intervals():
         np.testing.assert_allclose(ends, summary[[f"{column}_low", f"{column}_high"]])
 
 
+@pytest.mark.slow
 def test_the_notebooks_sentences_hold_and_its_answers_run():
     memory, (norm, empty) = done("7_attention_maps.ipynb")
     auc, hit, grid, known = memory["auc"], memory["hit"], memory["grid"], memory["known"]

@@ -55,6 +55,7 @@ def test_a_gate_that_knows_nothing_is_the_mean(joint_gate):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pooled, kept",
     [
@@ -79,6 +80,7 @@ def trained(tmp_path_factory):
     return bags, folds, get_runs(tmp_path_factory.mktemp("runs"), bags, folds, configs, [0, 1], 1, report=str)
 
 
+@pytest.mark.slow
 def test_the_numbers_under_the_dots_are_mean_aucs(trained):
     _, _, runs = trained
     figure = own.seeds_apart(runs)

@@ -72,6 +72,7 @@ def test_drift_follows_the_packages_gradient_and_ends_half_way(clouds):
     assert (ends[0] - (clouds[0] + clouds[1][best]) / 2).norm(dim=1).max() < 0.1  # it swings by a step at the end
 
 
+@pytest.mark.slow
 def test_blur_shrinks_the_bag(clouds):
     titles = [ax.get_title(loc="left") for ax in lesson.endings(*clouds, (0, 0.5, 1), steps=40).axes]
     left = [float(title.split()[-1].rstrip("%")) for title in titles]

@@ -13,6 +13,7 @@ from dmsmil.jobs.files import ROOT
 WALKTHROUGHS = sorted((ROOT / "notebooks/walkthroughs").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", WALKTHROUGHS, ids=lambda p: p.stem)
 def test_a_walkthrough_gives_what_it_shows(notebook):
     done = subprocess.run(

@@ -36,6 +36,7 @@ def pixels(path, level=0) -> np.ndarray:
         return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]))[..., :3]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(demo, tmp_path):
     folder, table = demo
     again = make_demo(tmp_path, workers=2, **SMALL)
@@ -43,6 +44,7 @@ def test_two_processes_make_the_same_bytes_as_one(demo, tmp_path):
     assert contents(folder) == contents(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_slide_does_not_depend_on_the_size_of_the_cohort(demo, tmp_path):
     folder, _ = demo
     fewer = make_demo(tmp_path, workers=1, **{**SMALL, "patients": 4})
@@ -56,6 +58,7 @@ def test_another_seed_makes_other_slides():
     assert not np.isclose(ours.arrangement, other.arrangement).any()
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_broken_is_made_again_and_the_rest_is_kept(demo, tmp_path):
     wanted = contents(demo[0])
     table = make_demo(tmp_path, workers=1, **SMALL)
@@ -75,6 +78,7 @@ def test_what_is_missing_or_broken_is_made_again_and_the_rest_is_kept(demo, tmp_
     assert contents(tmp_path) == wanted
 
 
+@pytest.mark.slow
 def test_slides_of_other_settings_are_not_kept(demo, tmp_path):
     make_demo(tmp_path, patients=4, seed=3, side=1024, workers=1)
     table = make_demo(tmp_path, patients=4, seed=3, side=1536, workers=1)
@@ -128,6 +132,7 @@ def test_neither_arrangement_nor_size_alone_gives_the_class_but_both_do():
     assert (np.sign(plan.arrangement + plan["size"]) == sign).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_nuclei_are_darker_than_what_surrounds_them(demo):
     folder, table = demo
     seen = set()
@@ -147,6 +152,7 @@ def test_nuclei_are_darker_than_what_surrounds_them(demo):
     assert seen == set(KINDS)
 
 
+@pytest.mark.slow
 def test_the_signal_region_lies_in_the_tissue_and_holds_the_tumour(demo):
     folder, table = demo
     for row in table.itertuples():
@@ -172,6 +178,7 @@ def elongation(places, reach) -> float:
     return (spread[:, 1] / spread.sum(1)).mean()
 
 
+@pytest.mark.slow
 def test_arrangement_and_size_are_painted_apart_and_share_one_nuclear_area():
     row = plan_cohort(4).to_dict("records")[0]
     stretched, radius, share = {}, {}, {}
@@ -187,6 +194,7 @@ def test_arrangement_and_size_are_painted_apart_and_share_one_nuclear_area():
     assert max(share.values()) < 1.15 * min(share.values())
 
 
+@pytest.mark.slow
 def test_colour_differs_less_between_classes_than_between_sites(tmp_path):
     table = make_demo(tmp_path, patients=24, seed=0, side=1024, workers=1)
     colours = []

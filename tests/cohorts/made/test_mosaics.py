@@ -87,6 +87,7 @@ def records(folder, table) -> dict[str, list]:
     return {name: read_json(Path(folder) / "fields" / f"{name}.json")["fields"] for name in table.slide_id}
 
 
+@pytest.mark.slow
 def test_copies_of_an_original_are_found(images):
     home, fields = find_fields(images[0])
     for names in fields.values():
@@ -95,6 +96,7 @@ def test_copies_of_an_original_are_found(images):
         assert [len({images[1][name] for name in group}) for group in groups] == [1] * ORIGINALS
 
 
+@pytest.mark.slow
 def test_the_order_of_the_fields_changes_no_group(images):
     home, fields = find_fields(images[0])
     forward, backward = (group_by_original(home, fields["LUAD"][::step]) for step in (1, -1))
@@ -224,6 +226,7 @@ def test_the_tumour_lies_together_in_another_place_of_each_slide():
     assert len(set(centres)) > 20
 
 
+@pytest.mark.slow
 def test_the_truth_is_where_the_record_says(mixed, made):
     folder, table = mixed
     for slide, fields in records(folder, table).items():
@@ -251,6 +254,7 @@ def test_no_original_of_normal_tissue_is_in_two_slides(images, mixed):
     assert len(slides_of) == 3 * ORIGINALS and all(len(slides) == 1 for slides in slides_of.values())
 
 
+@pytest.mark.slow
 def test_a_slide_shows_its_fields_in_the_stain_of_the_reference(images, mixed):
     folder, table = mixed
     home, fields = find_fields(images[0])
@@ -266,6 +270,7 @@ def test_a_slide_shows_its_fields_in_the_stain_of_the_reference(images, mixed):
     assert len(moved) == 9 and max(moved) > 8
 
 
+@pytest.mark.slow
 def test_another_stain_asks_for_no_new_comparison(images, mixed, tmp_path, monkeypatch):
     make_mosaics(images[0], tmp_path, **{**MIXED, "normalise": "none"})
     before = contents(tmp_path)
@@ -304,6 +309,7 @@ def told_by(numbers, labels):
     return roc_auc_score(labels, cross_val_predict(model, numbers, labels, cv=folds, method="predict_proba")[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way, low, high", [("none", 0.99, 1), ("macenko", 0, 0.65), ("reinhard+macenko", 0, 0.65)])
 def test_in_one_stain_colour_tells_nothing_and_texture_stays(way, low, high):
     fields = {label: [stained(label, seed) for seed in range(50)] for label in STAINS}
@@ -352,6 +358,7 @@ def test_a_field_without_stain_is_named(way):
 # ------------------------------------------------------------------------------------------------ folders
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(images, mixed, tmp_path):
     again = make_mosaics(images[0], tmp_path, **{**MIXED, "workers": 2})
     pd.testing.assert_frame_equal(mixed[1], again)
@@ -373,6 +380,7 @@ def test_the_cohort_is_one_that_a_study_reads(made):
     assert cohort.label.value_counts().to_dict() == {"LUAD": 2, "LUSC": 2} and cohort.patient_id.is_unique
 
 
+@pytest.mark.slow
 def test_a_slide_shows_its_fields_where_the_record_says(images, made):
     folder, table = made
     home, _ = find_fields(images[0])
@@ -392,6 +400,7 @@ def test_a_slide_shows_its_fields_where_the_record_says(images, made):
         assert np.abs(shown - expected).mean() < 4
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_broken_is_made_again_and_the_rest_is_kept(images, made, tmp_path, monkeypatch):
     table = make_mosaics(images[0], tmp_path, **SMALL)
     slides = [tmp_path / path for path in table.path]
@@ -405,6 +414,7 @@ def test_what_is_missing_or_broken_is_made_again_and_the_rest_is_kept(images, ma
     assert contents(tmp_path) == contents(made[0]) and slides[3].stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_slides_of_other_settings_are_not_kept(images, made, tmp_path):
     make_mosaics(images[0], tmp_path, **{**SMALL, "seed": 7})
     before = contents(tmp_path)
@@ -412,6 +422,7 @@ def test_slides_of_other_settings_are_not_kept(images, made, tmp_path):
     assert before != contents(tmp_path) == contents(made[0])
 
 
+@pytest.mark.slow
 def test_of_many_fields_as_many_are_compared_as_the_slides_can_use(images, tmp_path, monkeypatch):
     monkeypatch.setattr(mosaics, "SPARE", 0.5)
     table = make_mosaics(images[0], tmp_path, **SMALL)
@@ -422,6 +433,7 @@ def test_of_many_fields_as_many_are_compared_as_the_slides_can_use(images, tmp_p
         assert {name for _, _, name, *_ in fields} <= taken
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_writes_nothing(images, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "half" / "lung_aca").mkdir(parents=True)
@@ -457,6 +469,7 @@ def test_a_broken_image_is_named(tmp_path):
     assert_one_line(caught, "lung_aca/a.jpeg")
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_made_or_one_line(images, tmp_path, capsys):
     arguments = [
         "--slides-per-class",

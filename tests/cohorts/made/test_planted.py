@@ -31,6 +31,7 @@ def painted(patient=0, rate=0.3, seed=3, side=1536):
     return paint_slide(plan_planted(8, rate, seed).to_dict("records")[patient], seed, side, RECIPE)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(planted, tmp_path):
     folder, table = planted
     again = make_planted(tmp_path, workers=2, **SMALL)
@@ -38,12 +39,14 @@ def test_two_processes_make_the_same_bytes_as_one(planted, tmp_path):
     assert contents(folder) == contents(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_slide_does_not_depend_on_the_size_of_the_cohort(planted, tmp_path):
     fewer = make_planted(tmp_path, workers=1, **{**SMALL, "patients": 4})
     for path in fewer.path:
         assert (tmp_path / path).read_bytes() == (planted[0] / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_of_another_rate_is_made_again_and_the_rest_is_kept(planted, tmp_path):
     table = make_planted(tmp_path, workers=1, **SMALL)
     slides = [tmp_path / path for path in table.path]
@@ -71,6 +74,7 @@ def test_the_site_is_drawn_without_regard_to_the_class_and_to_what_is_lacking():
         assert chi2_contingency(pd.crosstab(plan.site, part)).pvalue > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [101, 102])
 def test_the_site_alone_tells_nothing(seed):
     plan = plan_planted(160, seed=seed)
