@@ -162,14 +162,18 @@ def ranking(table: pd.DataFrame) -> str:
     if auc.isna().all():
         return "- AUC is not defined: one class was tested."
     table = table.assign(auc=auc)
-    ordered = table[table[COLLAPSED] == 0].sort_values("auc", ascending=False, kind="stable")
+    nothing = table.get(NOTHING, 0)
+    vain = (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))  # their numbers are no result
+    ordered = table[~vain].sort_values("auc", ascending=False, kind="stable")
+    if ordered.empty:
+        return f"- No method has learned anything: no {name} here is a result."
     best, colour = ordered.iloc[0], table[table.name == COLOUR]
     lines = [
         f"Highest {name}: **{as_written(best['name'])}**, {best.auc:.3f} [{best.AUC_low:.2f}, {best.AUC_high:.2f}]."
     ]
-    if (table.name == "DMSMIL").any():
-        mine = table[table.name == "DMSMIL"].iloc[0]
-        above = table[(table.auc > mine.auc) & (table[COLLAPSED] == 0)]
+    if (ordered.name == "DMSMIL").any():
+        mine = ordered[ordered.name == "DMSMIL"].iloc[0]
+        above = ordered[ordered.auc > mine.auc]
         lines.append(
             f"DMSMIL's {name} is {mine.auc:.3f}; "
             + (

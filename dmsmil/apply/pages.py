@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from PIL import Image
 
 from dmsmil import figures
 from dmsmil.apply.kit import Kit
-from dmsmil.apply.predict import Applied
+from dmsmil.apply.predict import Applied, in_the_study
 from dmsmil.apply.words import NOT_FOR, known_by
 from dmsmil.features.views import slide_views
 from dmsmil.interpret.explain import extremes
@@ -130,8 +130,12 @@ def _said(said: dict, about: dict) -> str:
         if name.startswith("distance_")
     ]
     rows = "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in lines)
-    odd = "".join(f'<p class="odd"><b>{html.escape(line)}</b></p>' for line in warnings_of(said))
-    return f"{odd}<table>{rows}</table>"
+    return f"{_odd([*in_the_study(about), *warnings_of(said)])}<table>{rows}</table>"
+
+
+def _odd(lines: Iterable[str]) -> str:
+    """What must be read before any number."""
+    return "".join(f'<p class="odd"><b>{html.escape(line)}</b></p>' for line in lines)
 
 
 def _picture(title: str, path: Path) -> str:
@@ -158,7 +162,8 @@ def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
         cells = [said["label"], said["pred"], *numbers, str(said["models"]), " ".join(warnings_of(said))]
         rows.append(f"<tr><td>{link}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     odd = int((table.unlike != "").sum())
-    warned = f'<p class="odd"><b>{odd} of {len(table)} slides are unlike the training slides.</b></p>' if odd else ""
+    unlike = [f"{odd} of {len(table)} slides are unlike the training slides."] if odd else []
+    warned = _odd([*in_the_study(kit.about), *unlike])
     who = html.escape(f"{kit.about['name']} of the study {kit.about['study']}")
     what = f"<p>{len(table)} slides, seen by {who}.</p>"
     return _html("Predictions", [what, warned, f"<table><tr>{head}</tr>{''.join(rows)}</table>"])

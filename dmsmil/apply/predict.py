@@ -25,7 +25,8 @@ class Applied:
     deviation over the models), lowest and highest, of the class that `told_class` names; models (how many were asked),
     of more than two classes others (how many of them say another class), known (by what the study knows the slide:
     slide, patient, content), unlike (in what it is unlike its slides: features, colours), distance_features,
-    distance_colours (1: the border), tiles (of the first scale). Where every model has seen a slide nothing is
+    distance_colours (1: the border), tiles (of the first scale), note (how the models' runs went, only where that must
+    be known). Where every model has seen a slide nothing is
     predicted. scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions
     table of every member (fold, seed) on the slides that it has not seen; means: by panel, that of their means.
     """
@@ -64,7 +65,15 @@ def apply_kit(kit: Kit, bags: Bags, slides: pd.DataFrame) -> Applied:
         ],
         axis=1,
     )
-    return Applied(table.assign(tiles=bags.mask[:, 0].sum(1).numpy()), scores, each, means)
+    table = table.assign(tiles=bags.mask[:, 0].sum(1).numpy())
+    for line in in_the_study(kit.about):
+        table["note"] = line
+    return Applied(table, scores, each, means)
+
+
+def in_the_study(about: dict) -> list[str]:
+    """How the runs of `Kit.about` went, a sentence, where a reader of what they say must know it."""
+    return [f"In the study, {about['note']}."] if about["note"] else []
 
 
 def _folds(kit: Kit) -> set[int]:
@@ -141,6 +150,8 @@ def said_sentences(table: pd.DataFrame) -> str:
         + ", ".join(f"{count} {as_written(name)}" for name, count in counts.items())
         + "."
     ]
+    if "note" in table:
+        lines.insert(0, f"**{as_written(table.note.iloc[0])}**")  # before any answer
     torn = asked[asked.others > 0] if "others" in asked else asked[(asked.lowest < 0.5) & (asked.highest > 0.5)]
     if len(torn):
         lines.append(f"On {len(torn)} of them the models do not agree about the class.")

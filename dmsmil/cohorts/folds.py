@@ -123,10 +123,15 @@ def make_folds(
     patients = _patients(cohort)
     counts = patients.value_counts()
     _check(folds, val_share, repeats)
+    if counts.min() < 2:
+        raise InputError(
+            f"class '{counts.idxmin()}' has 1 patient, who cannot be learned from and tested at once: add patients, or "
+            "leave the class out"
+        )
     if counts.min() < folds:
         raise InputError(
             f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
-            f"set folds to {max(counts.min(), 2)} or less, or add patients"
+            f"set folds to {counts.min()} or less, or add patients"
         )
     names = patients.index.to_numpy()
 

@@ -52,12 +52,13 @@ class Table:
 
     frame: the rows that have the header's length, their cells stripped; the index is the row's number in a
     spreadsheet, whose header is row 1. bad: why another row was not taken, by its number. notes: what was read
-    otherwise than it is written.
+    otherwise than it is written. header: the names of the columns as they are written.
     """
 
     frame: pd.DataFrame
     bad: dict[int, str]
     notes: list[str]
+    header: list[str]
 
 
 def read_table(path: str | Path) -> Table:
@@ -86,7 +87,7 @@ def read_table(path: str | Path) -> Table:
                 "separator in quotes, and give each row all its separators"
             )
     frame = pd.DataFrame(list(rows.values()), index=list(rows), columns=names, dtype=str)
-    return Table(frame.loc[:, ~frame.columns.duplicated()], bad, notes)
+    return Table(frame.loc[:, ~frame.columns.duplicated()], bad, notes, header)
 
 
 def is_missing(values: pd.Series) -> pd.Series:

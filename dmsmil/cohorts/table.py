@@ -76,11 +76,12 @@ def _read(table: Path, report: Callable[[str], None], required: tuple[str, ...])
     if not table.is_file():
         raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
     found = read_table(table)
-    for name in required:
-        if name not in found.frame:
-            near = difflib.get_close_matches(name, found.frame.columns, 1)
-            hint = f"rename its column '{near[0]}'" if near else "its columns are " + ", ".join(found.frame.columns[:9])
-            raise InputError(f"{table.name} has no column '{name}': {hint}")
+    if missing := [name for name in required if name not in found.frame]:
+        names = " and no ".join(f"'{name}'" for name in missing)
+        near = difflib.get_close_matches(missing[0], found.frame.columns, 1)
+        there = "its columns are " + ", ".join(found.header[:9])
+        hint = f"rename its column '{near[0]}'" if near and len(missing) == 1 else there
+        raise InputError(f"{table.name} has no column {names}: {hint}")
     if found.frame.empty and not found.bad:
         raise InputError(f"{table.name} has no rows: one row a slide is needed")
     for note in [*found.notes, *unread(found.frame, table.name)]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 import warnings
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import cv2
 import numpy as np
@@ -120,6 +121,19 @@ def check_encoder(name: str, weights: str = "", px: int = 0) -> int:
         model = build(source if local else Source(**{**vars(source), "state": None}), px)
         _try_side(model, source, px)
     return _channels(model, source)
+
+
+@cache
+def tile_seconds(name: str, weights: str, px: int, tile_px: int, device: str = "auto") -> float:
+    """Seconds that an encoder takes for a tile of tile_px on all cores, or the GPU, of this machine. Downloads nothing:
+    it is tried with random weights."""
+    bare = Source(**{**vars(resolve(name, weights)), "state": None})
+    encoder = Encoder(bare, px, 0, pick_device(device), "auto", 0)
+    tiles = np.random.default_rng(0).integers(0, 256, (encoder.batch, tile_px, tile_px, 3), dtype=np.uint8)
+    encoder.encode(tiles)  # the first waits until the network is made ready
+    began = time.perf_counter()
+    encoder.encode(tiles)
+    return (time.perf_counter() - began) / len(tiles)
 
 
 def _try_side(model: nn.Module, source: Source, px: int) -> None:

@@ -60,6 +60,12 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
                     f"{source.name} is {'' if inner == source else 'inside of '}one scale of a TRIDENT "
                     f"folder: name its parent, {inner.parent.name}"
                 )
+        if any((source / inner).is_dir() for inner in ("h5_files", "pt_files")):
+            raise InputError(
+                f"{source.name} is a folder of CLAM, and holds one magnification: make one for each of "
+                f"{', '.join(f'{scale:g}x' for scale in store.scales)}, and name them all at once with {{scale}} for "
+                "the number, such as clam_{scale}x"
+            )
         raise InputError(
             f"{source.name} is no TRIDENT folder, for it has {told(source)}: name the one that holds "
             "10x_512px_0px_overlap or the like, or for CLAM and STAMP a path with {scale} in it"

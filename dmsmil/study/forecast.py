@@ -1,4 +1,4 @@
-"""How long the trainings of a study take: its runs times the time of a step, a few of which are measured."""
+"""How long a study takes: its tiles times the time of the encoder, its runs times that of a step; both are measured."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.parallel import one_thread, pick_device, worker_count
 from dmsmil.models import create, transport
 from dmsmil.models.stacked import Stack
+from dmsmil.study.place import resolve
 from dmsmil.study.trial import made_up
 from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.runs import ON_CPU, ON_GPU
@@ -153,8 +154,21 @@ def in_words(works: list[Work], params: dict) -> str:
     where = "one GPU" if pick_device(params["device"]).type == "cuda" else f"{workers} core{'s' * (workers > 1)}"
     few = " (without those of witness_rates)" if params["witness_rates"] else ""
     return (
-        f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; tiles, "
-        "features and figures come on top"
+        f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; "
+        "figures come on top"
+    )
+
+
+def encoding_in_words(params: dict, slides: int) -> str:
+    """How many tiles a study encodes at most, and about how long its encoder takes for them here."""
+    from dmsmil.features.encoders import tile_seconds  # it imports timm, seconds that others need not spend
+
+    weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
+    tiles = slides * params["k"] * len(params["scales"])
+    seconds = tile_seconds(params["encoder"], weights, params["encoder_px"], params["tile_px"], params["device"])
+    return (
+        f"at most {tiles:,} tiles, about {minutes(tiles * seconds)} on this machine if none is done already; reading "
+        "the slides comes on top"
     )
 
 

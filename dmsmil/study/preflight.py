@@ -33,7 +33,7 @@ from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import tile_grid
-from dmsmil.study.forecast import forecast, in_words, step_in_words
+from dmsmil.study.forecast import encoding_in_words, forecast, in_words, step_in_words
 from dmsmil.study.opening import PAINTED, tile_source
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
@@ -80,7 +80,9 @@ def findings(params: dict) -> Iterator[Finding]:
     yield found
     trials = list(settings(params, channels, tuple(classes)))
     yield from trials
-    if all(good for good, _ in trials):
+    if all(good for good, _ in [found, *trials]):
+        if not params["features"]:
+            yield attempt("encode", lambda: encoding_in_words(params, len(cohort)))
         yield attempt("step", lambda: step_in_words(params, channels, classes))
         yield attempt("time", lambda: in_words(forecast(params, len(cohort), channels, classes, count), params))
     yield from _room(params, len(cohort), channels, to_fetch, home)

@@ -234,7 +234,7 @@ def verdict(table: pd.DataFrame) -> str:
         word = "above" if mine > theirs else "not above"
         lines.append(f"{title} is {word} *{name}*: {said} {mine:.3f} against {theirs:.3f}.")
     low, high = first.AUC_low, first.AUC_high
-    if not math.isnan(low):
+    if not math.isnan(low) and first.get(NOTHING, 0) < max(first.runs, 1):
         sure = "excludes" if low > 0.5 or high < 0.5 else "includes"
         lines.append(
             f"The 95 % interval of its {number(first, 'AUC')[0]}, [{low:.2f}, {high:.2f}], {sure} 0.5, "

@@ -139,6 +139,11 @@ def test_the_ranking_names_who_is_above_and_who_learned_nothing():
     assert "Highest AUC: **MEANPOOL**, 0.900" in said and "1 of 5 rows are above it: MEANPOOL" in said
     assert "Not above the six colour numbers: ABMIL 10x." in said and "Collapsed, and so no result: RELU." in said
     assert "no row is above it" in ranking(table(0.8, 0.8))
+    vain = table(0.8, 0.99).assign(learned_nothing=[5, 0, 0])
+    assert "Highest AUC: **six colour numbers**" in ranking(vain) and "no row is above it" not in ranking(vain)
+    assert "which is guessing" not in verdict(vain) and "learned nothing in 5 of 5 runs" in verdict(vain)
+    assert "Highest AUC: **DMSMIL**" in ranking(vain.assign(learned_nothing=[4, 0, 0])), "one of five has learned"
+    assert ranking(vain.head(1)) == "- No method has learned anything: no AUC here is a result."
 
 
 @pytest.mark.slow

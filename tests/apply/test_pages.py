@@ -15,9 +15,12 @@ import tifffile
 from dmsmil.apply import pages
 from dmsmil.apply.incoming import read_slides
 from dmsmil.apply.pages import make_pages, warnings_of
+from dmsmil.apply.predict import said_sentences
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.failures import read_failures
 from dmsmil.slides.store import Store
+from dmsmil.study.applying import said_lines
+from dmsmil.training.results import save_table
 from tests.apply.conftest import ENCODER, NEW, SCALES, TILE, quiet
 
 pytestmark = pytest.mark.xdist_group("apply")
@@ -98,7 +101,7 @@ def test_a_known_slide_says_so(page):
 
 
 def test_names_are_shown_as_they_were_written(made):
-    about = {**made.kit.about, "study": "<b>&", "classes": ["<i>", "b"], "positive": "b"}
+    about = {**made.kit.about, "study": "<b>&", "classes": ["<i>", "b"], "positive": "b", "note": "<u>"}
     said = {
         "slide_id": "s",
         "models": 2,
@@ -116,7 +119,7 @@ def test_names_are_shown_as_they_were_written(made):
         "distance_features": 0.5,
     }
     text = pages._said(said, about)
-    assert "<i>" not in text and "<u>" not in text and "<b>" not in text.replace("<b>", "", 0) and "p&amp;q" in text
+    assert "<i>" not in text and "<u>" not in text and text.count("<b>") == 1 and "p&amp;q" in text
 
 
 @pytest.mark.slow
@@ -138,3 +141,20 @@ def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
     assert list(failed.unit) == ["demo-A000-1"] and list(failed.stage) == ["page"] and index.is_file()
     text = index.read_text()
     assert "pages/demo-A000-1.html" not in text and f"pages/{NEW[0]}.html" in text
+
+
+@pytest.mark.parametrize("note", ["3 of 3 runs learned nothing", ""])
+def test_models_that_learned_nothing_are_said_before_any_answer(made, tmp_path, note):
+    """In the table, in the sentences, on the page of all slides and on each, and where the command says its answers."""
+    kit = replace(made.kit, about={**made.kit.about, "note": note})
+    applied = made.apply(made.slides / f"{NEW[0]}.svs", kit)[0]
+    told = [f"In the study, {note}."] if note else []
+    assert list(applied.table.get("note", [])) == told
+    sentences = said_sentences(applied.table)
+    assert ("In the study" in sentences) == bool(note) and (not note or sentences.startswith(f"- **{told[0]}**"))
+    said = applied.table.to_dict("records")[0]
+    for text in (pages._index(kit, applied.table, set()), pages._said(said, kit.about)):
+        assert ("In the study" in text) == bool(note)
+        assert not note or text.index(told[0]) < text.index("<table>")
+    save_table(applied.table, tmp_path, "10_apply")
+    assert [line.strip() for line in said_lines(tmp_path)[1:]] == told

@@ -72,6 +72,9 @@ def test_folds_depend_on_seed_but_not_on_row_order():
 def test_too_small_a_class_is_refused_and_no_validation_part_is_taken_from_two_patients():
     with pytest.raises(InputError, match="class 'b' has 2 patients, fewer than folds = 5"):
         make_folds(cohort(5, 0), 5)
+    for folds in (2, 3):
+        with pytest.raises(InputError, match="class 'b' has 1 patient, who cannot .*: add patients"):
+            make_folds(cohort(3, 0), folds)
     with pytest.raises(InputError, match="folds is 1"):
         make_folds(cohort(8), 1)
     assert "val" not in set(make_folds(cohort(6, 0), 3).fold_0)

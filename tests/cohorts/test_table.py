@@ -111,6 +111,10 @@ def test_slides_are_not_needed_where_features_are_there(write, tmp_path):
     "columns, message",
     [
         (dict(slide=["a"], patient_id=["p"], lable=["x"]), "no column 'label': rename its column 'lable'"),
+        (
+            {"Case": ["p"], "Slide": ["a"], "Diagnosis": ["x"]},
+            "no column 'patient_id' and no 'label': its columns are Case, Slide, Diagnosis",
+        ),
         (dict(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "x"]), "only the class 'x'"),
         (dict(slide_id=[], patient_id=[], label=[]), "no rows"),
     ],

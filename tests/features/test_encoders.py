@@ -212,6 +212,9 @@ def test_without_network_both_ways_out_are_named(offline, call, name):
         ("random:resnet18", "w.pth", "random"),
         ("resnet18", ".", "is a folder"),
         ("random:nonesuch", "", "unknown encoder"),
+        ("uni_v1", "", "'uni_v1': write hf-hub:MahmoodLab/UNI$"),
+        ("UNI2", "", "write hf-hub:MahmoodLab/UNI2-h$"),
+        ("resnet50_trunc", "", "let CLAM make the features and name them with the key 'features'"),
     ],
 )
 def test_wrong_names(name, weight, words):

@@ -596,6 +596,10 @@ WRONG = {  # a line that says what is wrong, and what is there
     "nowhere": (lambda place: place / "nowhere", "folder nowhere does not exist: check the key 'features'"),
     "no folder of a scale": (lambda place: place / "f_{scale}x", "no folder f_10x for the features at 10x"),
     "rubbish": (rubbish, "a is no TRIDENT folder, for it has b, notes.txt: name the one .* a path with {scale} in it"),
+    "CLAM's folder": (
+        lambda place: clam(place / "clam_10x", "one", {10: grids("one")[10]}),
+        r"clam_10x is a folder of CLAM.* one magnification: make one for each of 10x, 20x, .* such as clam_{scale}x",
+    ),
     "one scale's folder": (
         lambda place: trident(place / "job", "one", grids("one")) / "10x_256px_0px_overlap",
         "10x_256px_0px_overlap is one scale of a TRIDENT folder: name its parent, job$",

@@ -29,7 +29,23 @@ def said(tmp_path):
 def test_nothing_stands_in_the_way_of_the_smoke_study(said):
     found = said()
     assert all(good for good, _ in found.values())
-    assert {"cohort", "encoder", "method", "ablation", "paper", "device", "disk", "memory"} <= set(found)
+    assert {"cohort", "encoder", "encode", "method", "ablation", "paper", "device", "disk", "memory"} <= set(found)
+
+
+def test_how_long_encoding_takes_is_said_before_hours_are_spent(said, monkeypatch):
+    """Tiles times the seconds of one, measured with random weights: a check fetches none."""
+    from dmsmil.features import encoders, weights
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_packaged_state", lambda *args: pytest.fail("weights were read"))
+        assert 0 < encoders.tile_seconds("efficientnet_lite0", "", 64, 64, "cpu") < 10
+    monkeypatch.setattr(encoders, "tile_seconds", lambda *args: 60.0)
+    assert said()["encode"] == (
+        True,
+        "encode   at most 240 tiles, about 4.0 hours on this machine if none is done already; "
+        "reading the slides comes on top",
+    )
+    assert "encode" not in said(features="drawn") and "encode" not in said(encoder="nonesuch")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +188,7 @@ def test_check_finds_what_is_wrong_in_seconds(tmp_path, capsys):
         "d: no slide file",
         "b: ",
         "c: ",
-        "fewer than folds = 3",
+        "has 1 patient, who cannot be learned from",
         "gone.pth",
         "did you mean 'dmsmil'",
         "1 of 3 open, and have 10x and 20x tiles",
