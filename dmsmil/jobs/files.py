@@ -37,14 +37,19 @@ class DiskFull(InputError):
 def atomic(path):
     """Yield a temporary path beside `path`; it becomes `path` only when the block ends well.
 
-    A reader therefore never sees half a file, and a killed process leaves `path` as it was.
+    A reader therefore never sees half a file, and a killed process leaves `path` as it was. Who may read it is what the
+    umask says, whatever writes it (safetensors would let nobody but the owner).
     Raises DiskFull when the disk has no room left.
     """
     path = Path(path)
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import (
@@ -24,7 +26,21 @@ from dmsmil.jobs.files import (
     temporary_path,
     write_csv,
     write_json,
+    write_text,
 )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no umask here")
+@pytest.mark.parametrize("umask, wanted", [(0o022, 0o644), (0o027, 0o640)])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask, wanted):
+    before = os.umask(umask)
+    try:
+        with atomic(tmp_path / "w.safetensors") as temporary:
+            save_file({"w": torch.zeros(2)}, temporary)
+        write_text("words", tmp_path / "words.txt")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [wanted, wanted]
 
 
 def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -66,6 +82,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 def test_numpy_on_a_full_disk_is_the_same_line(tmp_path):
     """numpy says only how much it wrote."""
     with pytest.raises(DiskFull, match="no space left.*x.npy"), atomic(tmp_path / "x.npy") as temporary:
+        temporary.unlink()
         temporary.symlink_to("/dev/full")
         with open(temporary, "wb") as file:
             np.save(file, np.zeros(100_000))
