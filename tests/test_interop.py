@@ -40,6 +40,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON, ids=[re.search(r"import (\w+)|from (\w+)", code)[0] for code in PYTHON])
 def test_the_python_of_the_page_runs(code, home, monkeypatch):
     for name in re.findall(r"^(?:import|from) ([\w, ]+?)(?:\.| import|$)", code, re.M):

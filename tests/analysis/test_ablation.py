@@ -113,6 +113,7 @@ def test_the_table_says_which_parts_and_stands_beside_the_baselines(rows, tmp_pa
         assert read[part].tolist() == [False if v is False else True if v else "" for v in table[part]]
 
 
+@pytest.mark.slow
 def test_the_papers_values_stand_only_where_it_prints_them(rows):
     table = rows[-1]
     assert not any("paper" in column for column in pretty_ablation(table))
@@ -198,6 +199,7 @@ def test_the_parts_of_the_method_that_chooses_are_taken_away_one_by_one(study):
         choose_variants(["map_tile"], "dmsmil_select")
 
 
+@pytest.mark.slow
 def test_what_cannot_run_here_is_left_out_with_its_reason():
     bags = toy_bags(24, 10, channels=18)
     frame = pd.DataFrame(
@@ -210,6 +212,7 @@ def test_what_cannot_run_here_is_left_out_with_its_reason():
     assert "- `map_tile` cannot run here: map 'tile' reshapes" in said
 
 
+@pytest.mark.slow
 def test_differences_are_default_minus_reading_by_fold():
     runs = {"default": made(signal=2.0), "map_tile": made(signal=0.1), "shared": made(signal=2.0)}
     table = variant_table(runs, 60).set_index("name")

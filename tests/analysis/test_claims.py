@@ -209,6 +209,7 @@ PAPERS = {
 }
 
 
+@pytest.mark.slow
 def test_the_papers_own_table_goes_its_way_and_is_held_only_where_paired(tmp_path):
     ablated(tmp_path, PAPERS)
     words = ("Multi-scale fusion", "Inter-scale OT", "Deformable attention adds", "full model")
@@ -374,6 +375,7 @@ def test_the_comparison_figure_ranks_methods_and_draws_what_they_must_beat(tmp_p
     assert sorted(lines) == [0.6, 0.6, 0.88], "colour, majority, mean pooling"
 
 
+@pytest.mark.slow
 def test_rows_of_one_method_are_told_apart_in_the_figure(tmp_path):
     rows = [
         row(name, 0.7, 0.7, method="dmsmil", scales="10x+20x", collapsed=c)

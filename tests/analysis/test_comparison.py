@@ -452,6 +452,7 @@ def test_a_missing_fold_is_left_out_and_the_share_stays_the_studys():
     assert half.AUC_p < compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC").iloc[0].AUC_p
 
 
+@pytest.mark.slow
 def test_repeats_are_further_resamples_of_the_same_share_and_no_further_slides():
     """Two partitions of the same patients: n is 10, a fold still tests a fifth, DeLong pools a slide over both."""
     one, two = study(seeds=1), study(seeds=2)
@@ -482,6 +483,7 @@ def test_compare_says_what_it_cannot_do():
         compare(reference, {"x": reference.assign(fold=reference.fold + 9)})
 
 
+@pytest.mark.slow
 def test_the_sentence_follows_from_the_numbers():
     tables = study()
     reference = tables.pop("DMSMIL")

@@ -101,6 +101,7 @@ def test_a_claim_is_judged_by_present_tables_alone(home):
     assert claims(home).set_index("claim").verdict["λ = 1 is best, in ACC, F1 and AUC"] == "not run"
 
 
+@pytest.mark.slow
 def test_the_ledger_counts_runs_of_present_folds_and_seeds(tmp_path):
     bags = make_bags()
     folds, cohort = folds_of(bags), cohort_of(bags)

@@ -104,6 +104,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_differs_is_refused_before_anything_is_read(name, study, slides, tmp_path):
     make, message = REFUSED[name]
@@ -114,6 +115,7 @@ def test_what_differs_is_refused_before_anything_is_read(name, study, slides, tm
     assert not list(tmp_path.glob("new/**/*.h5"))
 
 
+@pytest.mark.slow
 def test_a_study_that_made_its_own_takes_none(made, study, tmp_path):
     slides, _ = read_slides(made.slides, made.kit.classes, report=quiet)
     with pytest.raises(InputError, match="made its features itself, .*: leave the key 'features' empty") as caught:

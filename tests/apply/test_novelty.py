@@ -84,6 +84,7 @@ def test_new_slides_of_the_same_kind_are_seldom_marked():
         assert low <= share <= high
 
 
+@pytest.mark.slow
 def test_without_colours_only_features_are_compared(made):
     bags = toy_bags(6, 8, 4)
     bags.colour[2, 1] = np.nan

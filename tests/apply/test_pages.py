@@ -57,6 +57,7 @@ def test_every_page_says_its_numbers_and_what_it_is_not_for(page):
     assert NOT_FOR in index and NEW[0] in index and "demo-A000-1" in index
 
 
+@pytest.mark.slow
 def test_a_page_is_whole_by_itself(page):
     """Pictures are inside; what it names lies beside it; nothing is fetched."""
     home, _ = page
@@ -92,6 +93,7 @@ def test_the_page_names_the_file_that_was_asked_for(made, page, tmp_path, kind, 
     assert f'href="../qupath/{name}"' in (store.home / f"pages/{NEW[0]}.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_known_slide_says_so(page):
     home, _ = page
     assert "The study knows this slide (its name, its patient, what its tiles show): only models" in words(
@@ -143,6 +145,7 @@ def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
     assert "pages/demo-A000-1.html" not in text and f"pages/{NEW[0]}.html" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("note", ["3 of 3 runs learned nothing", ""])
 def test_models_that_learned_nothing_are_said_before_any_answer(made, tmp_path, note):
     """In the table, in the sentences, on the page of all slides and on each, and where the command says its answers."""

@@ -27,6 +27,7 @@ def runs_of(made, method):
     return sorted(made.home.glob(f"runs/{method}-*/fold*-seed0"))
 
 
+@pytest.mark.slow
 def test_a_slide_held_out_gets_what_the_training_code_says_of_it(made, whole):
     """Its bag by the training code's own path, each model by `fit.predict`: their mean, to 1e-6."""
     applied, _ = whole
@@ -53,6 +54,7 @@ def test_a_slide_of_the_study_gets_its_out_of_fold_prediction(made, whole):
     assert (rows.known == "slide, content").all() and (rows.spread == 0).all()
 
 
+@pytest.mark.slow
 def test_rivals_are_fitted_as_the_study_fits_them(made, whole):
     own = {
         "six colour numbers": colour_predictions(made.bags, made.folds),
@@ -124,6 +126,7 @@ def test_scores_are_the_mean_of_shares(made, whole):
         assert mine.normalised.min() == 0 and mine.normalised.max() == 1
 
 
+@pytest.mark.slow
 def test_the_order_and_company_of_slides_change_nothing(made, whole):
     alone = made.apply(made.slides / f"{NEW[1]}.svs")[0].table.iloc[0]
     among = whole[0].table.set_index("slide_id").loc[NEW[1]]

@@ -222,6 +222,7 @@ def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
     assert any("the cover shows no slide" in line for line in said) and all("\n" not in line for line in said)
 
 
+@pytest.mark.slow
 def test_every_picture_has_words(study):
     _, pages, _ = study
     words = [unescape(alt) for page in pages.values() for alt in re.findall(r'<img[^>]*alt="([^"]*)"', page)]
@@ -240,6 +241,7 @@ def test_every_figure_function_says_what_it_draws():
         assert not re.search(r"\w+\.\w+|:.*:", alt.removeprefix("A heading. ")), f"{name} speaks of code: {alt}"
 
 
+@pytest.mark.slow
 def test_parameters_and_imports_are_folded_nothing_else(study):
     _, pages, _ = study
     folded = re.findall(r"<details.*?</details>", pages["03_train"], re.S)
@@ -312,6 +314,7 @@ def odd(tmp_path_factory):
     return book.build(home, said.append, home.parent / "none", ""), said
 
 
+@pytest.mark.slow
 def test_odd_names_read_as_they_were_written(odd):
     index, said = odd
     front = BeautifulSoup(index.read_text(encoding="utf-8"), "html.parser")
@@ -447,6 +450,7 @@ def test_the_cover_draws_whatever_there_is(slide, tmp_path):
     np.testing.assert_allclose(data["AUC_mean"], table.AUC_mean)
 
 
+@pytest.mark.slow
 def test_the_cover_shows_the_tiles_that_were_in_the_bag(tmp_path):
     home = make_study(tmp_path / "mine")
     frame, folds = read_cohort(home)

@@ -516,6 +516,7 @@ def test_an_id_that_changed_is_renewed_once(gdc, tmp_path):
         quick(gdc, renew=lambda name, md5_: "old-id").fetch("old-id", tmp_path / "b.svs", len(BIG), md5(BIG))
 
 
+@pytest.mark.slow
 def test_a_remote_works_in_worker_processes(gdc, tmp_path):
     remote = quick(gdc, checked=str(tmp_path / "checked.txt"))
     assert pickle.loads(pickle.dumps(remote)) == remote

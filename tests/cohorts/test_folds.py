@@ -310,6 +310,7 @@ def tcga(name):
     ).reset_index(drop=True)
 
 
+@pytest.mark.slow
 def test_tcga_brca_can_be_dealt_evenly_by_site():
     frame = tcga("hipt_tcga_brca_subset.csv")
     table, gap = site_folds(frame.assign(site=frame.code), 5, val_share=0.0)

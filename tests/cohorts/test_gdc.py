@@ -490,6 +490,7 @@ def counted(manifest, *labels):
     ]
 
 
+@pytest.mark.slow
 def test_the_rule_on_tcgas_own_list():
     """Slides and patients by class as the lists that were published have them."""
     records = list(tcga_records())
@@ -508,6 +509,7 @@ def test_the_rule_on_tcgas_own_list():
     assert not set(hipt.slide_id) - set(pure.slide_id) & set(ours)
 
 
+@pytest.mark.slow
 def test_sites_by_name_do_not_tell_the_classes_apart_as_codes_do():
     nsclc, _ = sort_out([r for r in tcga_records() if r["experimental_strategy"] == "Diagnostic Slide"], NSCLC)
     for column, sites, mixed in (("site_code", 68, 0), ("site", 38, 28)):

@@ -180,6 +180,7 @@ def test_ours_and_others_stand_in_one_table(tmp_path):
     assert table["sites tested"].to_list() == ["2", "—"] and table["sites in train too"].to_list() == ["1 to 2", "—"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_splits_share_the_patients_that_were_reported(name):
     audit = audit_splits(public(name))

@@ -256,6 +256,7 @@ def test_table_3_has_the_papers_values_beside_and_no_digit_that_is_lost():
     assert shown["s / epoch"].iloc[0] == "4 [3.6, 4.4]" and shown["parameters"].iloc[0] == "636,386"
 
 
+@pytest.mark.slow
 def test_the_cost_figure_holds_the_numbers_sorted(tmp_path):
     table = costs(dmsmil=(636_386, 4, 7), dsmil=(700_000, 9, 14), meanpool=(1, 0.1, 0.1))
     figure = figures.cost_panels(table, tmp_path / "c")

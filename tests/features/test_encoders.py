@@ -76,12 +76,14 @@ def test_agrees_with_eager_pytorch(tiles, lite, name):
     assert np.ptp(ours, axis=0).max() > 0.01 * np.abs(ours).max()  # tiles differ, so do their features
 
 
+@pytest.mark.slow
 def test_backends_have_the_same_identity(tiles, lite):
     eager = create_encoder(LITE, device="cpu", px=128, backend="torch")
     assert eager.backend == "torch" and eager.identity == lite.identity
     np.testing.assert_allclose(eager.encode(tiles), lite.encode(tiles), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_feature_does_not_depend_on_its_companions(tiles, lite):
     together = lite.encode(tiles)
     assert len(tiles) % lite.batch  # the last batch is padded
@@ -152,6 +154,7 @@ def test_local_weights_in_every_usual_form(tmp_path, checkpoint, tiles, wrap):
     assert path.name in encoder.weights and check_encoder("resnet18", str(path)) == 512
 
 
+@pytest.mark.slow
 def test_position_embedding_follows_px(tmp_path, tiles):
     torch.manual_seed(0)
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pt")
@@ -159,6 +162,7 @@ def test_position_embedding_follows_px(tmp_path, tiles):
     assert encoder.encode(tiles[:1]).shape == (1, 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [check_encoder, lambda n, w: create_encoder(n, w, device="cpu")])
 @pytest.mark.parametrize(
     "change, words",
@@ -489,6 +493,7 @@ def test_a_foundation_model_is_built_and_pooled_as_its_card_says(repository, mon
     assert encoder.identity.get("pooling", "") == ("class+mean" if averaged else "")
 
 
+@pytest.mark.slow
 def test_a_pooled_encoder_runs_on_openvino_too(monkeypatch, tmp_path, tiles):
     for name, content in small_copy("paige-ai/Virchow2", monkeypatch)[0].items():
         (tmp_path / name).write_bytes(content)

@@ -839,6 +839,7 @@ def test_a_study_goes_through_trident_and_is_the_same_bit_for_bit(k, tmp_path):
     assert other.read_tiles("one").dimensions == (9000, 8000)
 
 
+@pytest.mark.slow
 def test_a_study_goes_through_clam_and_is_the_same_bit_for_bit(tmp_path):
     """Without `parent`, density or a magnification: the link is found again by place."""
     store, table = own_study(tmp_path / "first"), cohort(["one", "two", "gone"])

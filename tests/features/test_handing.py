@@ -76,6 +76,7 @@ def test_torchmil_loads_it_as_readme_says(store, tmp_path):
         assert (bag["adj"].to_dense() > 0).sum() > 9, "neighbours on the grid are joined, whatever the scan"
 
 
+@pytest.mark.slow
 def test_for_clam_all_scales_and_tables_of_the_slides_that_are_there(store, tmp_path):
     hand_out("clam", store, COHORT, FOLDS, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/tables/dataset.csv")
@@ -89,6 +90,7 @@ def test_for_clam_all_scales_and_tables_of_the_slides_that_are_there(store, tmp_
     same(load_bags(store, COHORT.iloc[:3], 9), load_bags(other, COHORT.iloc[:3], 9))
 
 
+@pytest.mark.slow
 def test_for_stamp_places_in_micrometres_and_tables_of_patients_and_slides(store, tmp_path):
     hand_out("stamp", store, COHORT, FOLDS, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out/clini.csv").values.tolist() == [["p1", "b"], ["p2", "a"], ["p3", "b"]]

@@ -98,6 +98,7 @@ def test_two_tilings_of_one_size_are_named(zarr, store):
         take(store, zarr)
 
 
+@pytest.mark.slow
 def test_a_damaged_zarr_is_a_row_and_a_changed_byte_is_imported_again(zarr, store):
     shutil.copytree(zarr / "one.zarr", zarr / "two.zarr")
     table = cohort(["one", "two"])

@@ -66,6 +66,7 @@ def test_they_depend_on_the_slide_alone_and_are_drawn_once(store, cohort, tmp_pa
     draw_features(store, cohort, K, DIM, workers=1, report=[].append)  # as the other tests expect it
 
 
+@pytest.mark.slow
 def test_three_classes_are_refused(store, cohort):
     with pytest.raises(InputError, match="two classes"):
         draw_features(store, cohort.assign(label=["A", "B", "C"] * 8), K, DIM)

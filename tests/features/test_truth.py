@@ -38,6 +38,7 @@ def test_a_tiles_share_is_counted_on_the_map_of_its_slide(make, tmp_path):
     assert 0 < np.nanmean(shares) < 1
 
 
+@pytest.mark.slow
 def test_no_other_cohort_has_a_truth_and_half_a_truth_is_refused(tmp_path):
     bags = replace(toy_bags(4, 4, 3), store=Store(tmp_path, 128))
     assert known_shares(bags, tmp_path / "cohort") is None

@@ -62,6 +62,7 @@ def test_plans_lie_between_neighbouring_scales():
         np.testing.assert_array_equal(plan, wanted)
 
 
+@pytest.mark.slow
 def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
     bags, _, (runs, *_) = trained
     query, points, weights = look_inside(runs, bags, view(bags, 1)).sampling
@@ -71,6 +72,7 @@ def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
     assert all((centres == q).all(1).any() for q in query), "a query is the centre of a tile"
 
 
+@pytest.mark.slow
 def test_methods_without_transport_or_sampling_say_so(trained):
     bags, _, (_, abmil, no_ot, flat) = trained
     assert look_inside(abmil, bags, view(bags, 0)).plans == []

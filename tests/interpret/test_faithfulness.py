@@ -179,6 +179,7 @@ def test_the_summary_is_the_mean_over_patients_of_what_the_maps_say(trained):
     assert curves.groupby(["name", "order"]).size().eq(len(STEPS)).all()
 
 
+@pytest.mark.slow
 def test_fewer_slides_are_spread_over_the_cohort(trained):
     bags, _, runs = trained
     _, slides, _ = measure(runs[:1], bags, slides=5, workers=1)
@@ -196,6 +197,7 @@ def test_the_score_table_holds_every_tile_of_every_tested_slide(trained):
     assert all(side.loc[s, f"fold_{f}"] == "test" for s, f in table.groupby("slide_id").fold.first().items())
 
 
+@pytest.mark.slow
 def test_a_slide_that_was_not_tested_is_named_with_a_near_one(trained):
     bags, _, (runs, *_) = trained
     with pytest.raises(InputError, match="slide 01.* was not tested.*did you mean"):

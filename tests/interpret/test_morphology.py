@@ -323,6 +323,7 @@ def test_one_row_a_tile_and_each_slide_segmented_once(study, segmented):
     assert segmented == ["007", "s2"]
 
 
+@pytest.mark.slow
 def test_scores_meet_the_nuclei_of_their_own_tile(study):
     """A bag of fewer tiles than the store counts its rows otherwise."""
     store, cohort = study

@@ -61,6 +61,7 @@ def demo():
     return rgb[256:768, 256:768], {key: truth[key][inside] for key in ("x", "y", "radius", "kind")}
 
 
+@pytest.mark.slow
 def test_black_padding_is_neither_stain_nor_tissue(demo, tmp_path):
     """A tile that is half padding has the stain and the density of nuclei of its other half."""
     tissue = demo[0][:, :256]
@@ -175,6 +176,7 @@ def test_glass_pink_and_noise_have_no_nuclei():
         assert summary["nuclei"] == summary["density_mm2"] == 0 and np.isnan(summary["area_um2"])
 
 
+@pytest.mark.slow
 def test_glass_beside_tissue_changes_nothing():
     tile = paint(grid(4), 128, 0.5)
     beside = np.concatenate([tile, np.full((256, 768, 3), 244, np.uint8)], 1)
@@ -303,6 +305,7 @@ def test_validation_of_painted_fields(tmp_path):
     np.testing.assert_allclose(table.true_area_um2, np.median(np.bincount(masks.ravel())[1:]) / 16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/tcga_nuclei_40x, real fields with instance masks")
 def test_real_fields():
     """Floors well below what was measured on the fields that chose no constant."""

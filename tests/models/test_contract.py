@@ -9,6 +9,7 @@ SMALL = dict(hidden_dims=(16, 24, 8, 16), size=(12, 6), k_sample=3)
 SMALLER = {"hagmil": SMALL, "hagmil_hier": SMALL}  # at their own sizes they take a minute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_the_contract(name):
     table = check_contract(name, **SMALLER.get(name, {}))

@@ -71,6 +71,7 @@ def sorted_rows(corners):
 # ------------------------------------------------------------------------------------------------ what is taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [(10, 20), (5, 10, 20)])
 def test_the_corners_are_those_given_and_each_finer_tile_lies_in_the_one_before(slides, tmp_path, scales):
     given = {name: corners_of(seed) * scales[-2] // 10 for seed, name in enumerate(("one", "two"))}
@@ -306,6 +307,7 @@ def test_what_does_not_fit_in_hs2ps_words_is_one_line(tmp_path, change, px, reas
     assert_one_line(caught, "one.")
 
 
+@pytest.mark.slow
 def test_a_scanner_that_is_not_quite_20x_is_said_and_its_corners_are_kept(tmp_path):
     make_slide(tmp_path / "one.svs", 1700, 1300, seed=3, coverage=0.97, mpp=0.46)
     shutil.copytree(HS2P, tmp_path / "made")

@@ -74,6 +74,7 @@ def test_a_size_that_is_none_is_said(tmp_path, said, reason):
         assert reason in slide.warnings[0]
 
 
+@pytest.mark.slow
 def test_tiff_tags_count_as_before_unless_they_are_absurd(tmp_path):
     for dots, mpp in ((20000, 0.5), (28.35, 0.25)):  # a centimetre: half micrometres, and 72 an inch
         path = write_ome(tmp_path / "a.ome.tif", IMAGE, PhysicalSizeX=0.25, dots=dots, **FLAT)

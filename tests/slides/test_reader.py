@@ -95,6 +95,7 @@ def test_reading_a_slide_with_the_mpp_it_was_read_with_changes_nothing(tmp_path)
             assert (slide.magnification, slide.mpp) == (again.magnification, again.mpp)
 
 
+@pytest.mark.slow
 def test_what_openslide_does_not_read_is_to_be_converted_and_what_is_damaged_copied(tmp_path):
     image = texture(300, 400)
     tifffile.imwrite(

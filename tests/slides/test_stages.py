@@ -51,6 +51,7 @@ def test_the_studys_mpp_is_for_the_slides_that_do_not_say_and_for_no_other(tmp_p
     assert again.set_index("slide_id").magnification.to_dict() == {k: v for k, v in expected.items() if k != "bare"}
 
 
+@pytest.mark.slow
 def test_a_slide_that_lacks_a_scale_is_one_row_and_the_others_go_on(tmp_path):
     sizes = dict(width=1024, height=1024, coverage=1)
     whole = make_slide(tmp_path / "whole.svs", **sizes, objective=20, mpp=0.5)
@@ -71,6 +72,7 @@ def test_tiles_of_three_scales_that_were_linked_otherwise_are_made_again(tmp_pat
     assert three["links"] == "nested" and "links" not in two
 
 
+@pytest.mark.slow
 def test_black_is_padding_unless_the_study_says_tissue_and_tiles_follow(tmp_path):
     image = texture(1024, 1024, seed=3)
     image[:, 512:] = 0

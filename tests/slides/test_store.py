@@ -308,6 +308,7 @@ def write_on_a_full_disk(store, slide_id, what):
     store.write_features(slide_id, make_features(), make_tiles(slide_id), MADE_BY)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("what", ["tiles", "features"])

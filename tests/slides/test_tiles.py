@@ -134,6 +134,7 @@ def test_selection_beside_black_is_the_naive_one(made, kind, k, seed, min_densit
             assert not slide.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["half black", "nearly black", "black frame", "black frame 40x odd", "black one level"]
 )
@@ -157,6 +158,7 @@ def test_black_padding_is_left_out_counted_and_said(made, kind):
         assert sorted(select_tiles(slide, 3, PX, black="tissue").density) == sorted(letter)[-3:]
 
 
+@pytest.mark.slow
 def test_ink_and_dense_nuclei_are_no_padding(made):
     """Real dark tissue has texture: what is painted dark stays as dense as the paper's words make it."""
     path, base, scores = made("ink")
@@ -190,6 +192,7 @@ def test_a_slide_that_is_black_has_no_tissue(tmp_path):
         select_tiles(slide, 5, PX, black="yes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["20x", "40x odd", "40x exact", "loose"])
 def test_openslide_alone_gives_the_same(made, kind, monkeypatch):
     path, base, _ = made(kind)
@@ -201,6 +204,7 @@ def test_openslide_alone_gives_the_same(made, kind, monkeypatch):
         assert_same(select_tiles(slide, 9, PX, 3, pixels=True), naive_select(path, 9, PX, 3, 0.05, base))
 
 
+@pytest.mark.slow
 def test_a_reader_that_disagrees_is_not_used(made, monkeypatch):
     honest = tiff.TiffLevels.region
     monkeypatch.setattr(tiff.TiffLevels, "region", lambda *arguments: honest(*arguments) ^ 1)
@@ -208,6 +212,7 @@ def test_a_reader_that_disagrees_is_not_used(made, monkeypatch):
         assert slide._file.fast is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, *PAINTED])
 def test_bounds_hold_for_every_tile(made, kind):
     path, base, scores = made(kind)
@@ -264,6 +269,7 @@ def test_ties_are_broken_by_position(tmp_path):
     assert tiles.read == 10
 
 
+@pytest.mark.slow
 def test_read_tiles_gives_the_pixels_of_the_selection(made):
     for kind in ("20x", "40x exact", "40x odd"):
         with open_slide(made(kind)[0]) as slide:
@@ -300,6 +306,7 @@ def test_random_tiles_are_inside_and_uniform(made):
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["20x", "40x odd", "33x", "mpp only"])
 @pytest.mark.parametrize("scales", [(5, 10, 20), (2, 5, 10, 20), (10, 20)])
 def test_every_tile_lies_in_that_of_the_scale_before_it(made, kind, scales):
@@ -412,6 +419,7 @@ def test_real_bad_files_give_one_line(name, mpp, reason):
     assert_one_line(caught, name)
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize(
     "name, mpp, px, k",
@@ -430,6 +438,7 @@ def test_real_slides_give_the_naive_selection(name, mpp, px, k):
     assert_same(tiles, naive_select(WSI / name, k, px, 5, 0.05, slide.magnification))
 
 
+@pytest.mark.slow
 @real
 def test_bounds_hold_for_every_tile_of_a_real_slide():
     path = WSI / "TCGA-CR-7395-01A-01-TS1.svs"

@@ -31,6 +31,7 @@ def loaded(*args):
     return int(words[1]), set(words[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, status",
     [

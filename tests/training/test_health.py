@@ -55,6 +55,7 @@ def test_history_and_record_tell_where_attention_went(runs):
     assert "effective_10x" in maxpool.history and "beyond_reach_10x" not in maxpool.history
 
 
+@pytest.mark.slow
 def test_the_marks_follow_from_the_numbers(runs):
     _, (dmsmil, maxpool, _) = runs
     for r in (dmsmil, maxpool):

@@ -50,6 +50,7 @@ def corners(boxes):
     return {tuple(path.vertices.min(0).round().astype(int).tolist()) for path in boxes.get_paths()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k, least", [(1, 0.05), (20, 0.05), (20, 0.9), (1000, 0.3)])
 def test_the_densest_tiles_outlined_are_those_that_the_package_takes(slide, every, k, least):
     figure = bags.densest(slide, every, k, least)
@@ -58,6 +59,7 @@ def test_the_densest_tiles_outlined_are_those_that_the_package_takes(slide, ever
     assert figure.axes[0].get_title(loc="left") == f"K = {k}: {len(taken)} tiles"
 
 
+@pytest.mark.slow
 def test_each_tile_carries_its_density(slide, every):
     grid = bags.densities(slide, every).axes[1]
     shown = {text.get_position(): float(text.get_text()) for text in grid.texts}

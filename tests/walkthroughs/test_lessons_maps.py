@@ -83,6 +83,7 @@ def test_averages_are_means_over_slides():
         np.testing.assert_allclose(image, sum(values.astype(float)) / len(values))
 
 
+@pytest.mark.slow
 def test_the_scorecard_shows_the_values_and_their_intervals():
     rng = np.random.default_rng(4)
     columns = ["truth_10x", "truth_random_10x", "replaced", "removed", "random_weights"]

@@ -92,6 +92,7 @@ def test_the_numbers_under_the_dots_are_mean_aucs(trained):
             assert text.get_text() == f"{np.mean(means):.2f}"
 
 
+@pytest.mark.slow
 def test_fusion_weights_are_those_of_the_slides_tested(trained):
     bags, folds, runs = trained
     signal = np.where(bags.labels == 1, "here", "nowhere")

@@ -86,6 +86,7 @@ def test_slides_of_other_settings_are_not_kept(demo, tmp_path):
         assert (tmp_path / path).read_bytes() == (demo[0] / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_openslide_reads_an_aperio_pyramid(demo):
     folder, table = demo
     for path in table.path:
@@ -104,6 +105,7 @@ def test_the_levels_show_the_same_picture(demo):
     assert np.abs(shrunk.astype(int) - pixels(path, 1)).mean() < 3
 
 
+@pytest.mark.slow
 def test_the_table_names_files_that_exist_and_is_what_is_stored(demo):
     folder, table = demo
     assert list(table) == ["slide_id", "patient_id", "site", "label", "path"]

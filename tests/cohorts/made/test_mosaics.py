@@ -103,6 +103,7 @@ def test_the_order_of_the_fields_changes_no_group(images):
     assert {frozenset(group) for group in forward} == {frozenset(group) for group in backward}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/lung_lc25000, real fields with known groups")
 @pytest.mark.parametrize("label", ["LUAD", "LUSC"])
 def test_on_real_fields_no_copies_are_split(label):
@@ -131,6 +132,7 @@ def test_a_mirrored_feature_is_the_feature_of_the_mirror_image():
     np.testing.assert_array_equal(originals._mirror(originals._mirror(features)), features)
 
 
+@pytest.mark.slow
 def test_plain_fields_are_left_out(tmp_path, images):
     home, fields = find_fields(images[0])
     (tmp_path / "lung_aca").mkdir()
@@ -246,6 +248,7 @@ def test_the_truth_is_where_the_record_says(mixed, made):
     assert_one_line(caught, "no record of slide mine")
 
 
+@pytest.mark.slow
 def test_no_original_of_normal_tissue_is_in_two_slides(images, mixed):
     slides_of = {}
     for slide, fields in records(*mixed).items():
@@ -365,6 +368,7 @@ def test_two_processes_make_the_same_bytes_as_one(images, mixed, tmp_path):
     assert contents(tmp_path) == contents(mixed[0])
 
 
+@pytest.mark.slow
 def test_no_original_is_in_two_slides(images, made):
     slides_of = {}
     for slide, fields in records(*made).items():

@@ -60,6 +60,7 @@ def test_what_is_missing_or_of_another_rate_is_made_again_and_the_rest_is_kept(p
     assert all(path.read_bytes() != (planted[0] / name).read_bytes() for path, name in zip(slides, table.path))
 
 
+@pytest.mark.slow
 def test_the_table_has_one_slide_a_patient_and_names_files_that_exist(planted):
     folder, table = planted
     assert list(table) == ["slide_id", "patient_id", "site", "label", "path"]
@@ -101,6 +102,7 @@ def test_the_rate_decides_nothing_else_in_the_plan():
     assert not np.isclose(few.arrangement.abs(), plan_planted(8, 0.05, 4).arrangement.abs()).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.05, 0.15, 0.4])
 def test_so_much_of_the_tissue_is_signal_as_was_asked_for(rate):
     for patient in range(4):
@@ -109,6 +111,7 @@ def test_so_much_of_the_tissue_is_signal_as_was_asked_for(rate):
         assert truth["signal"].sum() / truth["tissue"].sum() == pytest.approx(rate, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_tumour_lies_in_the_signal_and_benign_cells_beside_it():
     seen = set()
     for patient in range(4):
@@ -121,6 +124,7 @@ def test_the_tumour_lies_in_the_signal_and_benign_cells_beside_it():
     assert seen == set(KINDS)
 
 
+@pytest.mark.slow
 def test_two_rates_have_the_same_tissue_and_stain_and_the_smaller_signal_lies_in_the_larger():
     (few, less), (many, more) = painted(rate=0.1), painted(rate=0.4)
     assert (less["tissue"] == more["tissue"]).all() and not (less["signal"] & ~more["signal"]).any()
@@ -171,6 +175,7 @@ def test_impossible_settings_are_refused_in_one_line(tmp_path, wrong, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_truth_is_kept_beside_the_slide(planted):
     folder, table = planted
     plan = plan_planted(8, 0.3, 3)

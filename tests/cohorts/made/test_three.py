@@ -30,6 +30,7 @@ def border(row, side=1536):
     return sum(len(contour) for contour in contours) / drawn.sum()
 
 
+@pytest.mark.slow
 def test_a_maze_has_the_longest_border():
     """Of one patient painted in all three arrangements: as much epithelium, and far more of a border in the maze."""
     row = plan_three(6, 3).to_dict("records")[0]
