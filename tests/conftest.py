@@ -37,11 +37,13 @@ def once(name, make, tmp_path_factory, request):
 
 
 def pytest_collection_modifyitems(items):
-    """What looks at one study is slow, and goes to one worker: the others do not wait for it to be made."""
+    """What looks at one study is slow, and goes to one worker: the others do not wait for it to be made. Tests that
+    take minutes with it are small groups of their own, which come later, when it is there."""
     for item in items:
         for name in {"smoke", "three"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(name))
             item.add_marker(pytest.mark.slow)
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

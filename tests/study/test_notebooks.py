@@ -120,6 +120,7 @@ def killed(outputs, mark, *more):
     time.sleep(1.5)  # kernel and workers notice that their parent is gone
 
 
+@pytest.mark.xdist_group("killed in slides")
 def test_killed_while_slides_and_features_are_made_it_continues_to_the_same_bytes(smoke, tmp_path):
     home, again, first = smoke[0], tmp_path / "smoke", ("--only", "00", "01", "02")
     for mark in ("cohort/slides/*.svs", "features/*/patches/*.h5", "features/*/features_*/*.h5"):
@@ -132,6 +133,7 @@ def test_killed_while_slides_and_features_are_made_it_continues_to_the_same_byte
     assert results(again).items() <= results(home).items()
 
 
+@pytest.mark.xdist_group("killed in training")
 def test_killed_in_training_it_continues_to_the_same_bytes_and_makes_nothing_twice(copy):
     """Two runs are lost, and the study is killed when the first of them is back: a second run of all the rest."""
     home = copy
