@@ -36,6 +36,7 @@ def once(name, make, tmp_path_factory, request):
     return shared / name, said.read_text()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """What looks at one study is slow, and goes to one worker: the others do not wait for it to be made. Tests that
     take minutes with it are small groups of their own, which come later, when it is there."""

@@ -295,3 +295,11 @@ def test_a_study_notebook_needs_its_own_wing_and_three_others_at_most():
 def test_no_module_is_longer_than_a_reader_can_hold():
     for path in (ROOT / "dmsmil").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 360, path.name
+
+
+@pytest.mark.xdist_group("together")
+def test_a_group_of_tests_goes_to_one_worker(request):
+    """Where it is lost, two workers make what one would, or wait for each other, and nothing says so."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("one process: -n 0")
+    assert request.node.nodeid.endswith("@together")
