@@ -19,7 +19,16 @@ from dmsmil.slides.given import whose_tiles
 from dmsmil.training.baselines import CHEAP, COLOUR
 from dmsmil.training.config import RunConfig
 from dmsmil.training.metrics import called, scored
-from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, run_names, scales_name
+from dmsmil.training.results import (
+    COLLAPSED,
+    FITTED,
+    GATHERED,
+    NOTHING,
+    marked_sentences,
+    no_result,
+    run_names,
+    scales_name,
+)
 from dmsmil.training.runs import Runs
 
 
@@ -162,9 +171,7 @@ def ranking(table: pd.DataFrame) -> str:
     if auc.isna().all():
         return "- AUC is not defined: one class was tested."
     table = table.assign(auc=auc)
-    nothing = table.get(NOTHING, 0)
-    vain = (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))  # their numbers are no result
-    ordered = table[~vain].sort_values("auc", ascending=False, kind="stable")
+    ordered = table[~no_result(table)].sort_values("auc", ascending=False, kind="stable")
     if ordered.empty:
         return f"- No method has learned anything: no {name} here is a result."
     best, colour = ordered.iloc[0], table[table.name == COLOUR]

@@ -26,9 +26,9 @@ class Applied:
     of more than two classes others (how many of them say another class), known (by what the study knows the slide:
     slide, patient, content), unlike (in what it is unlike its slides: features, colours), distance_features,
     distance_colours (1: the border), tiles (of the first scale), note (how the models' runs went, only where that must
-    be known). Where every model has seen a slide nothing is
-    predicted. scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions
-    table of every member (fold, seed) on the slides that it has not seen; means: by panel, that of their means.
+    be known). Where every model has seen a slide nothing is predicted. scores: as `explain.tile_scores`, the mean over
+    the models. each: by panel, a predictions table of every member (fold, seed) on the slides that it has not seen;
+    means: by panel, that of their means.
     """
 
     table: pd.DataFrame

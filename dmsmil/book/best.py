@@ -8,7 +8,7 @@ from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.book.names import named
 from dmsmil.jobs.text import listed
 from dmsmil.training.baselines import CHEAP, MAJORITY
-from dmsmil.training.results import COLLAPSED, NOTHING, unlearned
+from dmsmil.training.results import no_result, unlearned
 
 MOST = 10  # rows
 MEAN = "meanpool"
@@ -32,12 +32,6 @@ def mine_of(table: pd.DataFrame) -> pd.Series | None:
     """The row of DMSMIL, the first if there are several; None where there is none."""
     rows = table[table.method == "dmsmil"]
     return rows.iloc[0] if len(rows) else None
-
-
-def no_result(table: pd.DataFrame) -> pd.Series:
-    """Rows whose numbers say nothing of their method: a run collapsed, or none has learned anything."""
-    nothing = table.get(NOTHING, 0 * table.runs)
-    return (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))
 
 
 def trained(table: pd.DataFrame) -> pd.DataFrame:

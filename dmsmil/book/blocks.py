@@ -11,13 +11,13 @@ from dmsmil.analysis.claims import tally, worth
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.report import ranking, saved_results, saved_times
 from dmsmil.analysis.sweep import pretty_lams
-from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, no_result, ranked, tested
+from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, ranked, tested
 from dmsmil.book.grid import markdown
 from dmsmil.book.names import named, retold
 from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
 from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import note, number, pretty
+from dmsmil.training.results import no_result, note, number, pretty
 
 MEASURED = (
     "Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "

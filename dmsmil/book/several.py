@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.book.best import best_rows, by_auc, mine_of, no_result, ranked, trained
+from dmsmil.book.best import best_rows, by_auc, mine_of, ranked, trained
 from dmsmil.book.grid import grid, markdown
 from dmsmil.book.names import named
 from dmsmil.book.results import Lacking, Study, shown_studies
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import cell, marked
+from dmsmil.training.results import cell, marked, no_result
 
 RATES = ("planted_05", "planted", "planted_40")  # the same patients, more and more of their tissue with the signal
 FEW = 3  # names in the sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import io
 import re
 from dataclasses import dataclass
@@ -88,6 +89,17 @@ def read_table(path: str | Path) -> Table:
             )
     frame = pd.DataFrame(list(rows.values()), index=list(rows), columns=names, dtype=str)
     return Table(frame.loc[:, ~frame.columns.duplicated()], bad, notes, header)
+
+
+def need_columns(frame: pd.DataFrame, names: tuple[str, ...], header: list[str], table: str) -> None:
+    """InputError where a table lacks one of `names`; header: its columns as they are written."""
+    missing = [name for name in names if name not in frame]
+    if missing:
+        near = difflib.get_close_matches(missing[0], frame.columns, 1)
+        there = "its columns are " + ", ".join(header[:9])
+        hint = f"rename its column '{near[0]}'" if near and len(missing) == 1 else there
+        lacking = " and no ".join(f"'{name}'" for name in missing)
+        raise InputError(f"{table} has no column {lacking}: {hint}")
 
 
 def is_missing(values: pd.Series) -> pd.Series:

@@ -5,7 +5,6 @@ A cohort is a table with one row a slide: slide_id, patient_id, label, and where
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dmsmil.cohorts.checks import COLUMNS, REQUIRED, gaps, identities, resolutio
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.finding import SlideFiles, find_slides, without_file
 from dmsmil.cohorts.ids import LONGEST_ID, plain_name
-from dmsmil.cohorts.reading import is_missing, read_table
+from dmsmil.cohorts.reading import is_missing, need_columns, read_table
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, write_csv
 
@@ -76,12 +75,7 @@ def _read(table: Path, report: Callable[[str], None], required: tuple[str, ...])
     if not table.is_file():
         raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
     found = read_table(table)
-    if missing := [name for name in required if name not in found.frame]:
-        names = " and no ".join(f"'{name}'" for name in missing)
-        near = difflib.get_close_matches(missing[0], found.frame.columns, 1)
-        there = "its columns are " + ", ".join(found.header[:9])
-        hint = f"rename its column '{near[0]}'" if near and len(missing) == 1 else there
-        raise InputError(f"{table.name} has no column {names}: {hint}")
+    need_columns(found.frame, required, found.header, table.name)
     if found.frame.empty and not found.bad:
         raise InputError(f"{table.name} has no rows: one row a slide is needed")
     for note in [*found.notes, *unread(found.frame, table.name)]:

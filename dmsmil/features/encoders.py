@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property, partial
 
 import cv2
@@ -118,7 +119,7 @@ def check_encoder(name: str, weights: str = "", px: int = 0) -> int:
     source = resolve(name, weights)
     local = bool(weights) or source.name in PACKAGED
     with torch.device("meta"):  # shapes and names without memory
-        model = build(source if local else Source(**{**vars(source), "state": None}), px)
+        model = build(source if local else replace(source, state=None), px)
         _try_side(model, source, px)
     return _channels(model, source)
 
@@ -127,8 +128,7 @@ def check_encoder(name: str, weights: str = "", px: int = 0) -> int:
 def tile_seconds(name: str, weights: str, px: int, tile_px: int, device: str = "auto") -> float:
     """Seconds that an encoder takes for a tile of tile_px on all cores, or the GPU, of this machine. Downloads nothing:
     it is tried with random weights."""
-    bare = Source(**{**vars(resolve(name, weights)), "state": None})
-    encoder = Encoder(bare, px, 0, pick_device(device), "auto", 0)
+    encoder = Encoder(replace(resolve(name, weights), state=None), px, 0, pick_device(device), "auto", 0)
     tiles = np.random.default_rng(0).integers(0, 256, (encoder.batch, tile_px, tile_px, 3), dtype=np.uint8)
     encoder.encode(tiles)  # the first waits until the network is made ready
     began = time.perf_counter()

@@ -26,9 +26,14 @@ class BrokenSlide(InputError):
     """The files of one slide are damaged, empty or not its own, whatever those of the others are."""
 
 
+def is_clam(folder: Path) -> bool:
+    """Whether a folder of one scale has CLAM's layout."""
+    return (folder / "h5_files").is_dir() or (folder / "pt_files").is_dir()
+
+
 def kind_of(folder: Path) -> str:
     """Whose features a folder of one scale holds: TRIDENT, CLAM or STAMP; InputError when nobody's."""
-    if (folder / "h5_files").is_dir() or (folder / "pt_files").is_dir():
+    if is_clam(folder):
         return "CLAM"
     for path in sorted(folder.rglob("[!.]*.h5")):
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmsmil.cohorts.ids import bare_name
-from dmsmil.features.foreign import told
+from dmsmil.features.foreign import is_clam, told
 from dmsmil.features.lazyslide import is_lazyslide, zarrs
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.slides.store import Store, encoder_folder
@@ -60,7 +60,7 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
                     f"{source.name} is {'' if inner == source else 'inside of '}one scale of a TRIDENT "
                     f"folder: name its parent, {inner.parent.name}"
                 )
-        if any((source / inner).is_dir() for inner in ("h5_files", "pt_files")):
+        if is_clam(source):
             raise InputError(
                 f"{source.name} is a folder of CLAM, and holds one magnification: make one for each of "
                 f"{', '.join(f'{scale:g}x' for scale in store.scales)}, and name them all at once with {{scale}} for "

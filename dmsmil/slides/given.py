@@ -7,7 +7,6 @@ rule of `select_tiles`, and of a slide that has more than `k` the densest are ta
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dmsmil.cohorts.ids import bare_name
-from dmsmil.cohorts.reading import read_table
+from dmsmil.cohorts.reading import need_columns, read_table
 from dmsmil.jobs.files import InputError, fingerprint, one_line
 from dmsmil.jobs.text import as_written
 from dmsmil.slides.density import check_black
@@ -202,11 +201,7 @@ def _rows(table: Path) -> dict[str, pd.DataFrame]:
     """The rows of a table by their slide_id; columns x and y, as text."""
     found = read_table(table)
     frame = found.frame.rename(columns={name: name.lower() for name in found.frame if name.lower() in COLUMNS})
-    for name in COLUMNS:
-        if name not in frame:
-            near = difflib.get_close_matches(name, frame.columns, 1)
-            hint = f"rename its column '{near[0]}'" if near else "its columns are " + ", ".join(frame.columns[:9])
-            raise InputError(f"{table.name} has no column '{name}': {hint}")
+    need_columns(frame, COLUMNS, found.header, table.name)
     if found.bad:
         raise InputError(f"{table.name}: {next(iter(found.bad.values()))}")
     if frame.empty:

@@ -77,6 +77,12 @@ def unlearned(table: pd.DataFrame) -> pd.Series:
     return (table[COLLAPSED] > 0) | (table.get(NOTHING, 0) > 0)
 
 
+def no_result(table: pd.DataFrame) -> pd.Series:
+    """Rows whose numbers say nothing of their method: a run collapsed, or none has learned anything."""
+    nothing = table.get(NOTHING, 0 * table.runs)
+    return (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))
+
+
 def marked(row: pd.Series) -> list[str]:
     """The marks of a row of a result table, in words; who collapsed has learned nothing, which is not said again."""
     marks = [mark for mark in (COLLAPSED, NOTHING, GATHERED) if row.get(mark, 0)]

@@ -14,7 +14,7 @@ from dmsmil.study.params import known_parameters
 from dmsmil.study.unchanged import Memory
 from tests.conftest import dmsmil
 
-ofsmoke = pytest.mark.xdist_group("apply to smoke")
+pytestmark = pytest.mark.xdist_group("apply to smoke")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,6 @@ def applied(copy):
     )
 
 
-@ofsmoke
 @pytest.mark.slow
 def test_apply_predicts_and_says_it(copy, applied):
     done, table = applied
@@ -58,7 +57,6 @@ def test_apply_predicts_and_says_it(copy, applied):
     assert figures == {"10_slides", "10_likeness"}
 
 
-@ofsmoke
 @pytest.mark.slow
 def test_what_differs_is_one_line_that_names_it(copy):
     for key, value, said in (
@@ -70,7 +68,6 @@ def test_what_differs_is_one_line_that_names_it(copy):
         assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
 
 
-@ofsmoke
 @pytest.mark.slow
 def test_an_exported_model_is_asked_without_the_study(copy, applied, capsys):
     args = ["-p", "outputs", str(copy)]
@@ -109,7 +106,6 @@ def test_nothing_there_to_apply_to_stops_before_any_kernel(tmp_path, capsys):
     assert said.count("\n") == 1 and "none to apply to: name a slide" in said and not list(tmp_path.iterdir())
 
 
-@ofsmoke
 @pytest.mark.slow
 def test_a_study_that_has_not_run_is_one_line(copy, tmp_path):
     done = dmsmil("apply", "params/smoke.yaml", copy / "new", "-p", "outputs", tmp_path)

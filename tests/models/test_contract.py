@@ -4,8 +4,8 @@ import pytest
 
 from dmsmil.models import METHODS
 from dmsmil.models.contract import check_contract
+from tests.models.test_hagmil import SMALL
 
-SMALL = dict(hidden_dims=(16, 24, 8, 16), size=(12, 6), k_sample=3)
 SMALLER = {"hagmil": SMALL, "hagmil_hier": SMALL}  # at their own sizes they take a minute
 
 
