@@ -17,18 +17,9 @@ from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS
 from dmsmil.slides.given import whose_tiles
 from dmsmil.training.baselines import CHEAP, COLOUR
-from dmsmil.training.config import RunConfig
+from dmsmil.training.config import RunConfig, scales_name
 from dmsmil.training.metrics import called, scored
-from dmsmil.training.results import (
-    COLLAPSED,
-    FITTED,
-    GATHERED,
-    NOTHING,
-    marked_sentences,
-    no_result,
-    run_names,
-    scales_name,
-)
+from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, no_result, run_names
 from dmsmil.training.runs import Runs
 
 

@@ -12,8 +12,9 @@ from dmsmil.analysis.comparison import compare, holm, sentence
 from dmsmil.analysis.paper import LEADS
 from dmsmil.jobs.text import as_written
 from dmsmil.training.baselines import MAJORITY, baseline_predictions
+from dmsmil.training.config import scales_name
 from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_fold
-from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names, scales_name
+from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names
 from dmsmil.training.runs import Runs
 
 

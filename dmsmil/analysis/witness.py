@@ -25,10 +25,10 @@ from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.jobs.text import as_written
 from dmsmil.models.deformable import reach
 from dmsmil.models.grid import grid_shape
-from dmsmil.training.config import configure_all
+from dmsmil.training.config import configure_all, scales_name
 from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import called, summarise
-from dmsmil.training.results import COLLAPSED, marked_sentences, marks, run_name, scales_name
+from dmsmil.training.results import COLLAPSED, marked_sentences, marks, run_name
 from dmsmil.training.runs import Runs, get_runs
 
 SIGNAL, OTHER = 0.75, 0.15  # a tile's share in the signal region: at least, at most; what lies between is left out

@@ -30,8 +30,8 @@ from dmsmil.jobs.files import fingerprint
 from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.jobs.text import as_written
 from dmsmil.models import count_parameters, create
-from dmsmil.training.config import RunConfig, configure_all
-from dmsmil.training.results import is_pooling, run_name, scales_name
+from dmsmil.training.config import RunConfig, configure_all, scales_name
+from dmsmil.training.results import is_pooling, run_name
 
 PAPER_DIM = 2048  # ResNet-101's features: parameter counts can be compared with the paper's only at this width
 

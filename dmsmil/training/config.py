@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import import_module
@@ -21,6 +22,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.models import create, method
 
+NEW_IN_3_12 = ("type_params", [])  # a field of functions and classes, and its value where there are none
 SELECT = ("last", "val_loss", "val_auc")
 
 
@@ -61,6 +63,16 @@ class RunConfig:
     def name(self) -> str:
         """Folder of its runs: <method>-<config hash>."""
         return f"{self.method}-{fingerprint(self.record())}"
+
+    @property
+    def own_options(self) -> str:
+        """The options that are not default, as names and lines have them: `, lam=2, ot=none`; mostly nothing."""
+        return "".join(f", {key}={value}" for key, value in sorted(self.options.items()))
+
+
+def scales_name(scales: Sequence[int]) -> str:
+    """Scales as tables write them: 10x, or 10x+20x."""
+    return "+".join(f"{scale}x" for scale in scales)
 
 
 def configure(
@@ -168,7 +180,7 @@ def positive_number(name: str, value) -> float:
 def code_version(model_module: str) -> str:
     """A fingerprint of the code that decides a run: the model, what it imports of dmsmil.models, and training/fit.py.
 
-    Comments, docstrings and layout do not count; a changed statement does.
+    Comments, docstrings and layout do not count, nor the Python that reads it; a changed statement does.
     """
     todo, seen = [f"dmsmil.models.{model_module}", "dmsmil.training.fit"], {}
     while todo:
@@ -180,8 +192,26 @@ def code_version(model_module: str) -> str:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil.models."):
                 todo.append(node.module)
             _forget_docstring(node)
-        seen[name] = ast.dump(tree)
+        seen[name] = written_out(tree)
     return hashlib.sha256("".join(seen[n] for n in sorted(seen)).encode()).hexdigest()[:10]
+
+
+def written_out(node: object) -> str:
+    """A syntax tree as text, the same in every Python: ast.dump of 3.11. That of 3.12 names type_params, which are
+    empty where 3.11 can read the code, and ends some f-strings with nothing; that of 3.13 leaves out empty lists.
+    With these every run would be renamed."""
+    if isinstance(node, ast.JoinedStr):
+        return f"JoinedStr(values={written_out([part for part in node.values if getattr(part, 'value', 1) != ''])})"
+    if isinstance(node, ast.AST):
+        said = [
+            f"{name}={written_out(value)}"
+            for name, value in ast.iter_fields(node)
+            if (name, value) != NEW_IN_3_12 and (value is not None or not hasattr(type(node), name))
+        ]
+        return f"{type(node).__name__}({', '.join(said)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(written_out, node))}]"
+    return repr(node)
 
 
 def _forget_docstring(node: ast.AST) -> None:

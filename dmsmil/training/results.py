@@ -12,7 +12,7 @@ from dmsmil.jobs.files import write_csv
 from dmsmil.jobs.text import as_written
 from dmsmil.models import METHODS, method
 from dmsmil.training.baselines import CHEAP, COLOUR, SITE, baseline_predictions
-from dmsmil.training.config import RunConfig
+from dmsmil.training.config import RunConfig, scales_name
 from dmsmil.training.metrics import METRICS, called, summarise
 from dmsmil.training.runs import Runs
 
@@ -114,16 +114,10 @@ def whole_history(runs: Runs) -> pd.DataFrame:
     return pd.concat([start[[name for name in runs.history if name in start]], runs.history], ignore_index=True)
 
 
-def scales_name(scales: Sequence[int]) -> str:
-    """Scales as tables write them: 10x, or 10x+20x."""
-    return "+".join(f"{s}x" for s in scales)
-
-
 def run_name(config: RunConfig) -> str:
     """How a run is called in tables: the method, its scale where it has only one, and options that are not default."""
     scales = f" {scales_name(config.scales)}" if len(config.scales) == 1 else ""
-    options = "".join(f", {k}={v}" for k, v in sorted(config.options.items()))
-    return f"{method(config.method).title}{scales}{options}"
+    return f"{method(config.method).title}{scales}{config.own_options}"
 
 
 def run_names(runs: list[Runs]) -> list[str]:

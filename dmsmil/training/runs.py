@@ -20,7 +20,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import DiskFull, InputError, fingerprint
 from dmsmil.jobs.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
-from dmsmil.training.config import RunConfig
+from dmsmil.training.config import RunConfig, scales_name
 from dmsmil.training.fit import fit
 from dmsmil.training.metrics import score
 from dmsmil.training.record import check_files, read_record
@@ -267,8 +267,8 @@ def _said(config: RunConfig, fold: int, seed: int, folder: Path, note: str) -> s
     numbers = [
         f"{name} not defined" if math.isnan(scores[name]) else f"{name} {scores[name]:.3f}" for name in ("ACC", "AUC")
     ]
-    scales = "+".join(f"{scale}x" for scale in config.scales)
-    return "  ".join([f"{config.method} {scales}", f"fold {fold}", f"seed {seed}", *numbers, *notes])
+    who = f"{config.method} {scales_name(config.scales)}{config.own_options}"
+    return "  ".join([who, f"fold {fold}", f"seed {seed}", *numbers, *notes])
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:

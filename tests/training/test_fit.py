@@ -1,5 +1,6 @@
 """Training: what names a run, that it repeats, continues, never looks at the test part, and owns up to a collapse."""
 
+import ast
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from dmsmil.cohorts.folds import make_folds
 from dmsmil.features.bags import toy_bags
 from dmsmil.jobs.files import InputError
 from dmsmil.training import config as naming
-from dmsmil.training.config import RunConfig, code_version, configure, configure_all
+from dmsmil.training.config import RunConfig, code_version, configure, configure_all, written_out
 from dmsmil.training.fit import fit, load_model, predict
 from dmsmil.training.health import collapsed, learned_nothing
 from dmsmil.training.metrics import score
@@ -112,6 +113,19 @@ def test_code_version_follows_statements_not_comments(tmp_path, monkeypatch):
     first = version('"""Doc."""\nx = 1  # one\n')
     assert first == version('"""Other words."""\n\n\nx = 1\n') != version("x = 2\n")
     code_version.cache_clear()
+
+
+def test_another_python_renames_no_run():
+    """The expected text is ast.dump of Python 3.11, by which the runs of the records are named."""
+    text = "class A:\n    pass\n\n@b\ndef f(x=None, *, y=u'1'):\n    return f'{x!r:>{y}} z'\n"
+    assert written_out(ast.parse(text)) == (
+        "Module(body=[ClassDef(name='A', bases=[], keywords=[], body=[Pass()], decorator_list=[]), "
+        "FunctionDef(name='f', args=arguments(posonlyargs=[], args=[arg(arg='x')], kwonlyargs=[arg(arg='y')], "
+        "kw_defaults=[Constant(value='1', kind='u')], defaults=[Constant(value=None)]), body=[Return(value="
+        "JoinedStr(values=[FormattedValue(value=Name(id='x', ctx=Load()), conversion=114, format_spec=JoinedStr("
+        "values=[Constant(value='>'), FormattedValue(value=Name(id='y', ctx=Load()), conversion=-1)])), "
+        "Constant(value=' z')]))], decorator_list=[Name(id='b', ctx=Load())])], type_ignores=[])"
+    )
 
 
 @pytest.mark.slow
