@@ -20,7 +20,7 @@ from dmsmil.training.progress import read_progress
 from dmsmil.training.results import marked
 
 SILENCE = 60.0  # seconds without a line after which one is said
-LOOK = 10.0  # seconds between two looks at what trains
+LOOK = 10.0  # seconds between two looks at what trains; a tenth of it before the first training
 
 
 class Remaining:
@@ -39,6 +39,10 @@ class Remaining:
         """A notebook begins."""
         self.notebook, self.done, self.total, self.began = notebook, 0, 0, time.perf_counter()
         self.under_way = 0.0
+
+    def begin(self) -> None:
+        """Its first training begins: the seconds before it, in which processes start, say nothing of the others."""
+        self.began = time.perf_counter()
 
     def leave(self) -> None:
         """It is done: what it took corrects the forecast."""
@@ -102,8 +106,12 @@ class Watch:
                 self._tell()
 
     def _look(self, over: threading.Event) -> None:
-        """Say what trains now when nothing was said for long."""
-        while not over.wait(LOOK):
+        """See the first training begin, and say what trains now when nothing was said for long."""
+        begun = False
+        while not over.wait(LOOK if begun else LOOK / 10):
+            if not begun and read_progress(self.home):
+                begun = True
+                self.remaining.begin()
             if time.perf_counter() - self.said > SILENCE:
                 self._tell()
 

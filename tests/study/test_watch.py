@@ -1,5 +1,7 @@
 """What a person hears while a study trains: every line, how far it is, and what is left by the runs' own speed."""
 
+import threading
+
 import pandas as pd
 import pytest
 
@@ -35,6 +37,28 @@ def test_what_is_left_follows_the_speed_of_what_was_trained(clock):
     clock[0] += 100
     left.count(5, 5)  # half of its runs had been trained before
     assert left.seconds() == pytest.approx(140 / 70 * 10)
+
+
+def test_the_seconds_in_which_processes_start_are_not_training(clock):
+    left = Remaining(WORKS, workers=2)
+    left.enter("03_train")
+    clock[0] += 12
+    left.begin()
+    clock[0] += 10
+    left.count(2, 4)
+    assert left.seconds() == pytest.approx(10 + 100 + 10)
+
+
+def test_the_watch_sees_the_first_training_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_works", lambda home, params: WORKS)
+    monkeypatch.setattr(room, "LOOK", 0.01)
+    begun = threading.Event()
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, lambda line: None)
+    monkeypatch.setattr(watch.remaining, "begin", begun.set)
+    with watch.over("03_train"):
+        assert not begun.wait(0.1)
+        Progress(tmp_path / "runs/dmsmil-1/fold0-seed0", 120).say(4, 0)
+        assert begun.wait(10)
 
 
 def test_runs_under_way_count_as_parts(clock):
