@@ -6,6 +6,7 @@ pages; here they get what a notebook does not say by itself: alternative texts, 
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -33,7 +34,7 @@ from dmsmil.features.bags import load_bags
 from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import ROOT, InputError, read_json
-from dmsmil.jobs.text import as_written, listed
+from dmsmil.jobs.text import as_written, listed, many
 from dmsmil.slides.store import Store
 from dmsmil.training.metrics import called
 from dmsmil.training.results import verdict
@@ -148,7 +149,8 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     leaks = leakage(folds)["patients", "rest & test"].any()
     repeats = len(set(repeat_of(slides_tested(folds)).values()))
     said = [
-        f"{len(cohort)} slides of {cohort.patient_id.nunique()} patients ({counts}), tested in {fold_count(folds)} "
+        f"{many(len(cohort), 'slide')} of {many(cohort.patient_id.nunique(), 'patient')} ({counts}), "
+        f"tested in {fold_count(folds)} "
         + (
             "folds, some of which **test patients that they train on**."
             if leaks
@@ -162,7 +164,7 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
     else:
         said += [line.removeprefix("- ") for part in (ranking, verdict) for line in part(results).splitlines()]
     if failures := len(read_failures(home)):
-        said.append(f"{failures} units failed.")
+        said.append(f"{many(failures, 'unit')} failed.")
     return " ".join(said)
 
 
@@ -219,6 +221,17 @@ def _seen_slide(home: Path) -> dict:
 # ------------------------------------------------------------------------------------------------ Sphinx
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage meanwhile: it walks all trees of all pages again and again, a quarter of the book's time,
+    and the third of a gigabyte that it would free is free when the book is made."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _render(place: Path, study: str, say: Callable[[str], None]) -> None:
     """Turn <place>/source into <place>/html; InputError when something of it would be lost."""
     from sphinx.application import Sphinx  # these cost a second that no other command need spend
@@ -249,7 +262,7 @@ def _render(place: Path, study: str, say: Callable[[str], None]) -> None:
     }
     warnings = io.StringIO()
     try:
-        with patch_docutils(), docutils_namespace():
+        with patch_docutils(), docutils_namespace(), _uncollected():
             Sphinx(
                 place / "source",
                 None,
