@@ -13,6 +13,7 @@ import yaml
 
 from dmsmil.cohorts.table import read_cohort
 from dmsmil.jobs.files import InputError, fingerprint, read_json
+from dmsmil.jobs.text import many
 from dmsmil.models import METHODS
 from dmsmil.training.config import code_version
 from dmsmil.training.record import read_record
@@ -97,7 +98,7 @@ def leftover_sentence(home: str | Path) -> str:
     """Markdown: what else lies in the study's folder, in one line."""
     tables, runs = other_tables(home), records(home)[1]
     said = [f"`{name}` ({why})" for name, why in tables.items()]
-    said += [f"{runs} runs (folds, seeds or code)"] if runs else []
+    said += [f"{many(runs, 'run')} (folds, seeds or code)"] if runs else []
     if not said:
         return "All that lies in this study's folder was made with its present parameters."
     return "Not shown here, for it was made with other parameters: " + ", ".join(said) + "."

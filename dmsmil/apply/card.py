@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.words import NOT_FOR
-from dmsmil.jobs.text import as_written, listed
+from dmsmil.jobs.text import as_written, listed, many
 from dmsmil.slides.given import BY
 from dmsmil.training.metrics import METRICS, called
 
@@ -26,11 +26,11 @@ def card(kit: Kit) -> str:
         "",
         f"**{NOT_FOR}**",
         "",
-        f"**What it is.** {len(kit.panels[about['name']])} models (folds and seeds) that give a slide a "
+        f"**What it is.** {many(len(kit.panels[about['name']]), 'model')} (folds and seeds) to give a slide a "
         f"probability for {listed([as_written(name) for name in kit.classes])}; the mean counts. It needs "
         f"{made_in_words(about['made'])}: `dmsmil apply` makes them so, and refuses what differs.",
         "",
-        f"**Trained on** {about['slides']} slides of {about['patients']} patients, for "
+        f"**Trained on** {many(about['slides'], 'slide')} of {many(about['patients'], 'patient')}, for "
         f"{about['config']['epochs']} epochs. Slides and patients that it was trained on are recognised by hashes "
         "of their ids and of what their tiles show.",
         "",

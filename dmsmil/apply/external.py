@@ -8,7 +8,7 @@ import pandas as pd
 
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.predict import Applied
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, many
 from dmsmil.training.metrics import METRICS, bootstrap, calibration_error, called, counted_classes, score
 from dmsmil.training.results import number
 
@@ -108,7 +108,7 @@ def external_sentences(table: pd.DataFrame) -> str:
     names = list(dict.fromkeys(table.name))
     rows = {where: table[(table.name == names[0]) & (table["where"] == where)].iloc[0] for where in WHERE}
     title, one, study = as_written(names[0]), rows["one"], rows["study"]
-    lines = [f"{one.slides} slides of {one.patients} patients that the study does not know."]
+    lines = [f"{many(one.slides, 'slide')} of {many(one.patients, 'patient')} that the study does not know."]
     metric = "ACC" if math.isnan(one.AUC) or math.isnan(study.AUC) else "AUC"
     name = called(metric, table)
     if metric == "ACC":

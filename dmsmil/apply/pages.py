@@ -22,6 +22,7 @@ from dmsmil.interpret.export import qupath_features, write_heatmap, write_qupath
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import one_line, write_text
 from dmsmil.jobs.parallel import progress, run_units
+from dmsmil.jobs.text import many
 from dmsmil.slides.store import Store
 from dmsmil.training.metrics import told_class
 
@@ -106,7 +107,7 @@ def warnings_of(said: dict) -> Iterator[str]:
 
 def counted(models: int) -> str:
     """How many models, in words."""
-    return f"{models} model{'' if models == 1 else 's'}"
+    return many(models, "model")
 
 
 def _said(said: dict, about: dict) -> str:
@@ -165,7 +166,7 @@ def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
     unlike = [f"{odd} of {len(table)} slides are unlike the training slides."] if odd else []
     warned = _odd([*in_the_study(kit.about), *unlike])
     who = html.escape(f"{kit.about['name']} of the study {kit.about['study']}")
-    what = f"<p>{len(table)} slides, seen by {who}.</p>"
+    what = f"<p>{many(len(table), 'slide')}, seen by {who}.</p>"
     return _html("Predictions", [what, warned, f"<table><tr>{head}</tr>{''.join(rows)}</table>"])
 
 

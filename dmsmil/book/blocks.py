@@ -16,7 +16,7 @@ from dmsmil.book.grid import markdown
 from dmsmil.book.names import named, retold
 from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
 from dmsmil.cost.tables import cost_sentences, pretty_costs
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, many
 from dmsmil.training.results import no_result, note, number, pretty
 
 MEASURED = (
@@ -61,9 +61,9 @@ def _run(study: Study) -> str:
     values = study.settings()
     classes = ", ".join(f"{count} {as_written(name)}" for name, count in values["classes"].items())
     repeats = f" × {values['repeats']} repeats" if values.get("repeats", 1) > 1 else ""
-    seeds = f"{len(values['seeds'])} seed" + "s" * (len(values["seeds"]) > 1)
+    seeds = many(len(values["seeds"]), "seed")
     return (
-        f"{values['slides']} slides of {values['patients']} patients ({classes}), "
+        f"{many(values['slides'], 'slide')} of {many(values['patients'], 'patient')} ({classes}), "
         f"{values['folds']} folds{repeats} × {seeds}"
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 from dmsmil.cohorts.ids import LONGEST_ID, alike, bare_name, plain_name
 from dmsmil.cohorts.reading import micrometres
 from dmsmil.jobs.files import InputError
+from dmsmil.jobs.text import many
 
 REQUIRED = ("slide_id", "patient_id", "label")
 COLUMNS = ["slide_id", "patient_id", "label", "site", "path", "mpp"]
@@ -47,7 +48,7 @@ def resolutions(cells: pd.Series, table: str, report: Callable[[str], None]) -> 
         if cell and not cell.replace(".", "").isdigit():
             changed.append(f"'{cell}' as {numbers[row]:g}")
     if changed:
-        report(f"{table}: mpp of {len(changed)} slides is read as micrometres a pixel, {changed[0]}")
+        report(f"{table}: mpp of {many(len(changed), 'slide')} is read as micrometres a pixel, {changed[0]}")
     return pd.Series(numbers, dtype=float), wrong
 
 
@@ -87,6 +88,6 @@ def spelling_questions(cohort: pd.DataFrame) -> list[str]:
         counts = cohort[column].value_counts().sort_index()
         for _, same in counts.groupby([alike(name) for name in counts.index]):
             if len(same) > 1:
-                told = " and ".join(f"'{name}' ({slides} slides)" for name, slides in same.items())
+                told = " and ".join(f"'{name}' ({many(slides, 'slide')})" for name, slides in same.items())
                 asked.append(f"the {what} {told} differ in case or spaces alone: write them alike if they are one")
     return asked

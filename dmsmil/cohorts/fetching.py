@@ -19,6 +19,7 @@ from dmsmil.cohorts.server import LONGEST_WAIT, Traffic, amount, duration
 from dmsmil.jobs.failures import failure_row
 from dmsmil.jobs.files import DiskFull, InputError, one_line
 from dmsmil.jobs.parallel import progress
+from dmsmil.jobs.text import many
 
 WORKERS = 4  # files at a time: polite to a server that all share
 MOST_WORKERS = 8
@@ -80,7 +81,7 @@ def fetch_all(
         need[row.slide_id] = 0 if path.exists() else max(size - size_of(path.with_name(path.name + ".part")), 0)
     _check_room(need, Path(folder))
     if here:
-        report(f"{here} slides are there")
+        report(f"{many(here, 'slide')} there already")
     with closing(_fetched(remote, units, need, workers, report)) as results:
         for number, (unit, error, pace) in enumerate(progress(results, len(units), "download"), 1):
             if error is None:
@@ -132,6 +133,6 @@ def _check_room(need: dict[str, int], folder: Path) -> None:
     free, due = shutil.disk_usage(there).free, sum(need.values())
     if due > free:
         raise InputError(
-            f"{len(need)} slides need {amount(due)} more, and the disk of the slides folder has "
+            f"{many(len(need), 'slide')} still to fetch, {amount(due)} in all, and the disk of the slides folder has "
             f"{amount(free)} free: make room, or set keep_slides: false"
         )

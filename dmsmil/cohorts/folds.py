@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from dmsmil.cohorts.sites import GAP, deal_sites, site_groups, whole_sites
 from dmsmil.cohorts.splits import read_split_table
 from dmsmil.jobs.files import InputError
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, many
 
 WAYS = ("patient", "site")
 TRIES = 10  # deals in succession that bring no new partition, after which no more are tried
@@ -130,7 +130,7 @@ def make_folds(
         )
     if counts.min() < folds:
         raise InputError(
-            f"class '{counts.idxmin()}' has {counts.min()} patients, fewer than folds = {folds}: "
+            f"class '{counts.idxmin()}' has {many(counts.min(), 'patient')}, fewer than folds = {folds}: "
             f"set folds to {counts.min()} or less, or add patients"
         )
     names = patients.index.to_numpy()
@@ -265,7 +265,7 @@ def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float, count: int
     tested = pd.DataFrame([patients.label[part == "test"].value_counts() for part in folds])
     counts = ", ".join(f"{span(tested[name])} {as_written(name)}" for name in sorted(tested))
     said = [
-        f"{known.site.nunique()} sites are dealt whole to {count} folds; each tests {counts} patients "
+        f"{many(known.site.nunique(), 'site')} are dealt whole to {count} folds; each tests {counts} patients "
         f"(optimality gap of the balance {gap:.1%})."
     ]
     if gap > GAP:
@@ -274,7 +274,7 @@ def _site_note(cohort: pd.DataFrame, table: pd.DataFrame, gap: float, count: int
             "folds; to keep these, copy the study's folds.csv and name the copy as split."
         )
     if unknown := cohort.patient_id.nunique() - known.patient_id.nunique():
-        said.append(f"{unknown} patients have no site and count as one each: those of one place may be parted.")
+        said.append(f"Patients without a site ({unknown}) count as one each: those of one place may be parted.")
     sites = known.drop_duplicates(["patient_id", "site"])
     if joined := sites[sites.patient_id.duplicated(keep=False)].site.nunique():
         said.append(f"{joined} sites share patients with another, and stay together with it.")

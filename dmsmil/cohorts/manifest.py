@@ -14,6 +14,7 @@ from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.gdc import COLUMNS, LEFT_OUT, RULE, cohort_of, connect, one_text, query_cohort
 from dmsmil.cohorts.ids import plain_name
 from dmsmil.jobs.files import InputError, read_json, write_csv, write_json
+from dmsmil.jobs.text import many
 
 
 def keep_source(home: str | Path, remote: Remote) -> None:
@@ -131,6 +132,6 @@ def _freeze(name: str, home: Path, remote: Remote, report: Callable[[str], None]
     )
     write_csv(manifest, home / "manifest.csv")
     report(
-        f"{cohort_of(name).title}: {len(manifest)} slides of {manifest.patient_id.nunique()} patients, "
+        f"{cohort_of(name).title}: {many(len(manifest), 'slide')} of {many(manifest.patient_id.nunique(), 'patient')}, "
         f"{len(left_out)} left out ({release or 'data release not told'}); frozen in manifest.csv"
     )

@@ -17,6 +17,7 @@ from dmsmil.cohorts.ids import LONGEST_ID, plain_name
 from dmsmil.cohorts.reading import is_missing, need_columns, read_table
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, write_csv
+from dmsmil.jobs.text import many
 
 FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
@@ -64,7 +65,7 @@ def load_cohort(
     classes = sorted(cohort.label.unique())
     if cohort.empty or len(classes) < 2 and "label" in required:
         found = "no usable slide" if cohort.empty else f"only the class '{classes[0]}'"
-        why = f" ({len(failures)} slides left out, the first: {failures[0]['reason']})" if failures else ""
+        why = f" ({many(len(failures), 'slide')} left out, the first: {failures[0]['reason']})" if failures else ""
         needed = "a study needs at least two classes" if "label" in required else "nothing can be said of it"
         raise InputError(f"{table.name} has {found}{why}: {needed}")
     return cohort, failures

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmsmil.features.cache import has_mapped, read_mapped, write_mapped
 from dmsmil.features.plan import Plan
 from dmsmil.jobs.files import InputError, fingerprint, one_line
+from dmsmil.jobs.text import many
 from dmsmil.slides.store import MadeBy, Store
 
 MEMORY_SHARE = 0.5  # of the available memory that features may take before they are memory-mapped
@@ -311,8 +312,9 @@ def _same_encoder(store: Store, made_by: dict[str, MadeBy]) -> None:
     if len(groups) > 1:
         least = min(groups.values(), key=len)
         raise InputError(
-            f"the features by '{store.encoder}' were not all made alike: {len(least)} slides ({least[0]}, "
-            "...) differ in weights, size or precision from the others; run the features stage again"
+            f"the features by '{store.encoder}' were not all made alike: {many(len(least), 'slide')} ("
+            f"{least[0]}{', ...' * (len(least) > 1)}) with other weights, size or "
+            "precision than the rest; run the features stage again"
         )
 
 

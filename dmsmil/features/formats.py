@@ -19,6 +19,7 @@ from dmsmil.features.lazyslide import is_lazyslide, read_lazyslide
 from dmsmil.features.slide2vec import is_slide2vec, read_slide2vec
 from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
 from dmsmil.jobs.files import InputError, atomic
+from dmsmil.jobs.text import many
 from dmsmil.slides.hdf5 import writing
 from dmsmil.slides.linking import Part, grid_step, link
 from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
@@ -60,7 +61,7 @@ def import_features(
     """
     if k < 1:
         raise InputError(f"k is {k}: a bag needs at least one tile")
-    found = open_source(store, source, cohort.slide_id)
+    found = open_source(store, source, cohort, mpp)
     made_by = {"name": store.encoder, "dim": found.dim, "made by": found.kind}
     agree(made_by)
     report(f"{found.kind} features in {Path(source).name}: {found.dim} numbers a tile")
@@ -86,9 +87,9 @@ def import_features(
     return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
 
 
-def open_source(store: Store, source: str | Path, slide_ids) -> Source:
-    """What `source` (see `import_features`) holds for these slides, after reading one of them; InputError when that is
-    nothing that this study can use."""
+def open_source(store: Store, source: str | Path, cohort: pd.DataFrame, mpp: float = 0.0) -> Source:
+    """What `source` (see `import_features`, mpp too) holds for the slides of a cohort, after reading one of them;
+    InputError when that is nothing that this study can use."""
     folders = find_folders(store, Path(source))
     kinds = {scale: _kind(folder) for scale, folder in folders.items()}
     kind, *others = set(kinds.values())
@@ -97,7 +98,8 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
             f"the features are {' and '.join(f'{of} at {s}x' for s, of in kinds.items())}: one study takes one kind"
         )
     found = Source(kind, 0, {scale: find_files(kind, folder) for scale, folder in folders.items()})
-    whole = [name for name in slide_ids if all("features" in files for files in found.of(name).values())]
+    files = {name: found.of(name) for name in cohort.slide_id}
+    whole = [row for row in cohort.itertuples() if all("features" in roles for roles in files[row.slide_id].values())]
     if not whole:
         here = [f"{next(iter(roles['features']), 'nothing')}, ... at {scale}x" for scale, roles in found.files.items()]
         raise InputError(
@@ -105,10 +107,13 @@ def open_source(store: Store, source: str | Path, slide_ids) -> Source:
             f"{' and '.join(here)}: its files must be named as the slides are"
         )
     broken, refused = [], []
-    for name in whole:
+    for row in whole:
         try:
-            parts = _read(store, name, kind, found.of(name), NOMINAL_MPP)
-            return Source(kind, _check(store, name, parts), found.files)
+            stated, own_mpp = _scan(kind, row.slide_id, row.path, row.mpp, mpp)
+            parts = _read(store, row.slide_id, kind, files[row.slide_id], own_mpp or NOMINAL_MPP)
+            dim = _check(store, row.slide_id, parts)
+            _magnification(store, row.slide_id, parts, stated)
+            return Source(kind, dim, found.files)
         except BrokenSlide as error:  # which says nothing of the others
             broken.append(error)
         except InputError as error:
@@ -165,9 +170,7 @@ def export_clam_features(store: Store, cohort: pd.DataFrame, folder: str | Path,
 def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: SlideFiles, config: dict) -> dict:
     """Read, link and keep the features of one slide (in a worker)."""
     started, notes = time.perf_counter(), []
-    magnification, mpp = (
-        (0.0, 0.0) if kind in OWN_WORD else _scan(slide_id, path, config["mpp"], config["fallback_mpp"])
-    )
+    scanned, mpp = _scan(kind, slide_id, path, config["mpp"], config["fallback_mpp"])
     if kind == "STAMP" and not mpp:
         notes.append(f"its micrometres a pixel are not known: places are in pixels of {NOMINAL_MPP:g} µm")
     parts = _read(store, slide_id, kind, files, mpp or NOMINAL_MPP)
@@ -178,13 +181,7 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
             "are by another encoder; make them again"
         )
     first = store.scales[0]
-    own = parts[first]
-    implied, stated = own.side * first / store.tile_px, own.magnification or magnification
-    if stated and max(implied / stated, stated / implied) > AGREE:
-        raise InputError(
-            f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
-            f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there"
-        )
+    own, (implied, stated) = parts[first], _magnification(store, slide_id, parts, scanned)
     if kind == "CLAM" and not stated:
         notes.append(f"its magnification is not known: tiles of {own.side:g} level-0 px make it {implied:.3g}x")
     rounded = 0 if kind == "LazySlide" else 1  # whose 513 px for 512.6 are what it drew
@@ -220,9 +217,25 @@ def _read(store: Store, slide_id: str, kind: str, files: SlideFiles, mpp: float)
     return parts
 
 
-def _scan(slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[float, float]:
+def _magnification(store: Store, slide_id: str, parts: dict[int, Part], scanned: float) -> tuple[float, float]:
+    """Magnification of level 0 as the size of a slide's tiles implies it, and as its files or its scan (`_scan`) state
+    it, 0 where they do not; InputError when these differ."""
+    first = store.scales[0]
+    own = parts[first]
+    implied, stated = own.side * first / store.tile_px, own.magnification or scanned
+    if stated and max(implied / stated, stated / implied) > AGREE:
+        raise InputError(
+            f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
+            f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there"
+        )
+    return implied, stated
+
+
+def _scan(kind: str, slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[float, float]:
     """Magnification and micrometres a pixel of level 0: as the cohort table says, else the slide file, else the study,
-    else (0, 0)."""
+    else (0, 0); that also where files of this kind say it themselves."""
+    if kind in OWN_WORD:
+        return 0.0, 0.0
     try:
         if path and not mpp:
             with open_slide(path) as slide:
@@ -277,7 +290,7 @@ def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
         ):
             raise BrokenSlide(f"{what} has features of shape {shape} for {n} tiles: make them again")
         if bad := int((~np.isfinite(part.features)).any(1).sum()):
-            raise BrokenSlide(f"{what} has {bad} tiles whose features are NaN or infinite: make them again")
+            raise BrokenSlide(f"{what} has {many(bad, 'tile')} whose features are NaN or infinite: make them again")
         if not part.side:
             raise InputError(
                 f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside the features"

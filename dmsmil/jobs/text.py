@@ -1,4 +1,4 @@
-"""Names that somebody else chose, in text that is Markdown."""
+"""Names that somebody else chose, in text that is Markdown; numbers and names in a sentence."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def as_written(said: object) -> str:
     if START.match(text):
         return f"\\{text}"
     return NUMBER.sub(r"\g<0>\\", text, count=1) if NUMBER.match(text) else text
+
+
+def many(count: int, noun: str) -> str:
+    """A number of things: 1 slide, 2 slides, 1,000 slides."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(names: list[str]) -> str:

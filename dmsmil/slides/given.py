@@ -115,8 +115,9 @@ def open_given(place: str | Path, slide_ids: Iterable[str], scale: int, tile_px:
             found[slide_id] = Given(by, NOTHING, problem=str(error))
     if not any(bare_name(slide_id) in index for slide_id in slide_ids):
         others = [*rows, *files]
+        asked = slide_ids[0] if len(slide_ids) == 1 else f"any of the {len(slide_ids)} slides"
         raise InputError(
-            f"{place.name} has no tiles of any of the {len(slide_ids)} slides, but of "
+            f"{place.name} has no tiles of {asked}, but of "
             f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}: name theirs with the key 'tiles'"
         )
     return found

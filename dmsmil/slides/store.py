@@ -15,6 +15,7 @@ from dmsmil.cohorts.ids import LONGEST_ID, plain_name
 from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError, one_line, sweep
 from dmsmil.jobs.parallel import check_shared, progress, run_units
+from dmsmil.jobs.text import many
 from dmsmil.slides.hdf5 import New, Written, plain, reading, writing
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.tiles import Tiles
@@ -323,7 +324,7 @@ def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, sca
         )
     if bad := int((~np.isfinite(features)).any(1).sum()):
         raise InputError(
-            f"slide {slide_id} has {bad} tiles at {scale}x whose features are NaN or infinite: "
+            f"slide {slide_id} has {many(bad, 'tile')} at {scale}x whose features are NaN or infinite: "
             "look at its tiles and at the encoder's weights, then make its features again"
         )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dmsmil.apply.folder import is_kit, read_model
 from dmsmil.apply.words import known_by
 from dmsmil.jobs.files import ROOT, InputError
+from dmsmil.jobs.text import many
 from dmsmil.study.params import complete, read_params
 from dmsmil.study.place import folder_of, is_name, resolve, shown
 from dmsmil.study.terminal import say
@@ -148,7 +149,7 @@ def export(params: dict, place: str) -> int:
     kit = open_kit(**{name: params[name] for name in inspect.signature(open_kit).parameters})
     folder = write_kit(kit, Path.cwd() / os.path.expanduser(place))
     say(
-        f"{shown(folder)}   {kit.about['name']}, {len(kit.panels[kit.about['name']])} models of the study "
+        f"{shown(folder)}   {kit.about['name']}, {many(len(kit.panels[kit.about['name']]), 'model')} of the study "
         f"'{kit.about['study']}'"
     )
     say(f"dmsmil apply {shown(folder)} SLIDES   asks them, on any machine that has dmsmil")

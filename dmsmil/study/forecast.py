@@ -17,6 +17,7 @@ from dmsmil.cohorts.folds import bag_folds
 from dmsmil.cost.tables import Trainee
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.parallel import one_thread, pick_device, worker_count
+from dmsmil.jobs.text import many
 from dmsmil.models import create, transport
 from dmsmil.models.stacked import Stack
 from dmsmil.study.place import resolve
@@ -151,10 +152,10 @@ def in_words(works: list[Work], params: dict) -> str:
     """How many trainings a study needs, and about how long they take here."""
     runs, workers = sum(work.runs for work in works), workers_of(params, works)
     alone = sum(work.seconds for work in works)
-    where = "one GPU" if pick_device(params["device"]).type == "cuda" else f"{workers} core{'s' * (workers > 1)}"
+    where = "one GPU" if pick_device(params["device"]).type == "cuda" else many(workers, "core")
     few = " (without those of witness_rates)" if params["witness_rates"] else ""
     return (
-        f"{runs} trainings{few}, about {minutes(alone / workers)} on {where} if none is done already; "
+        f"{many(runs, 'training')}{few}, about {minutes(alone / workers)} on {where} if none is done already; "
         "figures come on top"
     )
 

@@ -28,6 +28,7 @@ from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.jobs.files import InputError, one_line
+from dmsmil.jobs.text import many
 from dmsmil.slides.given import BY, chosen_by, open_given, tally
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
@@ -63,14 +64,16 @@ def findings(params: dict) -> Iterator[Finding]:
             yield (
                 True,
                 (
-                    f"fetch    {len(away)} slides, {amount(away['size'].sum())}; "
+                    f"fetch    {many(len(away), 'slide')}, {amount(away['size'].sum())}; "
                     + ("they stay" if params["keep_slides"] else "each is deleted when it is encoded")
                 ),
             )
     count, found = counted("folds", lambda: _folds(cohort, params), 0)
     yield found
     for split in params["audit_splits"]:
-        yield attempt("audit", lambda: f"{read_splits(resolve(split)).fold.nunique()} folds of {Path(split).name}")
+        yield attempt(
+            "audit", lambda: f"{many(read_splits(resolve(split)).fold.nunique(), 'fold')} of {Path(split).name}"
+        )
     classes = sorted(cohort.label.unique())
     yield attempt("class", lambda: scored(classes, params["positive"]))
     if params["tiles"]:
@@ -148,7 +151,9 @@ def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
     for question in spelling_questions(cohort):
         yield False, f"cohort   {question}", cohort
     counts = cohort.groupby("label").agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
-    words = "; ".join(f"{label} {row.patients} patients, {row.slides} slides" for label, row in counts.iterrows())
+    words = "; ".join(
+        f"{label} {many(row.patients, 'patient')}, {many(row.slides, 'slide')}" for label, row in counts.iterrows()
+    )
     yield True, f"cohort   {words}", cohort
 
 
@@ -188,7 +193,7 @@ def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
             yield good, f"slide    {row.slide_id}: {'note: ' if good else ''}{line}"
     bad = sum(not good for lines in said for good, _ in lines)
     scales = " and ".join(f"{scale}x" for scale in params["scales"])
-    yield True, f"slides   {len(rows) - bad} of {len(rows)} open, and have {scales} tiles"
+    yield True, f"slides   {len(rows) - bad} of {many(len(rows), 'file')} open, and have {scales} tiles"
 
 
 def _given(params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
@@ -239,7 +244,7 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
     if params["cohort"] in PAINTED:
         raise InputError("a painted cohort makes its own features: leave the key 'features' empty")
     store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
-    found = open_source(store, resolve(params["features"]), cohort.slide_id)
+    found = open_source(store, resolve(params["features"]), cohort, params["mpp"])
     return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
 
 

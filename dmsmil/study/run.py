@@ -12,6 +12,7 @@ import yaml
 from dmsmil.apply.folder import OTHERS
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError, one_line, sweep, write_json, write_text
+from dmsmil.jobs.text import many
 from dmsmil.study.environment import environment
 from dmsmil.study.execute import execute
 from dmsmil.study.lock import alone
@@ -78,7 +79,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         say(f"  {shown(home)}/book/index.html            all notebooks as pages to read in a browser")
     for place, failures in failed.items():
         if len(failures):
-            say(f"{len(failures)} units failed: see {shown(place)}/failures.csv")
+            say(f"{many(len(failures), 'unit')} failed: see {shown(place)}/failures.csv")
         for row in failures.head(5).itertuples():
             say(f"  {row.unit} ({row.stage}): {row.reason}")
     if problem:

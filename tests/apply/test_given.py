@@ -76,7 +76,7 @@ def test_new_slides_need_tiles_of_their_own(made, study, tmp_path):
     with pytest.raises(InputError, match="of this study were chosen elsewhere .in a table.: name those") as caught:
         ask(kit, made, tmp_path)
     assert_one_line(caught, "tiles")
-    with pytest.raises(InputError, match="tiles.csv has no tiles of any of the 1 slides, .*: name") as caught:
+    with pytest.raises(InputError, match="tiles.csv has no tiles of [^,]*, .*: name") as caught:
         ask(kit, made, tmp_path, tiles=table_of(tmp_path / "tiles.csv", made.cohort.slide_id))
     assert_one_line(caught, "tiles")
     with pytest.raises(InputError, match="were chosen in a table, and those of the new slides by hs2p") as caught:

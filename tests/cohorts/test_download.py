@@ -589,7 +589,7 @@ def test_what_is_there_is_not_fetched_and_what_is_not_right_is_told(gdc, tmp_pat
     assert sum("s1  299 kB  was there, checked" in line for line in lines) == 1
     lines.clear()
     fetch_all(remote, entries, tmp_path, report=lines.append)
-    assert lines[0] == "3 slides are there" and len(lines) == 2 and len(gdc.asked("data")) == 2
+    assert lines[0] == "3 slides there already" and len(lines) == 2 and len(gdc.asked("data")) == 2
 
 
 @pytest.mark.slow
@@ -617,7 +617,7 @@ def test_a_long_file_is_told_of_and_so_are_the_troubles(gdc, tmp_path, monkeypat
 def test_not_enough_room_is_said_before_anything_is_fetched(gdc, tmp_path):
     gdc.add("s0.svs", BIG)
     entries = table(gdc).assign(size=10**18)
-    with pytest.raises(InputError, match="1 slides need 1000000.00 TB more.*free.*keep_slides: false") as caught:
+    with pytest.raises(InputError, match="1 slide still to fetch, 1000000.00 TB in all.*keep_slides: false") as caught:
         fetch_all(quick(gdc), entries, tmp_path / "not" / "there", report=lambda line: None)
     assert_one_line(caught, "slides")
     assert not gdc.log and not (tmp_path / "not").exists()

@@ -177,7 +177,7 @@ def test_a_row_of_another_length_is_left_out_by_its_number(tmp_path):
     frame, reasons, _ = rows(tmp_path, "slide_id,patient_id,label\n" + TWO + "S1,P1,IDC,NST\nS2,P2\n")
     assert frame.slide_id.to_list() == ["S8", "S9"]
     assert list(reasons) == ["row 4", "row 5"] and "row 4 has 4 cells, the header 3" in reasons["row 4"]
-    with pytest.raises(InputError, match="no usable slide .1 slides left out, the first: row 2 has 2 cells"):
+    with pytest.raises(InputError, match="no usable slide .1 slide left out, the first: row 2 has 2 cells"):
         rows(tmp_path, "slide_id,patient_id,label\nS2,P2\n")
 
 
@@ -243,7 +243,7 @@ def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
     )
     asked = spelling_questions(frame)
     assert [question.split("'")[0] for question in asked] == ["the classes ", "the patients ", "the sites "]
-    assert "'I DC' (1 slides) and 'IDC' (1 slides) and 'idc' (1 slides) differ in case or spaces alone" in asked[0]
+    assert "'I DC' (1 slide) and 'IDC' (1 slide) and 'idc' (1 slide) differ in case or spaces alone" in asked[0]
     assert not spelling_questions(cohort(8))
 
 

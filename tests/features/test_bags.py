@@ -292,7 +292,7 @@ def test_no_slide_left(store, cohort):
 @pytest.mark.parametrize("change", [{"weights": "new"}, {"dim": DIM + 1}])
 def test_features_of_two_encoders_never_meet(store, written, cohort, change):
     write_slide(store, "c", 4, **change)
-    with pytest.raises(InputError, match=r"not all made alike: 1 slides \(c"):
+    with pytest.raises(InputError, match=r"not all made alike: 1 slide \(c"):
         load_bags(store, cohort, K)
 
 

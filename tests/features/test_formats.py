@@ -479,7 +479,7 @@ def empty(path):
         (cut, "two.1-b.h5 is damaged or incomplete"),
         (lambda path: path.write_bytes(b"x" * 99), "damaged or incomplete"),
         (lambda path: path.unlink(), "slide two.1-b has no file of features at 20x"),
-        (spoil, "slide two.1-b at 20x has 1 tiles whose features are NaN"),
+        (spoil, "slide two.1-b at 20x has 1 tile whose features are NaN"),
         (rename, "two.1-b.h5 has no 'fea.* is it of another program"),
         (shorten, "features of shape .* tiles"),
         (widen, "has 12 numbers a tile, and at 10x 6"),
@@ -534,7 +534,7 @@ def test_no_slide_can_be_read(store, tmp_path):
     source = write("TRIDENT", tmp_path, "one", grids("one"))
     for path in source.rglob("features_uni_v1/one.h5"):
         spoil(path)
-    with pytest.raises(InputError, match="slide one at 10x has 1 tiles whose features are NaN") as caught:
+    with pytest.raises(InputError, match="slide one at 10x has 1 tile whose features are NaN") as caught:
         take(store, source, cohort(["one"]))
     assert_one_line(caught, "one")
 
@@ -743,7 +743,7 @@ def test_a_study_is_not_imported_into_itself(store, tmp_path):
 
 def test_the_look_at_a_source_tells_what_it_is(store, tmp_path):
     trident(tmp_path / "job", "one", grids("one"), dim=9)
-    found = open_source(store, tmp_path / "job", ["gone", "one"])
+    found = open_source(store, tmp_path / "job", cohort(["gone", "one"]))
     assert (found.kind, found.dim) == ("TRIDENT", 9) and not found.of("gone")[10] and len(found.of("one")[20]) == 2
 
 

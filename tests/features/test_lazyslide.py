@@ -114,11 +114,11 @@ def test_a_damaged_zarr_is_a_row_and_a_changed_byte_is_imported_again(zarr, stor
 
 
 def test_a_folder_of_zarrs_is_known_by_what_is_in_it(zarr, store):
-    found = open_source(store, zarr, ["one", "absent"])
+    found = open_source(store, zarr, cohort(["one", "absent"]))
     assert (found.kind, found.dim) == ("LazySlide", 4)
     (zarr / "inner").mkdir()
     shutil.move(zarr / "one.zarr", zarr / "inner/one.zarr")
-    assert open_source(store, zarr, ["one"]).kind == "LazySlide"
+    assert open_source(store, zarr, cohort()).kind == "LazySlide"
 
 
 @pytest.mark.skipif(PARQUET, reason="geopandas and pyarrow are here")

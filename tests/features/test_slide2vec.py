@@ -36,7 +36,7 @@ def take(store, source, k=50, table=COHORT):
 
 
 def test_every_number_is_where_it_belongs(store, source):
-    found = open_source(store, source, COHORT.slide_id)
+    found = open_source(store, source, COHORT)
     assert (found.kind, found.dim) == ("slide2vec", 4)
     summary = take(store, source)
     assert summary.tiles.tolist() == [12, 12] and (summary.magnification == 20).all()

@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, many
 
 ODD = [
     "<img src=x onerror=alert(1)>",
@@ -84,3 +84,7 @@ def test_usual_names_stay_as_they_are(name):
 
 def test_a_name_is_one_line():
     assert as_written("a\n\n# b") == "a \\# b" and as_written(3) == "3"
+
+
+def test_one_thing_is_no_plural():
+    assert [many(count, "slide") for count in (0, 1, 2, 1000)] == ["0 slides", "1 slide", "2 slides", "1,000 slides"]

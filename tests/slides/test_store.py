@@ -157,13 +157,13 @@ def test_damaged_files_are_absent_for_writing_and_refused_for_reading(full, scal
 def test_features_that_are_not_finite(full, scale, bad):
     values = make_features()
     values[scale][3, 1] = bad
-    with pytest.raises(InputError, match=f"s9 has 1 tiles at {scale}x.*NaN"):
+    with pytest.raises(InputError, match=f"s9 has 1 tile at {scale}x.*NaN"):
         full.write_features("s9", values, make_tiles("s9"), MADE_BY)
     assert not any(full.features_path(s, "s9").exists() for s in (10, 20))  # nothing half written
     with h5py.File(full.features_path(scale, "s1"), "r+") as file:  # as one of a program that keeps no hashes
         file["features"][3, 1] = bad
         del file.attrs["xxh3_128"]
-    with pytest.raises(InputError, match=f"s1 has 1 tiles at {scale}x.*NaN"):
+    with pytest.raises(InputError, match=f"s1 has 1 tile at {scale}x.*NaN"):
         full.read_features("s1")
 
 

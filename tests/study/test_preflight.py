@@ -158,6 +158,20 @@ def test_tiles_that_were_chosen_elsewhere_are_looked_at(own, tmp_path):
     assert "tiles    the keys 'tiles' and 'features' are both given" in both[0]
 
 
+def test_features_of_tiles_of_another_size_are_found_before_they_are_imported(own, tmp_path):
+    from tests.features.test_formats import clam, grids
+
+    for name in "abcd":  # 256 px at 10x of a slide of 40x, of which the slide files here know that it is one of 20x
+        clam(tmp_path / "feats_{scale}x", name, grids("one"))
+    made = dict(features=str(tmp_path / "feats_{scale}x"), encoder="theirs", k=4)
+    wrong = own(**made, tile_px=256)
+    assert wrong == [
+        "features slide a has tiles of 1024 level-0 px, 256 px at 5x, not at 10x: set tile_px and scales to what is "
+        "there"
+    ]
+    assert own(**made, tile_px=512) == []
+
+
 def test_the_slide_that_is_to_be_drawn_must_be_one(own):
     assert own(slide="c") == []
     wrong = own(slide="e")
@@ -191,7 +205,7 @@ def test_check_finds_what_is_wrong_in_seconds(tmp_path, capsys):
         "has 1 patient, who cannot be learned from",
         "gone.pth",
         "did you mean 'dmsmil'",
-        "1 of 3 open, and have 10x and 20x tiles",
+        "1 of 3 files open, and have 10x and 20x tiles",
         "disk",
         "memory",
     ):
