@@ -25,7 +25,7 @@ from dmsmil.analysis.report import saved_tables
 from dmsmil.analysis.sweep import lam_name
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, verdict
+from dmsmil.training.results import COLLAPSED, multi_scale, part, verdict
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
 VERDICTS = (HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN)
@@ -269,13 +269,9 @@ def _lam(tables: Tables) -> Judged:
 def _least(tables: Tables, column: str, text: str) -> Judged:
     """Has DMSMIL the least of `column` among the published multi-scale methods?"""
     table = _table(tables, "08_cost")
-    several = table[table.scales.str.contains("+", regex=False) & table[column].notna()]
+    several = multi_scale(table[table[column].notna()])
     mine = _row(several[several.method == "dmsmil"], "DMSMIL")
-    others = several[
-        (several.method != "dmsmil")
-        & ~several.method.map(is_pooling).astype(bool)
-        & several.method.map(is_published).astype(bool)
-    ]
+    others = several[several.method != "dmsmil"]
     if others.empty:
         raise _Absent("no other multi-scale method was run")
     best, rank = others.loc[others[column].idxmin()], 1 + int((others[column] <= mine[column]).sum())

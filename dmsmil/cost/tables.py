@@ -31,7 +31,7 @@ from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.jobs.text import as_written
 from dmsmil.models import count_parameters, create
 from dmsmil.training.config import RunConfig, configure_all, scales_name
-from dmsmil.training.results import is_pooling, run_name
+from dmsmil.training.results import multi_scale, run_name
 
 PAPER_DIM = 2048  # ResNet-101's features: parameter counts can be compared with the paper's only at this width
 
@@ -220,11 +220,6 @@ def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
         shown[f"{of} in the paper"] = [row.get(of, "—") for row in theirs]
     shown["peak MB"] = [f"{n:.1f}" for n in table.memory_mb]
     return shown.set_index("")
-
-
-def multi_scale(table: pd.DataFrame) -> pd.DataFrame:
-    """The published multi-scale methods of a cost table: what the paper compares. Pooling is none of them."""
-    return table[table.scales.str.contains("+", regex=False) & ~table.method.map(is_pooling).astype(bool)]
 
 
 def cost_sentences(table: pd.DataFrame) -> str:

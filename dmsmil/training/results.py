@@ -306,3 +306,13 @@ def run_stem(method_name: str, scales: Sequence[int]) -> str:
 def is_published(method_name: str) -> bool:
     """Whether a method decides the paper's claims; one of the reader's own does not."""
     return method_name not in METHODS or METHODS[method_name].published
+
+
+def multi_scale(table: pd.DataFrame) -> pd.DataFrame:
+    """The published multi-scale methods of a table (method, scales): what the paper compares. Pooling is none of them,
+    nor is a method of the reader's own."""
+    compared = [
+        "+" in scales and is_published(name) and not is_pooling(name)
+        for name, scales in zip(table.method, table.scales)
+    ]
+    return table[compared]

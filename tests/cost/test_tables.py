@@ -210,6 +210,7 @@ def test_smallest_and_fastest_is_said_only_when_it_is():
             multiattn=(854_789, 8, 9),
             meanpool=(1, 0.1, 0.1),
             abmil=(2, 0.1, 0.1),
+            dmsmil_select=(3, 0.1, 0.1),
         )
     )
     lines = said.splitlines()
