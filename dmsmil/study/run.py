@@ -123,7 +123,7 @@ def _notebooks(
         if trains:
             from dmsmil.study.watch import Watch, result_lines
 
-            watch = watch or Watch(home, params, say)
+            watch = watch or Watch(home, params, say, [notebook.stem for notebook in chosen])
         with watch.over(notebook.stem) if trains else nullcontext(say) as tell:
             problem = execute(notebook, home / "notebooks", params, tell)
         if problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,11 +76,14 @@ class Remaining:
 
 
 class Watch:
-    """Hands on the lines of notebooks that train, and adds how far they are."""
+    """Hands on the lines of notebooks that train, and adds how far they are.
 
-    def __init__(self, home: Path, params: dict, say: Callable[[str], None]):
+    notebooks: those that will be executed; what others train is not counted.
+    """
+
+    def __init__(self, home: Path, params: dict, say: Callable[[str], None], notebooks: Sequence[str]):
         self.home, self.say, self.said = home, say, time.perf_counter()
-        works = _works(home, params)
+        works = [work for work in _works(home, params) if work.notebook in notebooks]
         self.remaining = Remaining(works, workers_of(params, works))
 
     @contextmanager
@@ -124,7 +127,7 @@ class Watch:
         ]
         left = self.remaining.seconds()
         if left is not None:
-            words.append(f"about {minutes(left)} of training left in this study")
+            words.append(f"about {minutes(left)} of training left")
         if words:
             self.say("    " + "; ".join(words))
             self.said = time.perf_counter()

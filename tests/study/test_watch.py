@@ -7,6 +7,7 @@ import pytest
 
 from dmsmil.study import watch as room
 from dmsmil.study.forecast import Work
+from dmsmil.study.times import TRAINING
 from dmsmil.study.watch import Remaining, Watch, result_lines
 from dmsmil.training.progress import Progress, read_progress
 
@@ -53,7 +54,7 @@ def test_the_watch_sees_the_first_training_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_works", lambda home, params: WORKS)
     monkeypatch.setattr(room, "LOOK", 0.01)
     begun = threading.Event()
-    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, lambda line: None)
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, lambda line: None, TRAINING)
     monkeypatch.setattr(watch.remaining, "begin", begun.set)
     with watch.over("03_train"):
         assert not begun.wait(0.1)
@@ -72,7 +73,7 @@ def test_runs_under_way_count_as_parts(clock):
 def test_every_line_is_handed_on_and_after_a_while_what_is_left(clock, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_works", lambda home, params: WORKS)
     said = []
-    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append)
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append, TRAINING)
     with watch.over("03_train") as hear:
         hear("    Train")
         hear("    [1/4] dmsmil")
@@ -80,24 +81,33 @@ def test_every_line_is_handed_on_and_after_a_while_what_is_left(clock, tmp_path,
         hear("    [2/4] dmsmil")
         hear("    [3/4] dmsmil")
     assert said[:3] == ["    Train", "    [1/4] dmsmil", "    [2/4] dmsmil"] and said[4] == "    [3/4] dmsmil"
-    assert said[3] == "    about 8 min of training left in this study"  # 40 s for 20 expected; 240 are left
+    assert said[3] == "    about 8 min of training left"  # 40 s for 20 expected; 240 are left
     assert len(said) == 5
+
+
+def test_notebooks_that_will_not_be_executed_are_not_counted(clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_works", lambda home, params: WORKS)
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, lambda line: None, ["03_train", "06_lambda"])
+    watch.remaining.enter("03_train")
+    clock[0] += 20
+    watch.remaining.count(2, 4)  # as forecast
+    assert watch.remaining.seconds() == pytest.approx(20 + 20)
 
 
 def test_a_long_silence_is_broken_by_what_trains_now(clock, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_works", lambda home, params: WORKS)
     said = []
-    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append)
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append, TRAINING)
     watch.remaining.enter("03_train")
     Progress(tmp_path / "runs/dmsmil-1/fold0-seed0", 120).say(4, 60)
     clock[0] += 100
     watch._tell()
-    assert said == ["    4 together at epoch 60 of 120; about 20 min of training left in this study"]
+    assert said == ["    4 together at epoch 60 of 120; about 20 min of training left"]
 
 
 def test_a_study_whose_features_are_not_there_is_watched_without_a_forecast(tmp_path):
     said = []
-    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append)
+    watch = Watch(tmp_path, {"workers": 1, "device": "cpu"}, said.append, TRAINING)
     with watch.over("03_train") as hear:
         hear("    [1/4] dmsmil")
     assert said == ["    [1/4] dmsmil"]
