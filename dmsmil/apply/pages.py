@@ -159,7 +159,10 @@ def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
         name = html.escape(said["slide_id"])
         link = name if said["slide_id"] in failed else f'<a href="pages/{name}.html">{name}</a>'
         asked = told_class(said["pred"], kit.classes, kit.about["positive"])
-        numbers = [f"{said[f'prob_{asked}']:.3f}", f"{said['spread']:.3f}"] if said["models"] else ["", ""]
+        numbers = [
+            f"{said[f'prob_{asked}']:.3f}" if said["models"] else "",
+            f"{said['spread']:.3f}" if said["models"] > 1 else "",  # of one model nothing is known
+        ]
         cells = [said["label"], said["pred"], *numbers, str(said["models"]), " ".join(warnings_of(said))]
         rows.append(f"<tr><td>{link}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     odd = int((table.unlike != "").sum())

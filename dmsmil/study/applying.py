@@ -132,10 +132,9 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
         notes += [f"the study knows it: {known_by(row['known'])}"] if row["known"] else []
         said = "nothing, for every model has seen it"
         if row["pred"]:
-            said = (
-                f"{row['pred']} {float(row['prob_' + row['pred']]):.3f}, spread {float(row['spread']):.3f} over "
-                f"{row['models']}"
-            )
+            several = f"spread {float(row['spread']):.3f} over {row['models']}"
+            said = f"{row['pred']} {float(row['prob_' + row['pred']]):.3f}, "
+            said += several if int(row["models"]) > 1 else "of one model"
         lines.append("; ".join([f"  {row['slide_id']:<{wide}}  {said}", *notes]))
     if "note" in table:
         lines.append(f"  {table.note.iloc[0]}")

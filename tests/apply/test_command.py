@@ -46,7 +46,7 @@ def test_apply_predicts_and_says_it(copy, applied):
     done, table = applied
     assert list(table.slide_id) == ["other-0", "other-1"] and set(table.known) == {"content"}
     for row in table.itertuples():
-        line = rf"^  {row.slide_id}  {row.pred} 0\.\d+, spread .*; the study knows it: what its tiles show$"
+        line = rf"^  {row.slide_id}  {row.pred} 0\.\d+, of one model; the study knows it: what its tiles show$"
         assert re.search(line, done.stdout, re.M), done.stdout
         for name in (f"pages/{row.slide_id}.html", f"qupath/{row.slide_id}.geojson", f"qupath/{row.slide_id}.ome.tif"):
             assert (copy / "smoke/apply" / name).is_file()

@@ -55,6 +55,9 @@ def test_every_page_says_its_numbers_and_what_it_is_not_for(page):
         assert all(warning in text for warning in warnings_of(said))
     index = words(home / "index.html")
     assert NOT_FOR in index and NEW[0] in index and "demo-A000-1" in index
+    for said in applied.table.to_dict("records"):
+        spread = f" {said['spread']:.3f}" if said["models"] > 1 else ""
+        assert f"{said['prob_lobular-like']:.3f}{spread} {said['models']}" in index, "of one model no spread is known"
 
 
 @pytest.mark.slow
