@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,8 @@ def made_by(home: str | Path, slide_ids) -> list[dict]:
     first slide that has any."""
     for slide_id in slide_ids:
         found = sorted(
-            Path(home).glob(f"features/*x_*px_*/features_*/{slide_id}.h5"), key=lambda path: path.stat().st_mtime_ns
+            Path(home).glob(f"features/*x_*px_*/features_*/{glob.escape(slide_id)}.h5"),
+            key=lambda path: path.stat().st_mtime_ns,
         )
         if configs := [config for config in map(_config, found) if config]:
             return configs

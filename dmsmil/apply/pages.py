@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from PIL import Image
@@ -83,8 +84,8 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
         )
         write_heatmap(scores, view["side"], view["bounds"], view["mpp"], home / f"qupath/{name}.ome.tif")
         parts.append(
-            f'<p>For QuPath: <a href="../qupath/{tiles[0].name}">tiles with scores</a>, '
-            f'<a href="../qupath/{name}.ome.tif">heatmap</a>. A score says what the models attended to, not '
+            f'<p>For QuPath: <a href="../qupath/{quote(tiles[0].name)}">tiles with scores</a>, '
+            f'<a href="../qupath/{quote(name)}.ome.tif">heatmap</a>. A score says what the models attended to, not '
             "why.</p>"
         )
     parts.append('<p><a href="../index.html">All slides</a></p>')
@@ -157,7 +158,7 @@ def _index(kit: Kit, table: pd.DataFrame, failed: set[str]) -> str:
     rows = []
     for said in table.to_dict("records"):
         name = html.escape(said["slide_id"])
-        link = name if said["slide_id"] in failed else f'<a href="pages/{name}.html">{name}</a>'
+        link = name if said["slide_id"] in failed else f'<a href="pages/{quote(said["slide_id"])}.html">{name}</a>'
         asked = told_class(said["pred"], kit.classes, kit.about["positive"])
         numbers = [
             f"{said[f'prob_{asked}']:.3f}" if said["models"] else "",

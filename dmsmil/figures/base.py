@@ -36,15 +36,18 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def finish(figure: Figure, out: str | Path, data: pd.DataFrame | dict[str, np.ndarray]) -> Figure:
-    """Save picture and data, close the figure (a notebook shows what is returned), and return it."""
-    out = Path(out)
+    """Save picture and data, close the figure (a notebook shows what is returned), and return it.
+
+    out: without a suffix; dots in it are of a name, such as TCGA's.
+    """
+    picture, table, arrays = (Path(f"{out}{suffix}") for suffix in (".png", ".csv", ".npz"))
     _as_written(figure)
-    with atomic(out.with_suffix(".png")) as temporary:
+    with atomic(picture) as temporary:
         figure.savefig(temporary, format="png")
     if isinstance(data, pd.DataFrame):
-        write_csv(data, out.with_suffix(".csv"), digits=6)
+        write_csv(data, table, digits=6)
     else:
-        with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
+        with atomic(arrays) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **data)
     plt.close(figure)
     return figure

@@ -137,7 +137,7 @@ def test_the_table_that_the_committed_notebook_predicts_is_of_the_demos_painter(
     assert table.patient_id[~table.patient_id.isin(known)].nunique() == 10 and table.patient_id.isin(known).sum() == 2
     made = (ROOT / "Makefile").read_text()
     assert "-p study demo_more -p demo_patients 50 --only 00" in made
-    assert "dmsmil apply params/demo_all.yaml params/demo_new.csv" in made
+    assert "dmsmil apply params/demo.yaml params/demo_new.csv" in made
 
 
 def test_new_slides_make_the_notebook_run_again(tmp_path):

@@ -19,6 +19,7 @@ from dmsmil.training.config import configure
 from dmsmil.training.runs import get_runs
 from tests.apply.conftest import NEW, SCALES, SETTINGS, TILE, quiet
 from tests.conftest import assert_one_line
+from tests.features.test_formats import own_study
 
 pytestmark = pytest.mark.xdist_group("apply")
 ENCODER, K = "random:resnet18", 3
@@ -106,3 +107,8 @@ def test_a_model_that_travels_says_whose_tiles_it_needs(made, study, tmp_path):
     assert np.isfinite(
         ask(read_kit(folder), made, tmp_path / "elsewhere", tiles=table_of(tmp_path / "new.csv", NEW)).x.numpy()
     ).all()
+
+
+def test_what_made_the_features_of_a_slide_with_brackets_is_found(tmp_path):
+    own_study(tmp_path, names=("a [HE]",))
+    assert made_by(tmp_path, ["a [HE]"])[-1]["encoder"]["name"] == "net:a/b"

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,24 @@ def test_names_are_shown_as_they_were_written(made):
     }
     text = pages._said(said, about)
     assert "<i>" not in text and "<u>" not in text and text.count("<b>") == 1 and "p&amp;q" in text
+
+
+@pytest.mark.slow
+def test_an_id_with_dots_and_signs_has_its_page_pictures_and_files(made, tmp_path):
+    """TCGA's have dots, which begin no suffix; a # in a link would begin a place in a page."""
+    name = "TCGA-1.ab#2"
+    shutil.copy(made.slides / f"{NEW[0]}.svs", tmp_path / f"{name}.svs")
+    slides = pd.DataFrame(
+        {"slide_id": [name], "patient_id": "p", "label": "", "site": "", "path": str(tmp_path / f"{name}.svs")}
+    )
+    slides.to_csv(tmp_path / "one.csv", index=False)
+    applied, bags = made.apply(tmp_path / "one.csv")
+    index = make_pages(made.kit, applied, slides.assign(mpp=0.0), bags.store, workers=1, report=quiet)
+    assert read_failures(index.parent).empty
+    for file in ("pages/{}.html", "figures/{}_scores.png", "figures/{}_extremes.png", "qupath/{}.geojson"):
+        assert (index.parent / file.format(name)).is_file(), file
+    assert f'href="pages/{quote(name)}.html"' in index.read_text()
+    assert f'href="../qupath/{quote(name)}.geojson"' in (index.parent / f"pages/{name}.html").read_text()
 
 
 @pytest.mark.slow
