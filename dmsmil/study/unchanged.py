@@ -70,6 +70,8 @@ class Memory:
     def begin(self, notebook: Path) -> None:
         """The notebook is executed: what it and those after it gave counts no more."""
         self.executed = True
+        if not self.intact:  # `end` takes the files as they are then for those that were left
+            self.state["notebooks"] = {}
         later = [other.stem for other in notebooks() if other.stem >= notebook.stem]
         self.state["notebooks"] = {name: key for name, key in self.state["notebooks"].items() if name not in later}
         self.state["book"] = ""
@@ -101,13 +103,17 @@ class Memory:
 
     def _outside(self) -> dict[str, dict[str, Stat]]:
         """The person's files that the parameters name, and the slides that the cohort names."""
-        named = [value for key in PLACES for value in _listed(self.params.get(key)) if value]
+        named = [one for key in PLACES for value in _listed(self.params.get(key)) for one in self._each_scale(value)]
         found = {value: files(resolve(value)) for value in named if resolve(value).exists()}
         table = self.home / "cohort.csv"
         if table.is_file():
             paths = pd.read_csv(table, dtype=str, keep_default_na=False).get("path", pd.Series(dtype=str))
             found["path"] = {path: _stat(Path(path)) for path in paths if path and Path(path).is_file()}
         return found
+
+    def _each_scale(self, value: str) -> list[str]:
+        """A path as `features` may have it, with {scale} in it, at each scale."""
+        return list(dict.fromkeys(value.replace("{scale}", f"{scale:g}") for scale in self.params["scales"]))
 
 
 def _listed(value) -> list[str]:

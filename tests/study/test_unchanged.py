@@ -67,6 +67,30 @@ def test_an_edited_file_of_the_person_changes_everything(study, name):
     assert known(home, params) == []
 
 
+def test_features_of_each_scale_are_looked_at(study):
+    home, params = study
+    mine = home.parent / "own"
+    for scale in (10, 20):
+        write(mine / f"feats_{scale}x/a.h5", "features")
+    params |= {"features": str(mine / "feats_{scale}x")}
+    memory = Memory(home, params)
+    for notebook in notebooks():
+        memory.begin(notebook)
+        memory.end(notebook)
+    assert known(home, params) == ALL
+    write(mine / "feats_20x/a.h5", "others, and longer")
+    assert known(home, params) == []
+
+
+def test_what_was_changed_stays_so_whatever_is_executed_afterwards(study):
+    home, params = study
+    write(home / "tables/04_compare.csv", "edited")
+    memory = Memory(home, params)
+    memory.begin(notebooks()[-1])
+    memory.end(notebooks()[-1])
+    assert set(known(home, params)) <= {ALL[-1]}
+
+
 def test_a_new_slide_changes_everything(study):
     home, params = study
     write(home.parent / "own/slides/c.svs", "new")
