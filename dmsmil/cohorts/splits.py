@@ -56,13 +56,17 @@ def export_clam(cohort: pd.DataFrame, folds: pd.DataFrame, folder: str | Path) -
     """Write the cohort and its folds as CLAM reads them, and return the folder.
 
     dataset.csv (case_id, slide_id, label), and for each fold splits_<i>.csv (columns train, val, test of slide ids),
-    splits_<i>_bool.csv (slides x parts) and splits_<i>_descriptor.csv (classes x parts: slides).
+    splits_<i>_bool.csv (slides x parts) and splits_<i>_descriptor.csv (classes x parts: slides). Those of folds
+    that only an earlier partition had go.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), [c for c in folds if c.startswith("fold_")]
+    for left in folder.glob("splits_*.csv"):
+        if (number := re.match(r"splits_(\d+)[_.]", left.name)) and f"fold_{int(number[1])}" not in names:
+            left.unlink()
     write_csv(
         cohort[["patient_id", "slide_id", "label"]].rename(columns={"patient_id": "case_id"}), folder / "dataset.csv"
     )
-    for name in [c for c in folds if c.startswith("fold_")]:
+    for name in names:
         stem, part = f"splits_{name[5:]}", folds[name]
         columns = {p: folds.slide_id[part == p].reset_index(drop=True) for p in PARTS}
         flags = pd.DataFrame({p: (part == p).to_numpy() for p in PARTS}, index=folds.slide_id.to_list())

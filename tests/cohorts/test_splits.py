@@ -164,6 +164,13 @@ def test_clam_tables_come_back_and_say_what_they_hold(made, tmp_path):
             assert said[part].to_dict() == counts.reindex(["a", "b"], fill_value=0).to_dict()
 
 
+def test_folds_of_an_earlier_partition_do_not_stay(made, tmp_path):
+    frame, folds = made
+    export_clam(frame, folds, tmp_path)
+    export_clam(frame, folds.drop(columns="fold_2"), tmp_path)
+    assert set(read_splits(tmp_path).fold) == {0, 1} and not list(tmp_path.glob("splits_2*"))
+
+
 def test_the_exported_cohort_is_one_of_ours(made, tmp_path):
     frame, folds = made
     folder = export_clam(frame, folds, tmp_path)
