@@ -28,6 +28,7 @@ def baseline_predictions(bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame) 
     different questions.
     """
     _agree(bags, folds)
+    folds = folds[folds.slide_id.isin(bags.slide_ids)]  # a slide that failed is asked of nobody
     found = {} if bags.colour is None or bags.colour.isnan().any() else {COLOUR: colour_predictions(bags, folds)}
     if cohort.site[cohort.site != ""].nunique() > 1:
         found[SITE] = site_predictions(folds, cohort)
@@ -48,7 +49,7 @@ def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     """Logistic regression on six colour numbers: mean and deviation of R, G, B over a slide's tiles. No tuning."""
     names, parts = np.asarray(bags.classes)[bags.labels], []
     here = folds.set_index("slide_id").reindex(bags.slide_ids)
-    for fold in range(fold_count(folds)):
+    for fold in _asked(here):
         test = (here[f"fold_{fold}"] == "test").to_numpy()
         model = fit_colour(bags, folds, fold)
         table = predictions_table(
@@ -82,7 +83,7 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     """
     classes, parts = sorted(folds.label.unique()), []
     table = folds.assign(site=cohort.set_index("slide_id").site.reindex(folds.slide_id).fillna("").to_numpy())
-    for fold in range(fold_count(folds)):
+    for fold in _asked(folds):
         test, rest = (table[where] for where in _parts(folds, fold))
         patients = rest.drop_duplicates("patient_id")
         prior = patients.label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
@@ -97,11 +98,16 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
 def majority_predictions(folds: pd.DataFrame) -> pd.DataFrame:
     """The always-majority rule: each fold's tested slides get the commonest class of its training slides."""
     classes, parts = sorted(folds.label.unique()), []
-    for fold in range(fold_count(folds)):
+    for fold in _asked(folds):
         test, prior = folds[folds[f"fold_{fold}"] == "test"], class_shares(folds, fold).to_numpy()
         table = predictions_table(test.slide_id, test.patient_id, test.label, np.tile(prior, (len(test), 1)), classes)
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
+
+
+def _asked(folds: pd.DataFrame) -> list[int]:
+    """The folds that test a slide: where the only one of a fold failed, there is nothing to ask."""
+    return [fold for fold in range(fold_count(folds)) if (folds[f"fold_{fold}"] == "test").any()]
 
 
 def _parts(folds: pd.DataFrame, fold: int) -> tuple[pd.Series, pd.Series]:

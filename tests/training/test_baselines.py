@@ -101,3 +101,18 @@ def test_a_site_baseline_stands_only_where_sites_are_known():
     assert list(baseline_predictions(bags, folds, cohort_of(bags))) == [COLOUR, MAJORITY]
     assert list(baseline_predictions(bags, folds, cohort_of(bags, ("A",)))) == [COLOUR, MAJORITY]
     assert list(baseline_predictions(bags, folds, cohort_of(bags, ("A", "B")))) == [COLOUR, SITE, MAJORITY]
+
+
+def test_rules_are_asked_about_the_slides_that_methods_are_asked_about():
+    """A slide that failed is in the folds, and in no bag; where it was all that a fold tests, that fold is left out."""
+    bags = make_bags()
+    folds, cohort = folds_of(bags), cohort_of(bags, ("x", "y"))
+    alone = bags.slide_ids[0]
+    folds["fold_0"] = np.where(folds.slide_id == alone, "test", "train")
+    lost = [alone, bags.slide_ids[5]]
+    here = bags.subset([name for name in bags.slide_ids if name not in lost])
+    found = baseline_predictions(here, folds, cohort)
+    assert set(found) == {COLOUR, SITE, MAJORITY}
+    expected = {(1, name) for name in folds.slide_id[folds.fold_1 == "test"] if name not in lost}
+    for table in found.values():
+        assert set(zip(table.fold, table.slide_id)) == expected
