@@ -92,7 +92,7 @@ def growth(tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -
     (`block_excess` of the blocks, 0 for other parts, NaN where the exact value is not computed). No part is measured
     beyond its `MOST` tiles. Raises InputError for fewer than two different numbers of tiles.
     """
-    _check(tiles, rounds)
+    check_growth(tiles, rounds)
     place, calls, rows = pick_device(device), [], []
     with one_thread():
         for k in sorted(set(tiles)):
@@ -127,12 +127,16 @@ def growth(tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -
     ]
 
 
-def _check(tiles: list[int], rounds: int) -> None:
-    if len(set(tiles)) < 2 or min(tiles) < 1:
+def check_growth(tiles: list[int], rounds: int) -> str:
+    """What will be measured, in words. InputError for numbers of tiles from which no power of K can be read."""
+    most = min(MOST.values())
+    if min(tiles, default=0) < 1 or len({k for k in tiles if k <= most}) < 2:
         raise InputError(
-            f"cost_tiles is {tiles}: growth needs two or more different numbers of tiles, such as [50, 200, 800]"
+            f"cost_tiles is {tiles}: growth needs two or more different numbers of tiles up to {most}, such as "
+            "[50, 200, 800]"
         )
     at_least_one(cost_rounds=rounds)
+    return f"growth from {min(tiles):,} to {max(tiles):,} tiles"
 
 
 def larger_half(k) -> np.ndarray:
@@ -150,7 +154,7 @@ def slope(k, values) -> float:
 
 def study_growth(home: str | Path, tiles: list[int], rounds: int, device: str = "auto", seed: int = 0) -> pd.DataFrame:
     """`growth` of a study: read where the same was measured before, else measured and kept in cost/."""
-    _check(tiles, rounds)
+    check_growth(tiles, rounds)
     key = {"tiles": sorted(set(tiles)), "rounds": rounds, "seed": seed, "code": code_version("dmsmil")}
     return measured_once(home, "growth", key, device, __file__, lambda: growth(tiles, rounds, device, seed))
 

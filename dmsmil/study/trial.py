@@ -13,6 +13,7 @@ from dmsmil.analysis.paper import COHORTS, printed_results
 from dmsmil.analysis.sweep import check_lams, lam_configs
 from dmsmil.analysis.variants import choose_variants, variant_configs
 from dmsmil.cohorts.folds import bag_folds
+from dmsmil.cost.growth import check_growth
 from dmsmil.features.bags import Bags, toy_bags
 from dmsmil.jobs.files import InputError, one_line
 from dmsmil.jobs.parallel import is_remote, pick_device
@@ -44,6 +45,7 @@ def settings(params: dict, channels: int = CHANNELS, classes: tuple[str, ...] = 
     yield attempt("method", lambda: _method(params, bags, folds))
     yield attempt("methods", lambda: _methods(params, bags, folds))
     yield attempt("ablation", lambda: _ablation(params, bags, folds))
+    yield attempt("cost", lambda: check_growth(params["cost_tiles"], params["cost_rounds"]))
     yield attempt("paper", lambda: _paper(params["paper"]))
     yield attempt("units", lambda: "in a Dask cluster" if is_remote(params["scheduler"]) else "on this machine")
     yield attempt("device", lambda: str(pick_device(params["device"])))
