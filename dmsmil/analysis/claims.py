@@ -23,6 +23,7 @@ from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, equivalent, sen
 from dmsmil.analysis.paper import growth_as_claimed
 from dmsmil.analysis.report import saved_tables
 from dmsmil.analysis.sweep import lam_name
+from dmsmil.analysis.variants import PARTS as SELECT_PARTS
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS, called
 from dmsmil.training.results import COLLAPSED, multi_scale, part, verdict
@@ -227,8 +228,8 @@ def _full(tables: Tables) -> Judged:
     if others.empty:
         raise _Absent("no other row was run, or all collapsed")
     found, number = _better(tables, mine, others.loc[others.ACC_mean.idxmax()], "05_tests")
-    if "05_variants" in tables:
-        readings = tables["05_variants"]
+    readings = tables.get("05_variants", pd.DataFrame({"name": []}))
+    if len(readings) and set(readings.name).isdisjoint(SELECT_PARTS):  # which are no readings of the paper
         above = readings.name[(readings.ACC_p_holm < ALPHA) & (readings.ACC_difference < 0)]
         number += (
             f" Of {len(readings)} other readings of the text, shown to have a higher ACC: {', '.join(above) or 'none'}."

@@ -291,8 +291,9 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
     """
     other, difference, p = row["name"], row[f"{metric}_difference"], row[f"{metric}_p_holm"]
     unit = "pooled AUC" if metric == "DeLong" else called(metric, row)
-    if metric == "DeLong" and row.get("DeLong_class"):
-        unit += f" of {row.DeLong_class} against the rest"
+    of = row.get("DeLong_class", "")  # a column of nothing is read back from a file as numbers
+    if metric == "DeLong" and of and pd.notna(of):
+        unit += f" of {of} against the rest"
     if np.isnan(p):
         seen = "" if np.isnan(difference) else f" ({difference:+.3f})"
         said = f"{name} against {other} by {unit}{seen} is not tested: {row[f'{metric}_note']}."

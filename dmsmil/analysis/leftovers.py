@@ -46,7 +46,7 @@ def other_tables(home: str | Path) -> dict[str, str]:
     found = {}
     for path in sorted((Path(home) / "tables").glob("*.csv")):
         name = path.stem
-        if name.startswith("03_") and now and not name.startswith(f"{_stem(now)}_"):
+        if name.startswith("03_") and now and name not in (f"{_stem(now)}_results", f"{_stem(now)}_predictions"):
             found[name] = "method or scale"
         elif name[:2] in old:
             found[name] = old[name[:2]]

@@ -246,6 +246,8 @@ def test_control_and_readings_are_named_beside_what_they_bear_on(tmp_path):
     readings = pd.DataFrame({"name": ["a", "b"], "ACC_difference": [-0.1, -0.1], "ACC_p_holm": [0.01, 0.2]})
     save_table(readings, tmp_path, "05_variants")
     assert "Of 2 other readings of the text, shown to have a higher ACC: a." in found(tmp_path, "full model")[1]
+    save_table(readings.assign(name=["no_gate", "fill"]), tmp_path, "05_variants")  # of base: dmsmil_select
+    assert "readings of the text" not in found(tmp_path, "full model")[1]
 
 
 # ------------------------------------------------------------------------------------------------ 06, 07, 08

@@ -75,6 +75,12 @@ def test_a_method_that_is_no_longer_named_is_not_in_the_report(home):
     )
 
 
+def test_a_method_whose_name_begins_as_that_of_the_study_is_another(home):
+    results(home, "03_dmsmil_select_results", "DMSMIL-Select")
+    assert other_tables(home) == {"03_dmsmil_select_results": "method or scale"}
+    assert list(saved_results(home).name) == ["DMSMIL", "ABMIL 10x"]
+
+
 @pytest.mark.parametrize("other", [dict(seeds=[0, 1]), dict(positive="a"), dict(seeds=[1], positive="a")])
 def test_a_table_of_other_seeds_or_another_positive_class_is_not_mixed_in(home, other):
     ran(home, "04_compare", **other)
