@@ -74,7 +74,8 @@ def words_block(study: Study) -> str:
     auc, mine = by_auc(table), mine_of(table)
     if auc.isna().all():
         return "AUC is not defined: in each fold one class was tested."
-    top = named(ranked(table)).iloc[0]
+    sound = auc[~no_result(table)].dropna()
+    top = named(ranked(table)).loc[(auc if sound.empty else sound).idxmax()]
     if mine is None or no_result(table)[mine.name]:
         said = "DMSMIL was not run here" if mine is None else f"DMSMIL has no result here: {note(mine)}"
         return f"{said}. The highest AUC is {_auc(top)}."

@@ -42,7 +42,7 @@ def test_it_is_executed_in_order_small_and_clean(notebook):
 def test_the_first_records_are_those_of_a_fresh_run(tmp_path):
     """The demo cohort, its tiles and its features made anew; what is trained on them is compared below, in its tables,
     for training takes longer than a test may."""
-    done = dmsmil("run", "params/demo_all.yaml", "-p", "outputs", tmp_path, "--only", "00", "01", "02")
+    done = dmsmil("run", "params/demo.yaml", "-p", "outputs", tmp_path, "--only", "00", "01", "02")
     assert done.returncode == 0, done.stdout + done.stderr
     fresh = tmp_path / "demo/notebooks"
     for path in fresh.glob("*.ipynb"):
