@@ -5,7 +5,7 @@
 # make lab    JupyterLab on the notebooks
 # make readme numbers of the pages from docs/results, into which it takes those of the demo study
 # make book   the book of the demo study once more, into outputs/demo/book/
-# make notebooks   the committed notebooks anew: the whole demo study, executed and published (an hour the first time)
+# make notebooks   the committed notebooks anew: the demo study, executed and published
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -41,9 +41,9 @@ book: $(READY)
 	$(BIN)/dmsmil book params/demo.yaml
 
 notebooks: $(READY)
-	$(BIN)/dmsmil run params/demo_all.yaml
+	$(BIN)/dmsmil run params/demo.yaml
 	$(BIN)/dmsmil run params/demo.yaml -p study demo_more -p demo_patients 50 --only 00
-	$(BIN)/dmsmil apply params/demo_all.yaml params/demo_new.csv
+	$(BIN)/dmsmil apply params/demo.yaml params/demo_new.csv
 	$(BIN)/python -m dmsmil.book.publish outputs/demo
 
 bench: $(READY)

@@ -43,6 +43,12 @@ def take_features(
     return import_features(store, cohort, source, k, seed, mpp, workers, report, scheduler, agree)
 
 
+def fetching(workers: int) -> int:
+    """How many slides of a server are here at once where no GPU encodes: as many as there are processes, of which some
+    fetch while others encode. workers: as asked for, 0 = as many as cores."""
+    return workers or max(4, usable_cores())
+
+
 def encode_cohort(
     store: Store,
     cohort: pd.DataFrame,
@@ -93,7 +99,7 @@ def encode_cohort(
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
     elif source is not None:
-        workers = workers or max(4, usable_cores())  # some fetch while others encode
+        workers = fetching(workers)
     threads = 1 if is_remote(scheduler) else max(1, usable_cores() // worker_count(workers, len(units)))
     hold = (store.encoder, weights, str(place), px, threads)
     return over_slides(

@@ -27,6 +27,7 @@ from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
+from dmsmil.features.stages import fetching
 from dmsmil.jobs.files import InputError, one_line
 from dmsmil.jobs.text import many
 from dmsmil.slides.given import BY, chosen_by, open_given, tally
@@ -40,6 +41,7 @@ from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
 from dmsmil.training.metrics import scored
 
+THUMBNAILS = 8  # slides that 00_cohort draws, and keeps
 FEW = 20  # patients of a class: with fewer, an interval of AUC is wider than most differences that are sought
 
 
@@ -59,7 +61,7 @@ def findings(params: dict) -> Iterator[Finding]:
         if len(here):
             yield from _slides(here, params)
         away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
-        to_fetch = _size_to_fetch(away, params["keep_slides"])
+        to_fetch = _size_to_fetch(away, params)
         if len(away):
             yield (
                 True,
@@ -169,9 +171,12 @@ def _tcga(params: dict) -> pd.DataFrame:
     return cohort.assign(mpp=0.0, size=cohort["size"].astype(int))
 
 
-def _size_to_fetch(away: pd.DataFrame, keep: bool) -> float:
-    """Bytes that slides will take on the disk: all of them, or the largest eight at once (and those drawn)."""
-    return 0.0 if away.empty else float(away["size"].sum() if keep else away["size"].nlargest(16).sum())
+def _size_to_fetch(away: pd.DataFrame, params: dict) -> float:
+    """Bytes that slides will take on the disk: all of them, or the largest that are there at once, and those drawn."""
+    if away.empty:
+        return 0.0
+    at_once = len(away) if params["keep_slides"] else fetching(params["workers"]) + THUMBNAILS
+    return float(away["size"].nlargest(at_once).sum())
 
 
 def _slides(cohort: pd.DataFrame, params: dict) -> Iterator[Finding]:
