@@ -50,7 +50,7 @@ def test_where_nothing_is_known_nothing_is_said():
 
 def runs_of(tables):
     """Runs with these predictions, named as their methods."""
-    config = dict(scales=(10,), options={}, lr=1, weight_decay=0, batch_size=1, select="last", epochs=1)
+    config = dict(scales=(10,), own_options="", lr=1, weight_decay=0, batch_size=1, select="last", epochs=1)
     return [
         SimpleNamespace(predictions=table, config=SimpleNamespace(method=name, **config))
         for name, table in tables.items()
