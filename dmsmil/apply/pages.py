@@ -106,14 +106,9 @@ def warnings_of(said: dict) -> Iterator[str]:
         yield "Every model of the study has seen this slide or its patient: nothing is predicted."
 
 
-def counted(models: int) -> str:
-    """How many models, in words."""
-    return many(models, "model")
-
-
 def _said(said: dict, about: dict) -> str:
     """The prediction of a slide as HTML."""
-    lines = [("said by", f"{counted(said['models'])} of {about['name']}, study {about['study']}")]
+    lines = [("said by", f"{many(said['models'], 'model')} of {about['name']}, study {about['study']}")]
     if said["models"]:
         lines += [("predicted", said["pred"])]
         lines += [(f"P({name})", f"{said[f'prob_{name}']:.3f}") for name in about["classes"]]

@@ -45,7 +45,7 @@ def take_features(
 
 def fetching(workers: int) -> int:
     """How many slides of a server are here at once where no GPU encodes: as many as there are processes, of which some
-    fetch while others encode. workers: as asked for, 0 = as many as cores."""
+    fetch while others encode. workers: as asked for, 0 = as many as cores, and four at least."""
     return workers or max(4, usable_cores())
 
 
