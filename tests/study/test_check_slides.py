@@ -53,4 +53,4 @@ def test_check_says_which_slides_disagree_and_which_have_not_the_tiles_asked_for
     assert "scanned at 10x and has no 20x tiles" in said("coarse") and "note" not in said("coarse")
     assert "smaller than one 10x tile" in said("small") and "note" not in said("small")
     assert "is a TIFF in strips" in said("strips") and "vips tiffsave" in said("strips")
-    assert any("4 of 7 open" in line for line in lines)
+    assert any("4 of 7 files open" in line for line in lines)

@@ -98,7 +98,7 @@ def test_own_slides_as_readme_says(smoke, tmp_path):
     (tmp_path / "mine.yaml").write_text(text.replace("study: own_slides", "study: mine"))
     small = ["-p", "folds", "2", "-p", "tile_px", "256", "-p", "outputs", tmp_path]
     checked = dmsmil("check", tmp_path / "mine.yaml", *small)
-    assert checked.returncode == 0 and f"{len(cohort)} of {len(cohort)} open" in checked.stdout, checked.stdout
+    assert checked.returncode == 0 and f"{len(cohort)} of {len(cohort)} files open" in checked.stdout, checked.stdout
     done = dmsmil("run", tmp_path / "mine.yaml", *small, "-p", "k", "4", "--only", "00", "01")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(pd.read_csv(tmp_path / "mine/cohort.csv")) == len(cohort)
