@@ -19,14 +19,14 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.analysis.ablation import PARTS, is_exact
-from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, equivalent, sentence
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, equivalent, seen_from, sentence
 from dmsmil.analysis.paper import growth_as_claimed
 from dmsmil.analysis.report import saved_tables
 from dmsmil.analysis.sweep import lam_name
 from dmsmil.analysis.variants import PARTS as SELECT_PARTS
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.results import COLLAPSED, multi_scale, part, verdict
+from dmsmil.training.results import COLLAPSED, multi_scale, part, plain_row, verdict
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
 VERDICTS = (HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN)
@@ -140,12 +140,20 @@ def _row(rows: pd.DataFrame, what: str) -> pd.Series:
     return rows.iloc[0]
 
 
+def _plain(table: pd.DataFrame, name: str) -> pd.Series:
+    """`plain_row` of a method (registry key)."""
+    row = plain_row(table, name)
+    if row is None:
+        raise _Absent(f"{name.upper()} was not run")
+    return row
+
+
 def _test(tables: Tables, tests: str, mine: str, other: str) -> pd.Series | None:
-    """The row of `mine` against `other` in the table `tests`; None where there is none."""
+    """The row of `mine` against `other` in the table `tests`, whichever is its reference; None where there is none."""
     rows = tables.get(tests, pd.DataFrame(columns=["name"]))
-    rows = rows[rows["name"] == other]
     if "reference" in rows:
-        rows = rows[rows.reference == mine]
+        rows = seen_from(rows, mine)
+    rows = rows[rows["name"] == other]
     return rows.iloc[0] if len(rows) else None
 
 
@@ -171,8 +179,8 @@ def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Ju
 
 
 def _highest(table: pd.DataFrame, tables: Tables, name: str, tests: str, pooling: bool = False) -> Judged:
-    """Has the first row of method `name` a higher ACC than every other method in `table`?"""
-    mine, other = _row(table[table.method == name], name.upper()), best_other(table, name, pooling)
+    """Has the `plain_row` of method `name` a higher ACC than every other method in `table`?"""
+    mine, other = _plain(table, name), best_other(table, name, pooling)
     if other is None:
         raise _Absent("no other method was run")
     return _better(tables, mine, other, tests)
@@ -271,7 +279,7 @@ def _least(tables: Tables, column: str, text: str) -> Judged:
     """Has DMSMIL the least of `column` among the published multi-scale methods?"""
     table = _table(tables, "08_cost")
     several = multi_scale(table[table[column].notna()])
-    mine = _row(several[several.method == "dmsmil"], "DMSMIL")
+    mine = _plain(several, "dmsmil")
     others = several[several.method != "dmsmil"]
     if others.empty:
         raise _Absent("no other multi-scale method was run")

@@ -74,7 +74,7 @@ def corrected_resampled_ttest(differences, test_share: float) -> PairedTest:
     """The corrected resampled t-test of Nadeau and Bengio (Machine Learning 52, 2003, section 3).
 
     differences: one metric difference for each of n resamples (the folds of all repeats: Bouckaert and Frank, PAKDD
-    2004); NaN ones are left out. test_share: the share of all slides that one resample tests, so that
+    2004); NaN ones are left out. test_share: n_test / (n_test + n_train) of one resample, so that
     n_test / n_train = test_share / (1 - test_share), which no number of repeats changes.
 
         t = mean / sqrt((1 / n + n_test / n_train) s^2),  s^2 the sample variance (ddof = 1),  n - 1 degrees of freedom
@@ -198,26 +198,25 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str = "AUC", positive:
 
 
 def compare(
-    reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "", slides: int = 0
+    reference: pd.DataFrame, others: dict[str, pd.DataFrame], positive: str = "", test_share: float = 0.0
 ) -> pd.DataFrame:
     """The reference against each other method: one row a method, differences are reference minus method.
 
-    reference, others: predictions tables on the same folds; slides: how many the study has (0: as many as were tested
-    by any of the methods), from which the share tested by one fold follows.
+    reference, others: predictions tables on the same folds; test_share: as for `corrected_resampled_ttest`, of the
+    reference (`Runs.test_share`; 0: as if a fold trained on all slides that the others test).
     Columns: name, folds (compared, of all repeats), slides (compared); for ACC and AUC <metric>_difference (mean over
     folds), _low, _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both
     metrics), _p_equivalent and _p_equivalent_holm (that it is within EQUIVALENT_WITHIN; adjusted likewise, a family of
     its own) and _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all
     methods), _note, and DeLong_class: of more than two classes the one that it sets against the rest, else empty. Of
     more than two classes also classes, how many there are.
-    Intervals are 95 % each, not adjusted. A method trained on less than all other slides (an inner validation part)
-    has a larger n_test / n_train than is assumed here, and its p is a little too small.
+    Intervals are 95 % each, not adjusted.
     Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
     """
     if not others:
         raise InputError("there is no method to compare with: name at least one besides the reference")
     tested = pd.concat([reference, *others.values()])
-    share = reference.groupby("fold").slide_id.nunique().mean() / (slides or tested.slide_id.nunique())
+    share = test_share or reference.groupby("fold").slide_id.nunique().mean() / tested.slide_id.nunique()
     if share >= 1:
         raise InputError("one fold tests all slides: a comparison needs predictions of at least 2 folds")
     classes = class_names(reference)
@@ -257,6 +256,20 @@ def _columns(prefix: str, test: PairedTest) -> dict:
         f"{prefix}_p": test.p,
         f"{prefix}_note": test.reason,
     }
+
+
+def seen_from(tests: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of `compare`, with their column reference, that are about `name`, as if it were the reference of all:
+    where it is what the reference was set against, the two are exchanged and the differences turned."""
+    mine = tests[tests.reference == name]
+    theirs = tests[(tests["name"] == name) & (tests.reference != name)]
+    turned = theirs.assign(name=theirs.reference, reference=name)
+    for column in [column for column in tests if column.endswith("_difference")]:
+        metric = column.removesuffix("_difference")
+        turned[column] = -theirs[column]
+        if f"{metric}_low" in tests:
+            turned[f"{metric}_low"], turned[f"{metric}_high"] = -theirs[f"{metric}_high"], -theirs[f"{metric}_low"]
+    return pd.concat([mine, turned]) if len(turned) else mine
 
 
 def equivalent(row: pd.Series, metric: str) -> bool:

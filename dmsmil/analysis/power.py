@@ -67,20 +67,19 @@ def paired_spread(tables: dict[str, pd.DataFrame], metric: str, positive: str = 
     return float(spreads[spreads > 1e-12].median())
 
 
-def power_table(runs: list[Runs], slides: int, positive: str = "", pilot_spread: float = 0.0) -> pd.DataFrame:
+def power_table(runs: list[Runs], positive: str = "", pilot_spread: float = 0.0) -> pd.DataFrame:
     """What the tests of `report.paired_tests` could show: one row for each of AUC and ACC.
 
-    slides: how many the study has; pilot_spread: the spread of a difference in AUC in an earlier study, 0 for that of
-    these runs. Columns: metric (as it is called), spread, source ('pilot' or 'runs'), resamples, test_share, tests (how
-    many Holm's correction counts), alone (the `detectable` difference of one test), corrected (of the one with the
-    smallest p among all of them), and floor (of one test). NaN where the spread is not known. InputError for runs of
-    one method.
+    pilot_spread: the spread of a difference in AUC in an earlier study, 0 for that of these runs.
+    Columns: metric (as it is called), spread, source ('pilot' or 'runs'), resamples, test_share, tests (how many Holm's
+    correction counts), alone (the `detectable` difference of one test), corrected (of the one with the smallest p among
+    all of them), and floor (of one test). NaN where the spread is not known. InputError for runs of one method.
     """
     tables = {name: r.predictions for name, r in zip(run_names(runs), runs)}
     if len(tables) < 2:
         raise InputError("there is no method to compare with: name at least one besides the reference")
     first, tests, rows = runs[0].predictions, len(TESTED) * (len(runs) - 1), []
-    share, resamples = first.groupby("fold").slide_id.nunique().mean() / slides, first.fold.nunique()
+    share, resamples = runs[0].test_share, first.fold.nunique()
     for metric in ("AUC", "ACC"):
         pilot = metric == "AUC" and pilot_spread > 0
         spread = pilot_spread if pilot else paired_spread(tables, metric, positive)

@@ -131,11 +131,11 @@ def _own(config: dict) -> str:
     return ", ".join(f"{k}={v}" for k, v in sorted(given.items()) if usual.get(k) != v)
 
 
-def paired_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
+def paired_tests(runs: list[Runs], positive: str = "") -> pd.DataFrame:
     """The first of `runs`, in column reference, against each other: `comparison.compare`, names as in result tables."""
     first, *others = run_names(runs)
     tables = {name: r.predictions for name, r in zip([first, *others], runs)}
-    found = compare(tables.pop(first), tables, positive, slides)
+    found = compare(tables.pop(first), tables, positive, runs[0].test_share)
     found.insert(0, "reference", first)
     return found
 

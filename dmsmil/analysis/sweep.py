@@ -94,12 +94,12 @@ def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def lam_tests(runs: dict[float, Runs], slides: int, positive: str = "") -> pd.DataFrame:
+def lam_tests(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
     """λ = 1 against every other λ that did not collapse, as `comparison.compare`; no row if λ = 1 collapsed."""
     others = {lam_name(lam): r.predictions for lam, r in runs.items() if lam != 1 and not r.collapsed}
     if runs[1.0].collapsed or not others:
         return pd.DataFrame(columns=["name"])
-    return compare(runs[1.0].predictions, others, positive, slides)
+    return compare(runs[1.0].predictions, others, positive, runs[1.0].test_share)
 
 
 def pretty_lams(table: pd.DataFrame) -> pd.DataFrame:

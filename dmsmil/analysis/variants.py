@@ -146,8 +146,8 @@ def variant_configs(
     return configs, left_out
 
 
-def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.DataFrame:
-    """One row a reading, against runs["default"]; slides: how many the study has.
+def variant_table(runs: dict[str, Runs], positive: str = "") -> pd.DataFrame:
+    """One row a reading, against runs["default"].
 
     Columns: name, point (its `Variant.heading`), reading; for AUC and ACC <metric>_difference (default minus reading,
     mean over folds), _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`;
@@ -158,7 +158,7 @@ def variant_table(runs: dict[str, Runs], slides: int, positive: str = "") -> pd.
     default = runs["default"]
     others = {name: r for name, r in runs.items() if name != "default"}
     whole = {name: r.predictions for name, r in others.items() if not r.collapsed and not default.collapsed}
-    tests = compare(default.predictions, whole, positive, slides).set_index("name") if whole else None
+    tests = compare(default.predictions, whole, positive, default.test_share).set_index("name") if whole else None
     compared = [
         f"{m}_{part}"
         for m in ("AUC", "ACC")
@@ -230,7 +230,9 @@ def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
         for tested in TESTED
         if row[f"{tested}_p_holm"] < ALPHA
     ]
-    if tried.empty:
+    if table.empty:
+        lines.append("No reading but the default could run here.")
+    elif tried.empty:
         lines.append("No reading can be compared: the default or all of them collapsed.")
     elif not found:
         far = tried.loc[tried[f"{metric}_difference"].abs().idxmax()]

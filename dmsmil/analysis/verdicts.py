@@ -31,18 +31,19 @@ def best_other(table: pd.DataFrame, name: str, pooling: bool = False) -> pd.Seri
 # ------------------------------------------------------------------------------------------------ one scale
 
 
-def scale_tests(runs: list[Runs], slides: int, positive: str = "") -> pd.DataFrame:
+def scale_tests(runs: list[Runs], positive: str = "") -> pd.DataFrame:
     """DAMIL at one scale against every other method there: columns scales and reference, then `comparison.compare`'s.
 
-    slides: how many the study has. Each scale is a family. No row where DAMIL shares no scale with another method.
+    Each scale is a family. No row where DAMIL shares no scale with another method.
     """
     named, found = dict(zip(run_names(runs), runs)), []
     for scales in dict.fromkeys(r.config.scales for r in runs if len(r.config.scales) == 1):
         here = {name: r for name, r in named.items() if r.config.scales == scales}
-        mine = next((name for name, r in here.items() if r.config.method == "damil"), None)
+        damil = [name for name, r in here.items() if r.config.method == "damil"]
+        mine = min(damil, key=lambda name: ", " in name, default=None)  # without options of its own, if it is there
         others = {name: r.predictions for name, r in here.items() if name != mine}
         if mine and others:
-            tests = compare(here[mine].predictions, others, positive, slides)
+            tests = compare(here[mine].predictions, others, positive, here[mine].test_share)
             found.append(pd.concat({(scales_name(scales), mine): tests}, names=["scales", "reference"]).droplevel(2))
     return pd.concat(found).reset_index() if found else pd.DataFrame(columns=["scales", "reference", "name"])
 
@@ -83,15 +84,14 @@ def cheap_tests(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFram
     The majority rule says the same of all slides of a fold; pooled it would rank folds, so it has no DeLong test.
     """
     named = dict(zip(run_names(runs), runs))
-    first, *others = named
+    first, *rest = named
     mean = {
         n: named[n].predictions
-        for n in others
+        for n in rest
         if named[n].config.method == "meanpool" and len(named[n].config.scales) > 1
     }
-    found = compare(
-        named[first].predictions, {**mean, **baseline_predictions(bags, folds, cohort)}, positive, len(cohort)
-    )
+    others = {**mean, **baseline_predictions(bags, folds, cohort)}
+    found = compare(named[first].predictions, others, positive, named[first].test_share)
     constant = found.name == MAJORITY
     found.loc[constant, [f"DeLong_{column}" for column in ("difference", "low", "high", "p")]] = np.nan
     found.loc[constant, "DeLong_note"] = "the same answer for all slides of a fold"

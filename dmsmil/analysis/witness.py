@@ -321,7 +321,7 @@ def _against_others(witness: Witness, table: pd.DataFrame, positive: str) -> lis
         + "."
         for name in rivals
     ]
-    tests = compare(runs[0].predictions, rivals, positive)
+    tests = compare(runs[0].predictions, rivals, positive, runs[0].test_share)
     place = f"At {rate:.0%}, the lowest rate" + (" where a method is above chance" * bool(len(seen)))
     lines += [f"{place}: {sentence(row, mine)} {sentence(row, mine, 'DeLong')}" for _, row in tests.iterrows()]
     again, now = (

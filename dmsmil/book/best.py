@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dmsmil.analysis.comparison import ALPHA, equivalent
+from dmsmil.analysis.comparison import ALPHA, equivalent, seen_from
 from dmsmil.book.names import named
 from dmsmil.jobs.text import listed
 from dmsmil.training.baselines import CHEAP, MAJORITY
-from dmsmil.training.results import no_result, unlearned
+from dmsmil.training.results import no_result, plain_row, unlearned
 
 MOST = 10  # rows
 MEAN = "meanpool"
@@ -29,9 +29,8 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mine_of(table: pd.DataFrame) -> pd.Series | None:
-    """The row of DMSMIL, the first if there are several; None where there is none."""
-    rows = table[table.method == "dmsmil"]
-    return rows.iloc[0] if len(rows) else None
+    """The row of DMSMIL, as it is meant if there are several; None where there is none."""
+    return plain_row(table, "dmsmil")
 
 
 def trained(table: pd.DataFrame) -> pd.DataFrame:
@@ -44,8 +43,8 @@ def trained(table: pd.DataFrame) -> pd.DataFrame:
 def best_rows(table: pd.DataFrame) -> pd.DataFrame:
     """At most `MOST` rows, best first: DMSMIL, DAMIL, mean pooling and the cheap rules always; then the best others.
 
-    A method is there once: DMSMIL as its first row, mean pooling with all scales if it was run so, every other one at
-    the scale where its AUC is highest.
+    A method is there once: DMSMIL without options of its own, mean pooling with all scales if it was run so, every
+    other one at the scale where its AUC is highest.
     """
     order, mine = ranked(table), mine_of(table)
     means = order[order.method == MEAN]
@@ -83,7 +82,8 @@ def loses(table: pd.DataFrame) -> str:
 def tested(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
     """Which differences from DMSMIL the paired tests of 04_compare show; by AUC, of the majority rule by ACC."""
     families = [tables[name] for name in ("04_tests", "04_tests_cheap") if name in tables]
-    rows = pd.concat([family[family.reference == mine_of(table)["name"]] for family in families]) if families else None
+    name = mine_of(table)["name"]
+    rows = pd.concat([seen_from(family, name) for family in families]) if families else None
     if rows is None or rows.empty:
         return "No difference was tested."
     said = named(table).set_index("name").said

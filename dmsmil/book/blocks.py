@@ -33,8 +33,8 @@ def best_block(study: Study) -> str:
     table = study.table("04_compare")
     rows = best_rows(table)
     return (
-        f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here at its "
-        f"better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
+        f"{_results(table, rows.index)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here "
+        f"at its better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
         f"({study.link('README.md')}). {MEASURED}"
     )
 
@@ -48,9 +48,9 @@ def result_block(study: Study) -> str:
     )
 
 
-def _results(table: pd.DataFrame) -> str:
-    """A result table, best first, with the options in a column of their own."""
-    table = named(ranked(table))
+def _results(table: pd.DataFrame, rows: pd.Index | None = None) -> str:
+    """A result table, or some rows of it, best first, with the options in a column of their own."""
+    table = ranked(named(table) if rows is None else named(table).loc[rows])
     shown = pretty(table.assign(name=table.said))
     shown.insert(0, "options", list(table.options))
     return markdown(shown, "method")
@@ -75,7 +75,7 @@ def words_block(study: Study) -> str:
     if auc.isna().all():
         return "AUC is not defined: in each fold one class was tested."
     sound = auc[~no_result(table)].dropna()
-    top = named(ranked(table)).loc[(auc if sound.empty else sound).idxmax()]
+    top = named(table).loc[(auc if sound.empty else sound).idxmax()]
     if mine is None or no_result(table)[mine.name]:
         said = "DMSMIL was not run here" if mine is None else f"DMSMIL has no result here: {note(mine)}"
         return f"{said}. The highest AUC is {_auc(top)}."
@@ -87,10 +87,12 @@ def words_block(study: Study) -> str:
         if place != top.name
     )
     marks = f" ({note(mine)})" if note(mine) else ""
-    reached = f"{auc[mine.name]:.3f} [{mine.AUC_low:.2f}, {mine.AUC_high:.2f}]{marks}"
+    name = number(mine, "AUC")[0]
+    a = "an" if name.startswith("A") else "a"
+    reached = f"{a} {name} of {auc[mine.name]:.3f} [{mine.AUC_low:.2f}, {mine.AUC_high:.2f}]{marks}"
     return "\n".join(
         [
-            f"- DMSMIL reaches an AUC of {reached}; {first}{second}.",
+            f"- DMSMIL reaches {reached}; {first}{second}.",
             f"- {as_written(loses(table))}",
             f"- {as_written(tested(table, study.tables()))}",
         ]
@@ -101,7 +103,7 @@ def _auc(row: pd.Series) -> str:
     """A row with its AUC and interval, in a sentence."""
     called, value = number(row, "AUC")
     return f"{as_written(row.said)} with {value:.3f} [{row.AUC_low:.2f}, {row.AUC_high:.2f}]" + (
-        "" if called == "AUC" else ", pooled"
+        ", pooled" if called.startswith("pooled ") else ""
     )
 
 

@@ -38,9 +38,10 @@ def _parts(name: str, method: str, scales: str) -> tuple[str, str, str]:
 
 
 def _numbered(names: list[str], options: list[str]) -> list[str]:
-    """`names` with (2), (3), ... after those that were there before; a row without options comes before its like."""
+    """`names` with (2), (3), ... after those that were there before, by their options, a row without any first: so a
+    table in another order calls its rows the same."""
     counts, found = {}, list(names)
-    for place in sorted(range(len(names)), key=lambda place: options[place] != ""):
+    for place in sorted(range(len(names)), key=lambda place: options[place]):
         name = names[place]
         counts[name] = counts.get(name, 0) + 1
         if counts[name] > 1:

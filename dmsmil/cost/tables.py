@@ -31,7 +31,7 @@ from dmsmil.jobs.parallel import one_thread, pick_device
 from dmsmil.jobs.text import as_written
 from dmsmil.models import count_parameters, create
 from dmsmil.training.config import RunConfig, configure_all, scales_name
-from dmsmil.training.results import multi_scale, run_name
+from dmsmil.training.results import beside, multi_scale, plain_row, run_name
 
 PAPER_DIM = 2048  # ResNet-101's features: parameter counts can be compared with the paper's only at this width
 
@@ -205,9 +205,7 @@ def study_costs(
 
 def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
     """Table 3 to read: median [least, most], and what the paper prints beside."""
-    printed = printed_cost()
-    several = table.method.where(table.scales.str.contains("+", regex=False), "")
-    theirs = [printed.get(m, {}) for m in several.where(~several.duplicated(), "")]
+    theirs = beside(table, printed_cost())
     shown = pd.DataFrame({"": table.name, "scales": table.scales, "parameters": [f"{n:,}" for n in table.parameters]})
     shown["parameters in the paper"] = [row.get("parameters", "—") for row in theirs]
     shown["MFLOP / slide"] = [f"{n / 1e6:,.1f}" for n in table.flops]
@@ -225,10 +223,10 @@ def pretty_costs(table: pd.DataFrame) -> pd.DataFrame:
 def cost_sentences(table: pd.DataFrame) -> str:
     """Markdown: whether DMSMIL is the smallest and fastest of the multi-scale methods, as the paper says of its own."""
     rows = multi_scale(table)
-    mine, others = rows[rows.method == "dmsmil"], rows[rows.method != "dmsmil"]
-    if mine.empty or others.empty:
+    mine, others = plain_row(rows, "dmsmil"), rows[rows.method != "dmsmil"]
+    if mine is None or others.empty:
         return "DMSMIL and another published multi-scale method are needed to compare costs."
-    mine, lines = mine.iloc[0], []
+    lines = []
     for claim, column, least, most, shown in (
         ("the fewest parameters", "parameters", "", "", "{:,}"),
         ("the shortest epoch", "epoch_median_s", "epoch_min_s", "epoch_max_s", "{:.3g} s"),
@@ -236,7 +234,7 @@ def cost_sentences(table: pd.DataFrame) -> str:
     ):
         best, below = others.loc[others[column].idxmin()], int((others[column] < mine[column]).sum())
         line = (
-            f"DMSMIL **{'does not have' if below else 'has'} {claim}** of the {len(rows)} multi-scale methods: "
+            f"DMSMIL **{'does not have' if below else 'has'} {claim}** of the {len(others) + 1} multi-scale methods: "
             f"{shown.format(mine[column])} against {shown.format(best[column])} of {as_written(best['name'])}"
         )
         line += f"; {below} of {len(others)} others are below it" if below > 1 else ""
@@ -254,10 +252,10 @@ def count_sentences(table: pd.DataFrame) -> list[str]:
             f"with the paper's, at {PAPER_DIM}."
         ]
     printed, lines = printed_cost(), []
-    for row in table[table.method.isin(list(printed))].drop_duplicates("method").itertuples():
+    for row in (plain_row(table, name) for name in table.method.unique() if name in printed):
         said = printed[row.method]["parameters"]
         digits = said.split()[-1].replace(",", "")
         same = re.fullmatch(digits.replace("·", r"\d"), str(row.parameters))
         word = "not the same" if not same else "they may be the same" if "·" in digits else "the same"
-        lines.append(f"{row.name} has {row.parameters:,} parameters here; the paper's count is {said}: {word}.")
+        lines.append(f"{row['name']} has {row.parameters:,} parameters here; the paper's count is {said}: {word}.")
     return lines

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import ot
 import pandas as pd
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Inside:
 
 @dataclass(frozen=True)
 class Case:
-    """A tested slide and the model of the fold that did not train on it (of the first seed and repeat).
+    """A tested slide and the model of the fold that did not train on it (of the first seed and repeat that are there).
 
     x (1, S, K, C), mask (1, S, K), coords (1, S, K, 2) of the method's scales, with their padding; label: its index.
     """
@@ -70,14 +71,14 @@ class Case:
 def cases(runs: Runs, bags: Bags, slide_ids: list[str] | None = None) -> Iterator[Case]:
     """A `Case` for each tested slide, or for those named, fold by fold. InputError for a slide that was not tested."""
     data = bags.view(runs.config.scales)
-    tested = runs.predictions[runs.predictions.seed == runs.predictions.seed.min()]
-    tested = tested.drop_duplicates("slide_id").set_index("slide_id")  # of several folds that test it, the first
+    tested = runs.predictions.sort_values(["seed", "fold"], kind="stable")  # a run may have failed: the next is taken
+    tested = tested.drop_duplicates("slide_id").set_index("slide_id")
     if unknown := [name for name in slide_ids or [] if name not in tested.index]:
         near = [name for name in tested.index if unknown[0] in name]
         hint = f"did you mean {near[0]}?" if near else f"one that was is {tested.index[0]}"
         raise InputError(f"slide {unknown[0]} was not tested in this study: {hint}")
-    for fold, part in tested.loc[slide_ids or tested.index].groupby("fold"):
-        model = load_model(runs.folders[fold, part.seed.iloc[0]], data.x.shape[-1], len(data.classes))
+    for (fold, seed), part in tested.loc[slide_ids or tested.index].groupby(["fold", "seed"]):
+        model = load_model(runs.folders[fold, seed], data.x.shape[-1], len(data.classes))
         for slide_id in part.index:
             row = data.slide_ids.index(slide_id)
             pick = slice(row, row + 1)
@@ -257,15 +258,29 @@ def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict
 
 
 def _plans(model, output) -> list[np.ndarray]:
-    """The couplings of eq. (1) between neighbouring scales, in the space the loss uses."""
-    if getattr(model, "ot", "none") == "none":
+    """The couplings of eq. (1) between neighbouring scales, in the space the loss uses; none where it has none."""
+    if getattr(model, "transport", getattr(model, "ot", "none")) == "none":  # the first is DMSMIL-Select's
         return []
-    features, mask = model.transported(output), output.extras["mask"]
-    found = []
+    features, mask, found = model.transported(output), output.extras["mask"], []
+    weights = _chosen(model, output) if hasattr(model, "transport") else None
     for s, t in pairwise(range(len(model.scales))):
-        coupling = transport.plan(features[:, s], features[:, t], mask[:, s], mask[:, t], model.ot)[0]
-        found.append(coupling[mask[0, s]][:, mask[0, t]].numpy())
+        if weights is None:
+            coupling = transport.plan(features[:, s], features[:, t], mask[:, s], mask[:, t], model.ot)[0].numpy()
+        else:
+            apart = torch.cdist(features[0, s].double(), features[0, t].double()).numpy()
+            coupling = ot.emd(weights[s], weights[t], apart)
+        found.append(coupling[mask[0, s]][:, mask[0, t]])
     return found
+
+
+def _chosen(model, output) -> np.ndarray:
+    """(S, K) the weights that DMSMIL-Select transports: gates, or 1/n, of the `matched` places that weigh most."""
+    mask = output.extras["mask"][0]
+    weights = output.extras["gates"][0] if model.transport == "gates" else mask / mask.sum(-1, keepdim=True)
+    least = weights.sum(0).topk(min(model.matched, weights.shape[1])).indices
+    kept = torch.zeros_like(weights, dtype=torch.float64)
+    kept[:, least] = weights[:, least].double()
+    return (kept / kept.sum(-1, keepdim=True)).numpy()
 
 
 def _sampling(model, x, mask, coords, view, queries):

@@ -34,35 +34,37 @@ def cohort_nuclei(
     workers: int = 0,
     scheduler: str = "",
     report: Callable[[str], None] = print,
+    scale: int = 0,
 ) -> pd.DataFrame:
-    """Nuclei in every tile of the finest scale of the slides of a cohort, kept in the study's folder nuclei/.
+    """Nuclei in every tile of a scale of the slides of a cohort, kept in the study's folder nuclei/.
 
     Columns: slide_id, scale, x, y (level-0 px), nuclei, area_um2, density_mm2, lymphocyte_share (`nuclei.tile_nuclei`).
-    mpp: of slides that do not say, in the file or in their row. A slide is segmented once; a slide that cannot be is
-    a row of failures.csv; one whose file is not on the disk is passed over. Raises InputError when no slide could be
-    segmented.
+    mpp: of slides that do not say, in the file or in their row; scale: the one that is scored (0: the finest). A slide
+    is segmented once; a slide that cannot be is a row of failures.csv; one whose file is not on the disk is passed
+    over. Raises InputError when no slide could be segmented.
     """
     check_shared(store.home, scheduler)
+    scale = scale or store.scales[-1]
     units = {
-        row.slide_id: (store, row.slide_id, row.path, (float(row.mpp), float(mpp)))
+        row.slide_id: (store, row.slide_id, row.path, (float(row.mpp), float(mpp)), scale)
         for row in with_files(cohort).itertuples()
     }
     rows = []
-    missing = {name: args for name, args in units.items() if _read(store, name, args[-1]) is None}
+    missing = {name: args for name, args in units.items() if _read(store, name, *args[3:]) is None}
     done = run_units(_segment_slide, missing, workers, scheduler=scheduler)
     for number, (name, _, error) in enumerate(progress(done, len(missing), "slides"), 1):
         if error is not None:
             rows.append(failure_row(name, "nuclei", error))
         report(f"[{number}/{len(missing)}] {name}  " + ("nuclei segmented" if error is None else rows[-1]["reason"]))
     write_failures(store.home, "nuclei", rows)
-    parts = [table for name, args in units.items() if (table := _read(store, name, args[-1])) is not None]
+    parts = [table for name, args in units.items() if (table := _read(store, name, *args[3:])) is not None]
     if units and not parts:
         raise InputError("nuclei could be segmented in no slide: see failures.csv")
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
-def _path(store: Store, slide_id: str) -> Path:
-    return store.home / "nuclei" / f"{store.scales[-1]}x_{store.tile_px}px" / f"{slide_id}.csv"
+def _path(store: Store, slide_id: str, scale: int) -> Path:
+    return store.home / "nuclei" / f"{scale}x_{store.tile_px}px" / f"{slide_id}.csv"
 
 
 def _made_by(coords: np.ndarray, tile_px: int, mpps: tuple[float, float]) -> str:
@@ -71,25 +73,25 @@ def _made_by(coords: np.ndarray, tile_px: int, mpps: tuple[float, float]) -> str
     return fingerprint([coords.tolist(), tile_px, mpps, getsource(segmentation)])
 
 
-def _read(store: Store, slide_id: str, mpps: tuple[float, float]) -> pd.DataFrame | None:
+def _read(store: Store, slide_id: str, mpps: tuple[float, float], scale: int) -> pd.DataFrame | None:
     """The table of a slide, if it is there, whole, and of these tiles."""
     try:
-        coords = store.read_tiles(slide_id).coords[store.scales[-1]]
-        table = pd.read_csv(_path(store, slide_id), dtype={"slide_id": str, "made_by": str})
+        coords = store.read_tiles(slide_id).coords[scale]
+        table = pd.read_csv(_path(store, slide_id, scale), dtype={"slide_id": str, "made_by": str})
         whole = len(table) == len(coords) and (table.made_by == _made_by(coords, store.tile_px, mpps)).all()
     except (OSError, ValueError, AttributeError):  # absent; no tiles, or no CSV; a CSV of something else
         return None
     return table.drop(columns="made_by") if whole else None
 
 
-def _segment_slide(store: Store, slide_id: str, path: str, mpps: tuple[float, float]) -> None:
-    scale, coords = store.scales[-1], store.read_tiles(slide_id).coords[store.scales[-1]]
+def _segment_slide(store: Store, slide_id: str, path: str, mpps: tuple[float, float], scale: int) -> None:
+    coords = store.read_tiles(slide_id).coords[scale]
     mpp, fallback_mpp = mpps
     with open_slide(path, mpp, slide_id, fallback_mpp) as slide:
         table = segmentation.tile_nuclei(slide, coords, scale, store.tile_px)
     table.insert(0, "slide_id", slide_id)
     table.insert(1, "scale", scale)
-    write_csv(table.assign(made_by=_made_by(coords, store.tile_px, mpps)), _path(store, slide_id), digits=6)
+    write_csv(table.assign(made_by=_made_by(coords, store.tile_px, mpps)), _path(store, slide_id, scale), digits=6)
 
 
 def scored_nuclei(scores: pd.DataFrame, nuclei: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,8 @@ def class_names(predictions: pd.DataFrame) -> list[str]:
 def called(metric: str, rows: pd.DataFrame | pd.Series | dict[str, int]) -> str:
     """What a metric is called in a table, or in a row of one: of more than two classes (column classes, which tables of
     two lack) F1 is macro-F1, and AUC one-vs-rest AUC."""
-    return OF_SEVERAL.get(metric, metric) if "classes" in rows and np.nanmax(rows["classes"]) > 2 else metric
+    several = "classes" in rows and np.nanmax(np.append(rows["classes"], 0)) > 2  # a table may have no row
+    return OF_SEVERAL.get(metric, metric) if several else metric
 
 
 def counted_classes(predictions: pd.DataFrame) -> dict[str, int]:

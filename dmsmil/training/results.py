@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mode
 
 import pandas as pd
 
@@ -121,11 +122,12 @@ def run_name(config: RunConfig) -> str:
 
 
 def run_names(runs: list[Runs]) -> list[str]:
-    """Names of the runs of one table: `run_name`, with the settings in which a run is not like the first."""
-    usual, names = runs[0].config, []
-    for r in runs:
-        own = [f", {key}={getattr(r.config, key)}" for key in FITTED if getattr(r.config, key) != getattr(usual, key)]
-        epochs = f", {r.config.epochs} epochs" if r.config.epochs != usual.epochs else ""
+    """Names of the runs of one table: `run_name`, with the settings in which a run is not like most of them."""
+    settings = [{key: getattr(r.config, key) for key in (*FITTED, "epochs")} for r in runs]
+    usual, names = {key: mode(one[key] for one in settings) for key in settings[0]}, []  # the first of equally many
+    for r, values in zip(runs, settings):
+        own = [f", {key}={values[key]}" for key in FITTED if values[key] != usual[key]]
+        epochs = f", {values['epochs']} epochs" if values["epochs"] != usual["epochs"] else ""
         names.append(run_name(r.config) + "".join(own) + epochs)
     return names
 
@@ -146,12 +148,22 @@ def part(table: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
     return chosen.iloc[place.to_numpy().argsort(kind="stable")].reset_index(drop=True)
 
 
+def plain_row(table: pd.DataFrame, name: str) -> pd.Series | None:
+    """The row of a method (registry key) as it is meant: without options of its own, else its first; None without."""
+    rows, title = table[table.method == name], METHODS[name].title if name in METHODS else ""
+    bare = rows[[called in (title, f"{title} {scales}") for called, scales in zip(rows["name"], rows.scales)]]
+    return None if rows.empty else (rows if bare.empty else bare).iloc[0]
+
+
 def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict[str, str]]:
-    """What the paper prints for each row (a table of analysis.paper): for a method of several scales its first row."""
+    """What the paper prints for each row (a table of analysis.paper): for a method of several scales its
+    `plain_row`."""
     if not printed:
         return [{}] * len(table)
-    several = table.method.where(table.scales.str.contains("+", regex=False), "")
-    return [printed.get(name, {}) for name in several.where(~several.duplicated(), "")]
+    table = table.reset_index(drop=True)
+    several = table[table.scales.str.contains("+", regex=False)]
+    theirs = {plain_row(several, name).name: printed.get(name, {}) for name in several.method.unique()}
+    return [theirs.get(place, {}) for place in table.index]
 
 
 def number(row, metric: str) -> tuple[str, float]:

@@ -60,6 +60,14 @@ class Runs:
         return int(self.records.gathered.sum())
 
     @property
+    def test_share(self) -> float:
+        """n_test / (n_test + n_train) of a run, mean over the runs: `comparison.corrected_resampled_ttest` asks for it.
+
+        As they were: without slides that have no features, that no part of the fold names, or that are selected on.
+        """
+        return float(np.mean([run["test"] / (run["test"] + run["train"]) for run in self.records.slides]))
+
+    @property
     def effective(self) -> float:
         """Over what share of a tested slide's tiles the scores are spread, mean over runs of the scale where it is
         least (`health.effective_share`)."""

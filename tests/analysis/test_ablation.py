@@ -82,6 +82,7 @@ def made(collapsed=0, signal=1.0, noise=0, spread=1.0):
             "attention": [{"effective_10x": 0.5}] * 3,
             "prior_entropy": math.log(2),
             "parameters": 7,
+            "slides": [{"train": 40, "val": 0, "test": 20}] * 3,
         }
     )
     return Runs(
@@ -146,7 +147,7 @@ def test_what_a_part_adds_comes_from_rows_that_differ_in_it_alone(rows):
     gains = part_gains(made_up)
     assert gains.groupby("part").size().to_dict() == {"fusion": 4, "ot": 2, "deformable": 4}
     np.testing.assert_allclose(gains.ACC_gain, gains.part.map(worth))
-    tests = paired_tests([runs[-1], *runs[:-1]], 24)
+    tests = paired_tests([runs[-1], *runs[:-1]])
     said = ablation_sentences(made_up, tests)
     assert "**Fusion of the scales** raises ACC in 4 of 4 pairs" in said
     assert "**Deformable attention** raises ACC in 0 of 4 pairs" in said and "-0.050, -0.050" in said
@@ -208,14 +209,14 @@ def test_what_cannot_run_here_is_left_out_with_its_reason():
     configs, left_out = variant_configs(bags, make_folds(frame, 2, val_share=0.0), VARIANTS, **SETTINGS)
     assert set(left_out) == {"map_tile", "select_val_loss"} and not set(left_out) & set(configs)
     assert "18 features" in left_out["map_tile"] and "raise val_share" in left_out["select_val_loss"]
-    said = variant_sentences(variant_table({"default": made(), "shared": made(noise=1)}, 60), left_out)
+    said = variant_sentences(variant_table({"default": made(), "shared": made(noise=1)}), left_out)
     assert "- `map_tile` cannot run here: map 'tile' reshapes" in said
 
 
 @pytest.mark.slow
 def test_differences_are_default_minus_reading_by_fold():
     runs = {"default": made(signal=2.0), "map_tile": made(signal=0.1), "shared": made(signal=2.0)}
-    table = variant_table(runs, 60).set_index("name")
+    table = variant_table(runs).set_index("name")
     for metric in ("AUC", "ACC"):
         scores = {name: score_by_fold(r.predictions)[metric] for name, r in runs.items()}
         gap = (scores["default"] - scores["map_tile"]).mean()
@@ -228,29 +229,32 @@ def test_differences_are_default_minus_reading_by_fold():
 
 def test_a_collapsed_reading_is_no_result_and_so_is_everything_beside_a_collapsed_default():
     runs = {"default": made(), "activation_relu": made(2), "shared": made(noise=2)}
-    table = variant_table(runs, 60)
+    table = variant_table(runs)
     assert table.AUC_difference.isna().tolist() == [True, False] and table.AUC_note[0] == "collapsed"
     said = variant_sentences(table, {})
     assert "`activation_relu` collapsed in 2 of 3 runs: no result." in said and "activation_relu`:" not in said
     assert pretty_variants(table).note.tolist() == ["2 of 3 runs collapsed", ""]
-    everything = variant_table({**runs, "default": made(1)}, 60)
+    everything = variant_table({**runs, "default": made(1)})
     assert everything.AUC_difference.isna().all() and "No reading can be compared" in variant_sentences(everything, {})
 
 
 @pytest.mark.slow
 def test_no_reading_at_all_is_an_empty_table_and_a_sentence(tmp_path):
-    table = variant_table({"default": made()}, 60)
+    table = variant_table({"default": made()})
     assert (
         table.empty
         and pretty_variants(table).empty
-        and list(table) == list(variant_table({"default": made(), "shared": made()}, 60))
+        and list(table) == list(variant_table({"default": made(), "shared": made()}))
     )
     figures.variant_differences(table, tmp_path / "v")
-    assert variant_sentences(table, {"map_tile": "why"}).splitlines()[1] == "- `map_tile` cannot run here: why"
+    for none in (table, table.assign(classes=3)):  # of two classes, and of three
+        assert pretty_variants(none).empty
+        said = variant_sentences(none, {"map_tile": "why"}).splitlines()
+        assert said == ["- No reading but the default could run here.", "- `map_tile` cannot run here: why"]
 
 
 def test_the_sentence_about_readings_turns_with_p():
-    table = variant_table({"default": made(), "shared": made(noise=1), "map_tile": made(noise=2)}, 60)
+    table = variant_table({"default": made(), "shared": made(noise=1), "map_tile": made(noise=2)})
     assert "None of the 2 readings compared is shown to differ" in variant_sentences(table.assign(AUC_p_holm=0.5), {})
     sure = table.assign(AUC_difference=[0.2, -0.2], AUC_p_holm=[0.01, 0.02], ACC_p_holm=0.5)
     said = variant_sentences(sure, {})
@@ -269,7 +273,7 @@ def test_the_figure_of_readings_holds_the_numbers_and_marks_what_is_no_result(tm
         "default": made(),
         **{name: made(3 * (name == "activation_relu"), noise=i + 1) for i, name in enumerate(VARIANTS)},
     }
-    table = variant_table(runs, 60)
+    table = variant_table(runs)
     figure = figures.variant_differences(table, tmp_path / "v")
     np.testing.assert_allclose(drawn(figure, tmp_path / "v").AUC_difference, table.AUC_difference, rtol=1e-5)
     texts = [text.get_text() for text in figure.axes[0].texts]

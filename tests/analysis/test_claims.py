@@ -21,7 +21,7 @@ from dmsmil.analysis.claims import (
 )
 from dmsmil.analysis.report import saved_results
 from dmsmil.training.metrics import METRICS
-from dmsmil.training.results import part, save_table
+from dmsmil.training.results import beside, part, save_table
 from tests.analysis.test_report import row
 from tests.figures.test_figures import drawn
 
@@ -107,6 +107,34 @@ def test_highest_is_asked_of_the_best_other_and_pooling_counts_among_all(tmp_pat
     assert found(tmp_path, "of the multi-scale methods .by")[0] == several
     verdict, number = found(tmp_path, "of all methods")
     assert verdict == everywhere and "Mean pooling" in number and f"{acc:.3f} against 0.880" in number
+
+
+def test_the_method_is_its_row_without_options_whatever_stands_first(tmp_path):
+    rows = [
+        row("DMSMIL, ot=none", 0.7, 0.9, method="dmsmil", scales="10x+20x"),
+        row("DMSMIL", 0.9, 0.9, method="dmsmil", scales="10x+20x"),
+        row("DSMIL", 0.8, 0.8, method="dsmil", scales="10x+20x"),
+    ]
+    save_table(pd.DataFrame(rows), tmp_path, "04_compare")
+    save_table(paired({"DSMIL": -0.1, "DMSMIL": -0.2}, "DMSMIL, ot=none"), tmp_path, "04_tests")
+    verdict, number = found(tmp_path, "highest ACC of the multi-scale")
+    assert verdict == NOT_SHOWN and number.startswith("ACC 0.900 against 0.800 of DSMIL")
+    assert [list(x) for x in map(dict.values, beside(pd.DataFrame(rows), {"dmsmil": {"ACC": "0.8539"}}))] == [
+        [],
+        ["0.8539"],
+        [],
+    ]
+
+
+def test_a_difference_that_was_tested_the_other_way_round_is_tested(tmp_path):
+    rows = [
+        row("ABMIL 10x", 0.8, 0.8, method="abmil", scales="10x"),
+        row("DMSMIL", 0.9, 0.9, method="dmsmil", scales="10x+20x"),
+    ]
+    save_table(pd.DataFrame(rows), tmp_path, "04_compare")
+    save_table(paired({"DMSMIL": -0.1}, "ABMIL 10x"), tmp_path, "04_tests")
+    verdict, number = found(tmp_path, "highest ACC of all")
+    assert verdict == HELD and "DMSMIL is better than ABMIL 10x by 0.100 ACC [0.080, 0.120]" in number
 
 
 def test_equivalent_to_the_best_other_is_neither_held_nor_not_held(tmp_path):

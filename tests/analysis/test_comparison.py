@@ -14,6 +14,7 @@ from dmsmil.analysis.comparison import (
     equivalents,
     holm,
     metric_table,
+    seen_from,
     sentence,
 )
 from dmsmil.analysis.ranks import friedman_nemenyi
@@ -427,6 +428,10 @@ def test_swapping_reference_and_method_turns_every_sign():
         assert back[f"{name}_difference"] == pytest.approx(-one[f"{name}_difference"])
     for name in ("ACC", "AUC", "DeLong"):
         assert (back[f"{name}_p"], back[f"{name}_low"]) == pytest.approx((one[f"{name}_p"], -one[f"{name}_high"]))
+    whole, others = compare(tables["DMSMIL"], {"x": tables["mean"]}, "ILC"), {"DMSMIL": tables["DMSMIL"]}
+    turned = seen_from(compare(tables["mean"], others, "ILC").assign(reference="x"), "DMSMIL")
+    pd.testing.assert_frame_equal(turned.drop(columns="reference"), whole)
+    assert set(turned.reference) == {"DMSMIL"} and seen_from(turned, "y").empty
 
 
 @pytest.mark.slow
@@ -448,7 +453,7 @@ def test_a_missing_fold_is_left_out_and_the_share_stays_the_studys():
     gap = folds.loc["DMSMIL"] - folds.loc["lost"]
     assert (row.folds, row.slides) == (4, 160)
     assert row.AUC_p == pytest.approx(corrected_resampled_ttest(gap.dropna(), 1 / 5).p)
-    half = compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC", slides=200).iloc[0]
+    half = compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC", test_share=0.16).iloc[0]
     assert half.AUC_p < compare(lost, {"x": lost.assign(prob_ILC=lost.prob_IDC)}, "ILC").iloc[0].AUC_p
 
 

@@ -81,13 +81,13 @@ def test_sentences_compare_what_can_be_compared(left):
     said = verdict(table)
     assert "pooled AUC" in said and "interval of its pooled AUC" in said
     assert "Highest pooled AUC: **" in ranking(table) and "DMSMIL's pooled AUC is" in ranking(table)
-    tests = paired_tests(runs, len(bags))
+    tests = paired_tests(runs)
     assert tests.AUC_p.isna().all() and tests.AUC_note.str.startswith("it is not defined in any fold").all()
     assert tests.DeLong_p_holm.notna().any(), "pooled predictions can be compared"
     words = paired_sentences(tests, "DMSMIL")
     assert words.count("by AUC is not tested: it is not defined in any fold") == len(tests) and "pooled AUC" in words
     cheap = cheap_tests(runs, bags, folds, cohort)
-    one, scatter = scale_tests(runs, len(bags)), seed_scatter(runs)
+    one, scatter = scale_tests(runs), seed_scatter(runs)
     assert average_ranks(runs) is None
     for text in (
         said,
@@ -115,14 +115,14 @@ def test_readings_and_lams_are_compared_by_what_is_defined(left):
         bags, folds, {name: VARIANTS[name] for name in ("map_tile", "select_val_loss")}, **SETTINGS
     )
     found = get_runs(home, bags, folds, list(configs.values()), [0], 1, report=lambda line: None, stage="variants")
-    table = variant_table(dict(zip(configs, found)), len(bags))
+    table = variant_table(dict(zip(configs, found)))
     said = variant_sentences(table, left_out)
     assert "Furthest in ACC is `map_tile`" in said and "no validation part" in said and "nan" not in said
     assert pretty_variants(table).AUC.tolist() == ["not defined"]
     configs = lam_configs(bags, folds, [0.1, 1.0], **SETTINGS)
     found = get_runs(home, bags, folds, list(configs.values()), [0], 1, report=lambda line: None, stage="lambda")
     runs = dict(zip(configs, found))
-    table, tests = lam_table(runs), lam_tests(runs, len(bags))
+    table, tests = lam_table(runs), lam_tests(runs)
     said = lam_sentences(table, tests)
     assert "AUC is not defined" in said and "nan" not in said and "nan" not in pretty_lams(table).to_string()
     save_table(table, home, "06_lambda")
@@ -137,7 +137,7 @@ def test_figures_draw_it(left, tmp_path):
     figures.roc(first, tmp_path / "roc")
     figures.calibration_curve(first, tmp_path / "calibration")
     figures.method_comparison({"10x": part(table, 10), "20x": part(table, 20)}, tmp_path / "single")
-    figures.paired_differences(paired_tests(runs, len(bags)), tmp_path / "differences")
+    figures.paired_differences(paired_tests(runs), tmp_path / "differences")
 
 
 def test_a_reading_that_is_the_studys_own_setting_is_left_out(left):

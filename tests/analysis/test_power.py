@@ -52,7 +52,7 @@ def runs_of(tables):
     """Runs with these predictions, named as their methods."""
     config = dict(scales=(10,), own_options="", lr=1, weight_decay=0, batch_size=1, select="last", epochs=1)
     return [
-        SimpleNamespace(predictions=table, config=SimpleNamespace(method=name, **config))
+        SimpleNamespace(predictions=table, config=SimpleNamespace(method=name, **config), test_share=0.2)
         for name, table in tables.items()
     ]
 
@@ -76,16 +76,16 @@ def test_the_spread_is_the_middle_one_of_the_paired_differences(runs):
 
 @pytest.mark.slow
 def test_the_table_counts_the_tests_and_takes_the_share_of_the_study(runs):
-    table = power_table(runs, 100, "ILC").set_index("metric")
-    tests = compare(runs[0].predictions, {r.config.method: r.predictions for r in runs[1:]}, "ILC", 100)
+    table = power_table(runs, "ILC").set_index("metric")
+    tests = compare(runs[0].predictions, {r.config.method: r.predictions for r in runs[1:]}, "ILC", 0.2)
     assert (table.tests == len(tests) * 2).all() and (table.resamples == 5).all() and (table.test_share == 0.2).all()
     auc = table.loc["AUC"]
     assert auc.alone == detectable(auc.spread, 5, 0.2) and auc.corrected == detectable(auc.spread, 5, 0.2, 0.05 / 6)
-    pilot = power_table(runs, 100, "ILC", 0.04).set_index("metric")
+    pilot = power_table(runs, "ILC", 0.04).set_index("metric")
     assert pilot.spread["AUC"] == 0.04 and pilot.source.to_list() == ["pilot", "runs"]
     assert pilot.spread["ACC"] == table.spread["ACC"]
     with pytest.raises(InputError, match="no method to compare with"):
-        power_table(runs[:1], 100)
+        power_table(runs[:1])
 
 
 @pytest.mark.slow
@@ -93,15 +93,16 @@ def test_two_repeats_are_ten_folds_that_each_test_a_fifth(runs):
     again = [
         SimpleNamespace(
             config=r.config,
+            test_share=r.test_share,
             predictions=pd.concat(
                 [r.predictions, r.predictions.assign(fold=(r.predictions.fold + 1) % 5 + 5)], ignore_index=True
             ),
         )
         for r in runs
     ]
-    table = power_table(again, 100, "ILC")
+    table = power_table(again, "ILC")
     assert (table.resamples == 10).all() and (table.test_share == 0.2).all()
-    assert (table.alone < power_table(runs, 100, "ILC").alone).all() and (table.alone > table.floor).all()
+    assert (table.alone < power_table(runs, "ILC").alone).all() and (table.alone > table.floor).all()
 
 
 def test_the_words_follow_from_the_numbers():

@@ -88,7 +88,7 @@ def test_two_runs_of_one_table_never_share_a_name(tmp_path):
     runs = get_runs(tmp_path, bags, folds, configs, workers=1, report=lambda line: None)
     made = result_table(runs, bags, folds, cohort_of(bags))
     assert list(made.name[:3]) == ["Mean pooling", "Mean pooling, lr=0.01", "Mean pooling, batch_size=4, 2 epochs"]
-    tests = paired_tests(runs, len(bags))
+    tests = paired_tests(runs)
     assert set(tests.reference) == {"Mean pooling"} and list(tests.name) == list(made.name[1:3])
 
 

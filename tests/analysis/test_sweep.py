@@ -76,7 +76,7 @@ def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
 @pytest.mark.slow
 def test_the_words_about_lambda_follow_from_the_numbers():
     runs = {0.1: made(3, signal=9.0), 1.0: made(signal=0.2), 10.0: made(signal=0.8), ALONE: made(noise=4, signal=0.4)}
-    table, tests = lam_table(runs), lam_tests(runs, 60)
+    table, tests = lam_table(runs), lam_tests(runs)
     assert list(tests["name"]) == ["λ = 10", "L_ce alone"], "a collapsed λ is not compared"
     said = lam_sentences(table, tests)
     assert "λ = 0.1 collapsed in 3 of 3 runs: no result." in said and "at λ = 0.1" not in said, "nor is it the best"
@@ -97,7 +97,7 @@ def test_the_words_about_lambda_follow_from_the_numbers():
 
 def test_nothing_is_compared_with_a_collapsed_lambda_1():
     runs = {1.0: made(1), ALONE: made(noise=4)}
-    tests = lam_tests(runs, 60)
+    tests = lam_tests(runs)
     assert tests.empty and "Nothing can be compared with λ = 1." in lam_sentences(lam_table(runs), tests)
 
 

@@ -328,6 +328,7 @@ def made(monkeypatch):
                     "learned_nothing": False,
                     "gathered": False,
                     "attention": [{"effective_10x": 0.5}] * 5,
+                    "slides": [{"train": 80, "val": 0, "test": 20}] * 5,
                 }
             )
             runs.append(Runs(RunConfig(name, scales), table, table, records, {}))

@@ -344,6 +344,8 @@ def test_options_stand_beside_a_name_not_in_it():
     ]
     assert list(found.short) == ["DMSMIL", "HAG-MIL 20x", "DMSMIL", "DMSMIL", "Mine 10x", "the site alone"]
     assert list(found.options) == ["", LONG.partition(", ")[2], "ot_on=unit", "", "k=3", ""]
+    turned = named(table.iloc[::-1]).said
+    pd.testing.assert_series_equal(turned.sort_index(), found.said, check_names=False)
     said = retold(f"Above it: {LONG}, DMSMIL, deformable=False, ot=none, DMSMIL.", table)
     assert said == "Above it: HAG-MIL 20x, DMSMIL without deformable attention and transport, DMSMIL."
 
@@ -470,8 +472,12 @@ def test_an_auc_that_no_fold_has_is_the_pooled_one(home):
     table = compared().assign(AUC_mean=float("nan"), AUC_pooled=[0.6, 0.7, 0.5, 0.5])
     table.to_csv(home / "tables/04_compare.csv", index=False)
     assert names(shown(home, "best"))[:2] == ["ABMIL 10x", "DMSMIL"]
-    assert "reaches an AUC of 0.600" in (said := shown(home, "words"))
+    assert "reaches a pooled AUC of 0.600" in (said := shown(home, "words"))
     assert "ABMIL 10x with 0.700 [0.40, 0.90], pooled" in said and "to ABMIL 10x by 0.100" in said
+    several = compared().assign(classes=3)
+    several.to_csv(home / "tables/04_compare.csv", index=False)
+    said = shown(home, "words")
+    assert "DMSMIL reaches a one-vs-rest AUC of 0.800" in said and "pooled" not in said
     table.drop(columns="AUC_pooled").to_csv(home / "tables/04_compare.csv", index=False)
     assert "AUC is not defined" in shown(home, "words")
 

@@ -272,6 +272,7 @@ def monte_carlo(frame, path, folds=4):
     for fold in range(folds):
         test = [p for label in ("a", "b") for p in rng.permutation(patients.index[patients == label][:9])[:3]]
         table[f"fold_{fold}"] = np.where(frame.patient_id.isin(test), "test", "train")
+        table.loc[frame.patient_id == frame.patient_id.iloc[-1], f"fold_{fold}"] = ""  # takes part in no fold
     table.to_csv(path, index=False)
     return path
 
@@ -294,8 +295,10 @@ def test_slides_tested_several_times_or_never_are_scored_compared_and_resampled(
     assert table.notna().all(axis=None) and len(roc_points(mine))
     low, high = bootstrap(mine, draws=50)
     assert all(low[name] <= high[name] for name in low)
+    trained = (folds[[f"fold_{i}" for i in range(4)]] == "train").sum()
+    assert trained.max() < len(frame) - 6 and runs[0].test_share == pytest.approx((6 / (6 + trained)).mean())
     pair = delong(mine, colour)
     assert pair.slides == (tests > 0).sum()  # a slide's probabilities are averaged over the folds that test it
-    found = compare(mine, {"colour": colour, "site": site}, slides=len(frame))
+    found = compare(mine, {"colour": colour, "site": site}, test_share=runs[0].test_share)
     assert (found.folds == 4).all() and found.AUC_difference.notna().all()
     assert friedman_nemenyi(metric_table({"m": mine, "c": colour, "s": site}, "ACC")).blocks == 4

@@ -70,7 +70,7 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
     assert [face.min() == 1 for face in faces] == [True, False, False]
     assert figure.get_supxlabel() == "hollow: collapsed or learned nothing"
     assert not figures.lam_curves(table[1:], tmp_path / "n").get_supxlabel()
-    said = lam_sentences(table, lam_tests(runs, 60))
+    said = lam_sentences(table, lam_tests(runs))
     assert "- Learned nothing: λ = 0.1 (2 of 3 runs)." in said
     assert "- Attention gathered on few tiles: L_ce alone (1 of 3 runs, 50% of the tiles)." in said
 
@@ -78,7 +78,7 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
 @pytest.mark.slow
 def test_a_reading_says_its_marks_beside_its_name(tmp_path):
     table = variant_table(
-        {"default": made(), "shared": marked_runs(learned_nothing=1, gathered=3), "activation_relu": made(3)}, 60
+        {"default": made(), "shared": marked_runs(learned_nothing=1, gathered=3), "activation_relu": made(3)}
     )
     figure = figures.variant_differences(table, tmp_path / "v")
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]

@@ -1,5 +1,7 @@
 """Inside one slide: scores, plan and sampling points of a tested slide, by a model that did not train on it."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,25 @@ def test_plans_lie_between_neighbouring_scales():
         np.testing.assert_array_equal(plan, wanted)
 
 
+@torch.no_grad()
+def test_what_chooses_its_tiles_has_a_plan_only_where_it_transports_and_then_that_of_its_loss():
+    bags = toy_bags(2, 12, 16)
+    model = create("dmsmil_select", 16, 2, bags.scales).eval()
+    assert _plans(model, model(bags.x, bags.mask, bags.coords)) == []
+    for kind in ("gates", "plain"):
+        model = create("dmsmil_select", 16, 2, bags.scales, transport=kind, components=8, matched=6).eval()
+        torch.nn.init.normal_(model.branches.gate.weigh.weight)
+        x, mask, coords = bags.x[:1], bags.mask[:1], bags.coords[:1]
+        output = model(x, mask, coords)
+        (plan,), features = _plans(model, output), model.transported(output)[0].detach()
+        assert plan.sum() == pytest.approx(1) and (plan.sum(1) > 0).sum() == 6, "of the places that weigh most"
+        there = mask[0]
+        apart = torch.cdist(features[0][there[0]].double(), features[1][there[1]].double()).numpy()
+        lost = model.loss(output, bags.labels[:1])[1]["L_ot"].item()
+        unit = transport.mean_distance(model.transported(output), mask).item()
+        assert (plan * apart).sum() / unit == pytest.approx(lost, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_sampling_points_surround_their_query_and_weigh_one_a_head(trained):
     bags, _, (runs, *_) = trained
@@ -99,6 +120,10 @@ def test_with_repeats_a_slide_is_explained_once_by_the_first_that_tested_it(tmp_
     assert (runs.predictions.slide_id.value_counts() == 4).all()
     found = list(cases(runs, bags))
     assert sorted(case.slide_id for case in found) == sorted(bags.slide_ids) and {c.fold for c in found} == {0, 1}
+    lost = runs.predictions[(runs.predictions.seed > 0) | (runs.predictions.fold != 1)]  # the run of fold 1 failed
+    assert sorted(case.slide_id for case in cases(dataclasses.replace(runs, predictions=lost), bags)) == sorted(
+        bags.slide_ids
+    )
     known = both.set_index("slide_id")
     assert all(known.loc[case.slide_id, f"fold_{case.fold}"] == "test" for case in found)
 

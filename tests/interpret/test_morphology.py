@@ -324,6 +324,18 @@ def test_one_row_a_tile_and_each_slide_segmented_once(study, segmented):
 
 
 @pytest.mark.slow
+def test_a_method_of_the_coarse_scale_has_the_nuclei_of_its_tiles(study, segmented):
+    store, cohort = study
+    fine = nuclei_of(store, cohort)
+    table = nuclei_of(store, cohort, scale=10)
+    assert segmented == ["007", "s2"] * 2 and set(table.scale) == {10} and table.nuclei.sum() > fine.nuclei.sum()
+    scored = table[["slide_id", "scale", "x", "y"]].assign(score=1.0)
+    assert len(scored_nuclei(scored, table)) == len(table) and scored_nuclei(scored, fine).empty
+    pd.testing.assert_frame_equal(nuclei_of(store, cohort), fine)
+    assert segmented == ["007", "s2"] * 2, "neither overwrites the other"
+
+
+@pytest.mark.slow
 def test_scores_meet_the_nuclei_of_their_own_tile(study):
     """A bag of fewer tiles than the store counts its rows otherwise."""
     store, cohort = study

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dmsmil.training.results import health_sentences, pretty, unlearned, verdict, whole_history
+from dmsmil.training.config import RunConfig
+from dmsmil.training.results import health_sentences, pretty, run_names, unlearned, verdict, whole_history
 from dmsmil.training.runs import Runs
 from tests.analysis.test_report import table
 
@@ -100,3 +101,14 @@ def test_a_mark_is_said_first_and_stands_in_the_table(marked, begins, note):
     assert pretty(rows).note.iloc[0] == note
     assert unlearned(rows).tolist() == [bool(marked.get("collapsed") or marked.get("learned_nothing"))] * 3
     assert unlearned(table(collapsed=1)).tolist() == [True, False, False], "a table from before the mark"
+
+
+def test_a_setting_of_its_own_is_said_of_the_row_that_has_it_wherever_it_stands():
+    def one(name, **settings):
+        return Runs(RunConfig(name, (10, 20), **settings), *[pd.DataFrame()] * 3, {})
+
+    rows = [one("dmsmil", epochs=10), one("dsmil", epochs=30), one("meanpool", epochs=30, lr=0.1)]
+    named = ["DMSMIL, 10 epochs", "DSMIL", "Mean pooling, lr=0.1"]
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        assert run_names([rows[i] for i in order]) == [named[i] for i in order]
+    assert run_names(rows[:1]) == ["DMSMIL"], "alone it is like itself"
