@@ -18,7 +18,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.hdf5 import reading
 from dmsmil.slides.store import difference
-from dmsmil.training.baselines import COLOUR, MAJORITY, class_shares, fit_colour
+from dmsmil.training.baselines import COLOUR, MAJORITY, asked, class_shares, fit_colour
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import METRICS, asked_class
@@ -28,6 +28,7 @@ from dmsmil.training.runs import Runs, check_seeds, finished, get_runs, run_fold
 # what made a slide's features, and is not the study's
 OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
 RIVAL = "meanpool"
+NEVER = -1e9  # the logit of a class that cannot be answered
 OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled")), "classes"]
 
 
@@ -99,9 +100,10 @@ def study_kit(
         ]
         for name, one in zip(run_names(trained), trained)
     }
+    there = asked(folds[folds.slide_id.isin(bags.slide_ids)])
     if COLOUR in set(table.name):
-        panels[COLOUR] = [_colour(bags, folds, fold) for fold in range(fold_count(folds))]
-    panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in range(fold_count(folds))]
+        panels[COLOUR] = [_colour(bags, folds, fold) for fold in there]
+    panels[MAJORITY] = [Shares(fold, class_shares(folds, fold).to_numpy()) for fold in there]
     about = {
         "name": table.name[0],
         "config": config.record(),
@@ -144,7 +146,15 @@ def _finished(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -
 
 def _colour(bags: Bags, folds: pd.DataFrame, fold: int) -> Colour:
     scaler, model = (step for _, step in fit_colour(bags, folds, fold).steps)
-    return Colour(fold, scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
+    weights, bias = model.coef_, model.intercept_
+    if len(model.classes_) < len(bags.classes):  # no slide of a class to learn from: it is never answered
+        if len(weights) == 1:
+            weights, bias = np.vstack([0 * weights, weights]), np.append(0 * bias, bias)
+        rows = [bags.classes.index(name) for name in model.classes_]
+        whole = np.zeros((len(bags.classes), weights.shape[1])), np.full(len(bags.classes), NEVER)
+        whole[0][rows], whole[1][rows] = weights, bias
+        weights, bias = whole
+    return Colour(fold, scaler.mean_, scaler.scale_, weights, bias)
 
 
 # ------------------------------------------------------------------------------------------------ the same, or refused

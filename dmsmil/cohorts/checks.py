@@ -14,13 +14,14 @@ from dmsmil.jobs.text import many
 
 REQUIRED = ("slide_id", "patient_id", "label")
 COLUMNS = ["slide_id", "patient_id", "label", "site", "path", "mpp"]
+FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 Reasons = Iterator[tuple[int, str]]  # (row, why it cannot be used)
 
 
 def unread(frame: pd.DataFrame, table: str) -> Iterator[str]:
     """A line for each column that is not read though its name is nearly that of one which would be."""
-    others = {column.lower(): column for column in frame.columns if column not in COLUMNS}
+    others = {column.lower(): column for column in frame.columns if column not in COLUMNS + FETCHED}
     for name in COLUMNS:
         near = [] if name in frame else difflib.get_close_matches(name, others, 1, cutoff=0.75)
         if near:

@@ -16,7 +16,7 @@ from dmsmil.cohorts.checks import Reasons
 from dmsmil.cohorts.dicom import CONTAINER, Series, find_series, header, slide_in
 from dmsmil.cohorts.fetching import slide_path
 from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import InputError, is_file, walk
 
 DICOM = ".dcm"
 NEIGHBOURS = 4  # names compared with a missing one, on each side of its place among them
@@ -37,7 +37,7 @@ class SlideFiles:
     @cached_property
     def _all(self) -> list[Path]:
         try:
-            return sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SLIDE_SUFFIXES)
+            return sorted(path for path in walk(self.folder) if path.suffix.lower() in SLIDE_SUFFIXES)
         except OSError as error:
             raise InputError(f"the slides folder {self.folder.name} cannot be read ({error.strerror})") from error
 
@@ -171,9 +171,19 @@ def without_file(expected: pd.DataFrame, files: SlideFiles, taken: set[str]) -> 
         hint = f"did you mean {near[slide_id]}? Else " if slide_id in near else ""
         yield row, f"no slide file named {slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
     for row, path in expected.path[expected.path != ""].items():
-        if not Path(path).is_file():
-            kind = "is a folder without a DICOM slide" if Path(path).is_dir() else "does not exist"
-            yield row, f"the slide file {Path(path).name} {kind}: check the column 'path'"
+        if not is_file(path):
+            yield row, f"the slide file {Path(path).name[:80]} {_why_not(path)}: check the column 'path'"
+
+
+def _why_not(path: str) -> str:
+    """Why there is no file at a path."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    return "is a folder without a DICOM slide"
 
 
 def _beside(names: list[str], name: str) -> list[str]:

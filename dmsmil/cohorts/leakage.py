@@ -14,7 +14,7 @@ import pandas as pd
 
 from dmsmil.cohorts.folds import span
 from dmsmil.cohorts.splits import PARTS, read_splits
-from dmsmil.jobs.files import file_md5
+from dmsmil.jobs.files import file_md5, is_file
 
 TCGA = r"^(?P<patient>TCGA-(?P<site>\w\w)-\w{4})"  # how a barcode begins
 MANY = 10  # folds that are listed one by one
@@ -81,7 +81,7 @@ def duplicates(cohort: pd.DataFrame) -> pd.DataFrame:
     are read. A slide with neither md5 nor file is not compared, nor an md5 with a file of which no other has the size.
     """
     known = cohort.md5 if "md5" in cohort else pd.Series("", index=cohort.index)
-    files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and path and Path(path).is_file()}
+    files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and path and is_file(path)}
     sizes = pd.Series({i: file.stat().st_size for i, file in files.items()}, dtype=float)
     read = sizes.index[sizes.duplicated(keep=False)]
     with ThreadPoolExecutor() as pool:
@@ -141,7 +141,8 @@ def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.
     Columns: folds (of all repeats); patients tested a fold; of them in train, fold by fold or, of many folds, from the
     least to the most, and as a share; sites tested a fold; of them in train. A dash where sites are not known.
     """
-    named = {"this study": audit} | {Path(path).name: audit_splits(path) for path in others}
+    names = _told_apart([Path(path) for path in others])
+    named = {"this study": audit} | {name: audit_splits(path) for name, path in zip(names, others)}
     rows = {}
     for name, table in named.items():
         shared, tested = table["patients", "train & test"], table["patients", "test"]
@@ -155,6 +156,23 @@ def audit_summary(audit: pd.DataFrame, others: Iterable[str | Path] = ()) -> pd.
             "sites in train too": "—" if sites is None else span(sites["train & test"]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """The name of each path, with as many of the folders above it as tell it from the others and from this study."""
+    names = []
+    for path in paths:
+        parts, others = path.absolute().parts, [other.absolute().parts for other in paths if other != path]
+        enough = next(
+            (
+                count
+                for count in range(1, len(parts))
+                if parts[-count:] != ("this study",) and all(other[-count:] != parts[-count:] for other in others)
+            ),
+            len(parts),
+        )
+        names.append("/".join(parts[-enough:]))
+    return names
 
 
 def _folds(values: pd.Series) -> str:

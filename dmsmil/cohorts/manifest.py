@@ -13,7 +13,7 @@ from dmsmil.cohorts.download import Remote
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.gdc import COLUMNS, LEFT_OUT, RULE, cohort_of, connect, one_text, query_cohort
 from dmsmil.cohorts.ids import plain_name
-from dmsmil.jobs.files import InputError, read_json, write_csv, write_json
+from dmsmil.jobs.files import InputError, is_file, read_json, walk, write_csv, write_json
 from dmsmil.jobs.text import many
 
 
@@ -91,7 +91,7 @@ def locate(manifest: pd.DataFrame, slides: str | Path) -> pd.DataFrame:
     """The cohort table of a manifest: with the path of each slide in the folder `slides`, where it is or will be."""
     folder = Path(slides).absolute()
     there: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.svs")):
+    for path in sorted(path for path in walk(folder) if path.suffix == ".svs"):
         there.setdefault(path.name, []).append(path)
     path = [_path(there.get(row.file_name, []), row.size, folder, row.file_name) for row in manifest.itertuples()]
     columns = ["slide_id", "patient_id", "label", "site", "path", "file_id", "file_name", "md5", "size"]
@@ -101,7 +101,7 @@ def locate(manifest: pd.DataFrame, slides: str | Path) -> pd.DataFrame:
 def _path(copies: list[Path], size: str | int, folder: Path, name: str) -> str:
     """Of several copies of a file the first that is whole, else the first; without one where it will be, and nowhere
     where its name is none."""
-    whole = [path for path in copies if path.exists() and path.stat().st_size == int(size)]
+    whole = [path for path in copies if is_file(path) and path.stat().st_size == int(size)]
     if whole or copies:
         return str((whole or copies)[0])
     try:

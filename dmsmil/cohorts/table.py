@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.checks import COLUMNS, REQUIRED, gaps, identities, resolutions, unread
+from dmsmil.cohorts.checks import COLUMNS, FETCHED, REQUIRED, gaps, identities, resolutions, unread
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.finding import SlideFiles, find_slides, without_file
 from dmsmil.cohorts.ids import LONGEST_ID, plain_name
 from dmsmil.cohorts.reading import is_missing, need_columns, read_table
 from dmsmil.jobs.failures import failure_row, write_failures
-from dmsmil.jobs.files import InputError, write_csv
+from dmsmil.jobs.files import InputError, is_file, write_csv
 from dmsmil.jobs.text import many
-
-FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 
 def load_cohort(
@@ -29,6 +27,7 @@ def load_cohort(
     fetched_later: bool = False,
     report: Callable[[str], None] = print,
     required: tuple[str, ...] = REQUIRED,
+    missed: list[dict] = (),
 ) -> tuple[pd.DataFrame, list[dict]]:
     """Read a cohort table and say what is wrong with it, slide by slide.
 
@@ -38,7 +37,8 @@ def load_cohort(
     False where features are there already; the path of a slide without a file is then empty. fetched_later: a slide
     that a server has may be absent now; its path is where it will be. report: gets a line for what was read otherwise
     than it is written. required: the columns that a row must fill in: all three of a cohort to train on, slide_id alone
-    of slides to predict.
+    of slides to predict. missed: rows of failures of slides that a server was asked for in vain: what lies in their
+    place, cut short or of another content, is not them.
 
     Returns (cohort, failures). The cohort has columns slide_id, patient_id, label, site, path, mpp (and file_id,
     file_name, md5, size when the table says what to fetch), sorted by slide_id, and holds the slides that can be used.
@@ -51,13 +51,15 @@ def load_cohort(
     if slides and not Path(slides).is_dir() and not from_server:
         raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
     files = SlideFiles(slides or table.parent)
+    unfetched = {row["unit"]: row["reason"] for row in missed}
     problems = list(identities(frame))
+    problems += [(row, unfetched[name]) for row, name in frame.slide_id.items() if name in unfetched]
     frame["path"], uncertain = find_slides(frame, table.parent, files)
     if slides_needed:
         expected = frame[frame.file_id == ""] if from_server else frame
         problems += [*uncertain, *without_file(expected, files, set(frame.slide_id))]
     else:
-        frame["path"] = [path if path and Path(path).is_file() else "" for path in frame.path]
+        frame["path"] = [path if path and is_file(path) else "" for path in frame.path]
     for row, reason in problems:
         reasons.setdefault(row, reason)
     failures = [failure_row(_unit(frame, row), "cohort", InputError(reason)) for row, reason in sorted(reasons.items())]
@@ -108,7 +110,7 @@ def describe(cohort: pd.DataFrame) -> pd.DataFrame:
 
 def with_files(cohort: pd.DataFrame) -> pd.DataFrame:
     """The slides of a cohort whose files are on the disk: pixels can be read of these alone."""
-    return cohort[[Path(path).is_file() for path in cohort.path]]
+    return cohort[[is_file(path) for path in cohort.path]]
 
 
 # ------------------------------------------------------------------------------------------------ in the study

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from dmsmil.features.cache import has_mapped, read_mapped, write_mapped
+from dmsmil.features.cache import has_mapped, read_mapped, remove_others, write_mapped
 from dmsmil.features.plan import Plan
 from dmsmil.jobs.files import InputError, fingerprint, one_line
 from dmsmil.jobs.text import many
@@ -108,6 +108,7 @@ class Bags:
         path = _cache_path(self.store, self.identity, self.scales)
         if not has_mapped(path, report):
             write_mapped(path, tuple(self.x.shape), (row.numpy() for row in self.x))
+            remove_others(path, _cache_path(self.store, "*", self.scales).name)
         return replace(self, x=read_mapped(path), file=path)
 
     def batches(
@@ -254,6 +255,7 @@ def _load(
         path = _cache_path(store, identity, store.scales)
         if not has_mapped(path, report):
             write_mapped(path, shape, _features(store, plans, shape[1:]))
+            remove_others(path, _cache_path(store, "*", store.scales).name)
         x = read_mapped(path)
     return Bags(
         x=x,

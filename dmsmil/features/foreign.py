@@ -147,7 +147,7 @@ def _reading(path: Path) -> Iterator[Written]:
             yield written
     except InputError:
         raise
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise BrokenSlide(
             f"{path.parent.name}/{path.name} is damaged or incomplete "
             f"({' '.join(str(error).split())[:80]}): copy it again, or make it again"
@@ -165,8 +165,14 @@ def _arrays(written: Written, path: Path, name: str, kind: type = np.int64) -> t
 
 
 def _number(attributes: dict, name: str) -> float:
-    """An attribute as a number (the first, where there is one an axis); 0 without it."""
-    return float(np.ravel(attributes[name])[0]) if name in attributes else 0.0
+    """An attribute as a number (the first, where there is one an axis); 0 without it. InputError for no number."""
+    if name not in attributes:
+        return 0.0
+    try:
+        return float(np.ravel(attributes[name])[0])
+    except (TypeError, ValueError, IndexError) as error:
+        told = str(attributes[name])[:40]
+        raise InputError(f"its attribute {name} is '{told}', which is no number: make the file again") from error
 
 
 def tensor(path: Path) -> np.ndarray:
@@ -186,4 +192,4 @@ def tensor(path: Path) -> np.ndarray:
             f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not one plain "
             "tensor: save its features alone, or give h5_files"
         )
-    return value.float().numpy()
+    return value.detach().float().numpy()

@@ -18,7 +18,7 @@ from dmsmil.features.foreign import READERS, BrokenSlide, kind_of
 from dmsmil.features.lazyslide import is_lazyslide, read_lazyslide
 from dmsmil.features.slide2vec import is_slide2vec, read_slide2vec
 from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
-from dmsmil.jobs.files import InputError, atomic
+from dmsmil.jobs.files import InputError, atomic, is_file
 from dmsmil.jobs.text import many
 from dmsmil.slides.hdf5 import writing
 from dmsmil.slides.linking import Part, grid_step, link
@@ -82,7 +82,7 @@ def import_features(
             **how_linked(store.scales),
         }
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
-            config["bytes"] = Path(row.path).stat().st_size if row.path and Path(row.path).is_file() else 0
+            config["bytes"] = Path(row.path).stat().st_size if row.path and is_file(row.path) else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
     return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
 
@@ -247,7 +247,7 @@ def _scan(kind: str, slide_id: str, path: str, mpp: float, fallback_mpp: float) 
 
 def _size(path: str) -> tuple[int, int]:
     """(width, height) of level 0 by the slide file; (0, 0) where there is none, or one that cannot be opened."""
-    if not path or not Path(path).is_file():
+    if not path or not is_file(path):
         return 0, 0
     try:
         with open_slide(path, fallback_mpp=NOMINAL_MPP) as slide:  # which its size does not depend on

@@ -15,6 +15,7 @@ import pandas as pd
 from dmsmil.cohorts.download import Remote
 from dmsmil.features.formats import import_features
 from dmsmil.features.rehearsal import DRAWN, draw_features
+from dmsmil.jobs.files import is_file
 from dmsmil.jobs.parallel import is_remote, pick_device, usable_cores, worker_count
 from dmsmil.slides.given import Given
 from dmsmil.slides.stages import choose_tiles, given_tiles, open_configured, slide_row, tile_config
@@ -131,7 +132,7 @@ def _hold_encoder(name: str, weights: str, device: str, px: int, threads: int) -
 @contextmanager
 def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
     """The slide on the disk; one that was not there is fetched, and gone afterwards."""
-    if fetch is None or Path(path).is_file():
+    if fetch is None or is_file(path):
         yield
         return
     fetch()

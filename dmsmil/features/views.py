@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dmsmil.cohorts.download import Remote
 from dmsmil.features.bags import Bags
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import InputError, is_file
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
@@ -43,7 +42,7 @@ def slide_views(
     for row in rows.itertuples():
         kept = store or (bags.store if bags else None)
         try:
-            if source is not None and row.path and not Path(row.path).is_file():
+            if source is not None and row.path and not is_file(row.path):
                 source.fetch(row.file_id, row.path, row.size, row.md5)
             view = {"slide_id": row.slide_id, "label": row.label, "path": row.path}
             tiles = kept.read_tiles(row.slide_id) if kept else None

@@ -18,6 +18,8 @@ import psutil
 import xxhash
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
 
 FORGOTTEN = 7 * 86400  # seconds after which a temporary file of a machine that cannot be asked has no writer any more
@@ -126,6 +128,26 @@ def write_csv(frame: pd.DataFrame, path, digits: int | None = None) -> Path:
     """Write `frame` as CSV without its index, atomically; floats with `digits` significant digits if given."""
     float_format = None if digits is None else f"%.{digits}g"
     return write_text(frame.to_csv(index=False, float_format=float_format, lineterminator="\n"), path)
+
+
+def walk(folder: str | Path) -> Iterator[Path]:
+    """Every file below a folder, in linked folders too, each folder once; hidden ones, as macOS leaves, are passed, and
+    folders that may not be read."""
+    seen = set()
+    for here, inner, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:  # a link to a folder above it, or to one that was here before
+            inner.clear()
+            continue
+        seen.add(place)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there. False too where that cannot be asked (a folder without permission, a name too long, a
+    disk of the network that is away), where Path.is_file raises before Python 3.14."""
+    return os.path.isfile(path)
 
 
 def fingerprint(value, length: int = 10) -> str:

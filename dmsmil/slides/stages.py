@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.jobs.files import is_file
 from dmsmil.slides.density import check_black
 from dmsmil.slides.given import BY, Given, chosen_by, open_given, take_tiles, tally
 from dmsmil.slides.reader import Slide, open_slide, reads_more
@@ -73,7 +74,7 @@ def tile_config(
     """
     check_black(black)
     path = Path(row.path)
-    size = path.stat().st_size if path.is_file() else int(getattr(row, "size", 0) or 0)
+    size = path.stat().st_size if is_file(path) else int(getattr(row, "size", 0) or 0)
     config = {
         "k": k,
         "tile_px": store.tile_px,
@@ -89,7 +90,7 @@ def tile_config(
     if given is not None:
         del config["min_density"]
         config |= {"tiles": given.by, "corners": given.identity}
-    if path.is_file() and reads_more(path):  # other pixels than OpenSlide's, which made what has no such key
+    if is_file(path) and reads_more(path):  # other pixels than OpenSlide's, which made what has no such key
         config["reader"] = "tifffile"
     return config
 

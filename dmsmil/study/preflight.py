@@ -254,11 +254,11 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
 
 
 def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path) -> Iterator[Finding]:
-    """Disk for the slides and their features, memory for the bags."""
+    """Disk for the slides, their features and the one file that workers share of these, memory for the bags."""
     features = slides * params["k"] * len(params["scales"]) * channels * 4
     painted = slides * params["demo_side"] ** 2 * 0.25 if params["cohort"] in PAINTED else 0
     there = next(place for place in (home, *home.parents) if place.exists())
-    needed, free = features * 1.2 + painted + to_fetch + 2e8, shutil.disk_usage(there).free
+    needed, free = features * 2.2 + painted + to_fetch + 2e8, shutil.disk_usage(there).free
     yield free > needed, f"disk     about {amount(needed)} needed, {amount(free)} free"
     yield (
         True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import ROOT, fingerprint, read_json, write_json
+from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, write_json
 from dmsmil.study.environment import versions
 from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
@@ -30,9 +30,10 @@ NOT_RESULTS = (
     "failures.csv",
     "running.lock",
 )
+SLIDES = "slides"
 PLACES = (
     "cohort",
-    "slides",
+    SLIDES,
     "split",
     "tiles",
     "features",
@@ -49,7 +50,7 @@ class Memory:
     """What a study's folder remembers of its notebooks; `executed` becomes True with the first that was executed."""
 
     def __init__(self, home: Path, params: dict):
-        self.home, self.params, self.executed = home, params, False
+        self.home, self.params, self.executed, self.read = home, params, False, {}
         try:
             self.state = read_json(home / STATE)
         except (OSError, ValueError):
@@ -60,7 +61,7 @@ class Memory:
         """Whether the notebook would give what it gave."""
         there = (self.home / "notebooks" / notebook.name).is_file()
         known = self.state["notebooks"].get(notebook.stem)
-        return self.intact and not self.executed and there and known == self._key(notebook)
+        return self.intact and not self.executed and there and known == self._key(self._reads(notebook))
 
     def knows_book(self) -> bool:
         """Whether the book is that of these notebooks."""
@@ -70,6 +71,7 @@ class Memory:
     def begin(self, notebook: Path) -> None:
         """The notebook is executed: what it and those after it gave counts no more."""
         self.executed = True
+        self.read = {notebook: self._reads(notebook)}  # what is edited while it runs is not what it has read
         if not self.intact:  # `end` takes the files as they are then for those that were left
             self.state["notebooks"] = {}
         later = [other.stem for other in notebooks() if other.stem >= notebook.stem]
@@ -79,7 +81,9 @@ class Memory:
 
     def end(self, notebook: Path) -> None:
         """The notebook was executed to its end."""
-        self.state["notebooks"][notebook.stem] = self._key(notebook)
+        self.state["notebooks"][notebook.stem] = fingerprint(
+            [self.read.get(notebook) or self._reads(notebook), self._slides()]
+        )
         self.state["files"] = {name: list(stat) for name, stat in files(self.home, NOT_RESULTS).items()}
         self._write()
 
@@ -97,18 +101,28 @@ class Memory:
         same = all(now.get(name) == tuple(stat) for name, stat in self.state["files"].items())
         return same and read_failures(self.home).empty
 
-    def _key(self, notebook: Path) -> str:
-        own = {name: self.params[name] for name in notebook_parameters(notebook)}
-        return fingerprint([notebook.read_text(encoding="utf-8"), own, code(), versions(), self._outside()])
+    def _key(self, reads: str) -> str:
+        return fingerprint([reads, self._slides()])
 
-    def _outside(self) -> dict[str, dict[str, Stat]]:
-        """The person's files that the parameters name, and the slides that the cohort names."""
-        named = [one for key in PLACES for value in _listed(self.params.get(key)) for one in self._each_scale(value)]
-        found = {value: files(resolve(value)) for value in named if resolve(value).exists()}
+    def _reads(self, notebook: Path) -> str:
+        """What a notebook reads that no notebook makes."""
+        own = {name: self.params[name] for name in notebook_parameters(notebook)}
+        named = [key for key in PLACES if key != SLIDES]
+        return fingerprint([notebook.read_text(encoding="utf-8"), own, code(), versions(), self._outside(named)])
+
+    def _outside(self, keys: list[str]) -> dict[str, dict[str, Stat]]:
+        """The person's files that these parameters name."""
+        named = [one for key in keys for value in _listed(self.params.get(key)) for one in self._each_scale(value)]
+        return {value: files(resolve(value)) for value in named if resolve(value).exists()}
+
+    def _slides(self) -> dict[str, dict[str, Stat]]:
+        """The slides, which a notebook may fetch: the folder that the parameters name, and those that the cohort
+        names."""
+        found = self._outside([SLIDES])
         table = self.home / "cohort.csv"
         if table.is_file():
             paths = pd.read_csv(table, dtype=str, keep_default_na=False).get("path", pd.Series(dtype=str))
-            found["path"] = {path: _stat(Path(path)) for path in paths if path and Path(path).is_file()}
+            found["path"] = {path: _stat(Path(path)) for path in paths if path and is_file(path)}
         return found
 
     def _each_scale(self, value: str) -> list[str]:

@@ -49,15 +49,15 @@ def colour_predictions(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
     """Logistic regression on six colour numbers: mean and deviation of R, G, B over a slide's tiles. No tuning."""
     names, parts = np.asarray(bags.classes)[bags.labels], []
     here = folds.set_index("slide_id").reindex(bags.slide_ids)
-    for fold in _asked(here):
+    for fold in asked(here):
         test = (here[f"fold_{fold}"] == "test").to_numpy()
         model = fit_colour(bags, folds, fold)
+        share = np.zeros((test.sum(), len(bags.classes)))  # 0 of a class that no slide of the training part has
+        share[:, [bags.classes.index(name) for name in model.classes_]] = model.predict_proba(
+            np.asarray(bags.colour)[test]
+        )
         table = predictions_table(
-            np.asarray(bags.slide_ids)[test],
-            np.asarray(bags.patient_ids)[test],
-            names[test],
-            model.predict_proba(np.asarray(bags.colour)[test]),
-            list(model.classes_),
+            np.asarray(bags.slide_ids)[test], np.asarray(bags.patient_ids)[test], names[test], share, bags.classes
         )
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
@@ -83,7 +83,7 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     """
     classes, parts = sorted(folds.label.unique()), []
     table = folds.assign(site=cohort.set_index("slide_id").site.reindex(folds.slide_id).fillna("").to_numpy())
-    for fold in _asked(folds):
+    for fold in asked(folds):
         test, rest = (table[where] for where in _parts(folds, fold))
         patients = rest.drop_duplicates("patient_id")
         prior = patients.label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
@@ -98,16 +98,18 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
 def majority_predictions(folds: pd.DataFrame) -> pd.DataFrame:
     """The always-majority rule: each fold's tested slides get the commonest class of its training slides."""
     classes, parts = sorted(folds.label.unique()), []
-    for fold in _asked(folds):
+    for fold in asked(folds):
         test, prior = folds[folds[f"fold_{fold}"] == "test"], class_shares(folds, fold).to_numpy()
         table = predictions_table(test.slide_id, test.patient_id, test.label, np.tile(prior, (len(test), 1)), classes)
         parts.append(table.assign(fold=fold, seed=0))
     return pd.concat(parts, ignore_index=True)
 
 
-def _asked(folds: pd.DataFrame) -> list[int]:
-    """The folds that test a slide: where the only one of a fold failed, there is nothing to ask."""
-    return [fold for fold in range(fold_count(folds)) if (folds[f"fold_{fold}"] == "test").any()]
+def asked(folds: pd.DataFrame) -> list[int]:
+    """The folds that test a slide and can learn from two classes, of the rows of a folds table whose slides did not
+    fail: of the others a method has no run either (`fit`)."""
+    parts = {fold: _parts(folds, fold) for fold in range(fold_count(folds))}
+    return [fold for fold, (test, rest) in parts.items() if test.any() and folds.label[rest].nunique() > 1]
 
 
 def _parts(folds: pd.DataFrame, fold: int) -> tuple[pd.Series, pd.Series]:

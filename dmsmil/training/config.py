@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -189,8 +190,8 @@ def code_version(model_module: str) -> str:
             continue
         tree = ast.parse(Path(import_module(name).__file__).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsmil.models."):
-                todo.append(node.module)
+            if isinstance(node, ast.ImportFrom):
+                todo += _of_models(node)
             _forget_docstring(node)
         seen[name] = written_out(tree)
     return hashlib.sha256("".join(seen[n] for n in sorted(seen)).encode()).hexdigest()[:10]
@@ -212,6 +213,14 @@ def written_out(node: object) -> str:
     if isinstance(node, list):
         return f"[{', '.join(map(written_out, node))}]"
     return repr(node)
+
+
+def _of_models(node: ast.ImportFrom) -> list[str]:
+    """The modules of dmsmil.models that a statement imports: what of one of them, or some of them by their names."""
+    if node.module == "dmsmil.models":
+        named = [f"dmsmil.models.{alias.name}" for alias in node.names]
+        return [name for name in named if find_spec(name) is not None]
+    return [node.module] if (node.module or "").startswith("dmsmil.models.") else []
 
 
 def _forget_docstring(node: ast.AST) -> None:

@@ -44,6 +44,20 @@ def test_two_files_of_one_name_are_refused_and_both_named(cohort, files):
     assert cohort("S3", path=[files[1]])[0]["S3"] == str(cohort.home / files[1]), "a path says which"
 
 
+def test_linked_folders_are_looked_in_once_and_what_macos_leaves_is_no_slide(cohort, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    (disk / "S3.svs").touch()
+    (cohort.home / "batch1").symlink_to(disk)
+    (disk / "back").symlink_to(cohort.home)
+    cohort.touch("._S3.svs", ".hidden/S3.svs")
+    assert cohort("S3")[0]["S3"] == str(cohort.home / "batch1/S3.svs")
+
+
+def test_a_path_that_cannot_be_asked_is_one_row(cohort):
+    paths, reasons = cohort("S3", path=[f"{'x' * 300}.svs"])
+    assert set(paths) == {"ok-1", "ok-2"} and "cannot be reached (File name too long): check the col" in reasons["S3"]
+
+
 def test_an_id_with_its_suffix_says_which(cohort):
     cohort.touch("S3.svs", "S3.tiff")
     assert cohort("S3.tiff")[0]["S3.tiff"] == str(cohort.home / "S3.tiff")

@@ -174,6 +174,11 @@ def test_names_that_tell_nothing_are_patients_and_a_table_may_name_them(tmp_path
 def test_ours_and_others_stand_in_one_table(tmp_path):
     folds, frame = leaky()
     folder = clam_folder(tmp_path / "theirs", {"train": ["x"], "val": [], "test": ["x", "y"]})
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    twins = [clam_folder(tmp_path / name, {"train": [], "val": [], "test": ["x"]}) for name in ("a/tcga", "b/tcga")]
+    same = audit_summary(leakage(folds, frame), twins)
+    assert list(same.index) == ["this study", "a/tcga", "b/tcga"], "neither stands in the place of the other"
     table = audit_summary(leakage(folds, frame), [folder])
     assert list(table.index) == ["this study", "theirs"] and table.folds.to_list() == [2, 1]
     assert table["of them in train"].to_list() == ["1, 0", "1"] and table.share.to_list() == ["25.0%", "50.0%"]

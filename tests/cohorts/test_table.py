@@ -206,6 +206,21 @@ def test_micrometres_are_converted_and_that_is_said_or_the_row_is_left_out(tmp_p
     ]
 
 
+def test_what_is_not_what_a_server_has_is_left_out_for_that_reason(tmp_path):
+    for name in ("S1", "S2", "S3"):
+        (tmp_path / f"{name}.svs").touch()
+    missed = [{"unit": "S3", "stage": "download", "reason": "is there but has 0 bytes where 9 are due"}]
+    text = "slide_id,patient_id,label\nS1,P1,a\nS2,P2,b\nS3,P3,b\n"
+    found, failures, _ = rows(tmp_path, text, missed=missed)
+    assert list(found.slide_id) == ["S1", "S2"]
+    assert failures == {"S3": missed[0]["reason"]}
+
+
+def test_the_size_of_a_file_is_not_taken_for_its_site(tmp_path):
+    said = rows(tmp_path, "slide_id,patient_id,label,file_id,md5,size\nS1,P1,a,1,2,3\nS2,P2,b,1,2,3\n")[2]
+    assert not any("size" in line for line in said)
+
+
 def test_a_column_that_nearly_has_a_name_is_spoken_of(tmp_path):
     said = rows(tmp_path, "slide_id,patient_id,label,Sites\nS1,P1,a,A\nS2,P2,b,B\n")[2]
     assert said == ["own.csv: the column 'Sites' is not read; if it is the site, rename it to site"]

@@ -12,6 +12,7 @@ import torch
 
 from dmsmil.features import formats
 from dmsmil.features.bags import load_bags
+from dmsmil.features.foreign import _number, tensor
 from dmsmil.features.formats import export_clam_features, import_features, open_source
 from dmsmil.features.views import slide_views
 from dmsmil.jobs.failures import read_failures
@@ -472,6 +473,14 @@ def empty(path):
         file[name], file["coords"] = np.zeros((0, dim), np.float32), np.zeros(0)  # as an empty list is saved
 
 
+def grouped(path):
+    """The features are no array, but a folder of some."""
+    with h5py.File(path, "r+") as file:
+        name = next(key for key in file if key.startswith("fea"))
+        del file[name]
+        file.create_group(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, reason",
@@ -484,6 +493,7 @@ def empty(path):
         (shorten, "features of shape .* tiles"),
         (widen, "has 12 numbers a tile, and at 10x 6"),
         (empty, "has no tiles"),
+        (grouped, "two.1-b.h5 is damaged or incomplete"),
     ],
 )
 @pytest.mark.parametrize("kind", ["TRIDENT", "CLAM h5", "STAMP"])
@@ -517,6 +527,15 @@ def test_pt_files_that_are_no_tensor(value, reason, store, tmp_path):
         torch.save(value, path) if value else cut(path)
     assert len(take(store, source)) == 2
     assert reason in read_failures(store.home).reason[0]
+
+
+def test_a_tensor_with_its_gradient_is_a_tensor_and_a_word_is_no_number(tmp_path):
+    torch.save(torch.ones(3, 2, requires_grad=True), tmp_path / "one.pt")
+    assert tensor(tmp_path / "one.pt").shape == (3, 2)
+    assert _number({"patch_size": [224, 224]}, "patch_size") == 224 and _number({}, "patch_size") == 0
+    for value in ("20x", [], {}):
+        with pytest.raises(InputError, match="its attribute target_magnification is .* which is no number"):
+            _number({"target_magnification": value}, "target_magnification")
 
 
 def test_a_pt_file_runs_no_code(store, tmp_path):

@@ -91,6 +91,19 @@ def test_what_was_changed_stays_so_whatever_is_executed_afterwards(study):
     assert set(known(home, params)) <= {ALL[-1]}
 
 
+def test_what_is_edited_while_a_notebook_runs_was_not_read_by_it_but_what_it_fetches_was(study):
+    home, params = study
+    memory = Memory(home, params)
+    for notebook in notebooks():
+        memory.begin(notebook)
+        if notebook.stem.startswith("00"):
+            write(home.parent / "own/slides/fetched.svs", "slide")
+        if notebook.stem.startswith("04"):
+            write(home.parent / "own/table.csv", "a label was corrected")
+        memory.end(notebook)
+    assert known(home, params) == [name for name in ALL if name >= "05"], "each of those began afterwards"
+
+
 def test_a_new_slide_changes_everything(study):
     home, params = study
     write(home.parent / "own/slides/c.svs", "new")

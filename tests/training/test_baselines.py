@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from dmsmil.apply.kit import _colour
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.jobs.files import InputError
 from dmsmil.training.baselines import (
@@ -93,6 +95,29 @@ def test_a_rule_and_a_method_are_never_asked_about_different_labels():
         baseline_predictions(replace(bags, labels=1 - bags.labels), folds, cohort_of(bags))
     with pytest.raises(InputError, match="slide slide000 has another label or patient"):
         baseline_predictions(replace(bags, patient_ids=["x", *bags.patient_ids[1:]]), folds, cohort_of(bags))
+
+
+def test_a_fold_that_lost_a_class_asks_nothing_and_a_class_that_it_lost_is_never_answered():
+    """As of methods: a fold that can learn one class alone has no run."""
+    bags = make_bags(24)
+    folds, cohort = folds_of(bags), cohort_of(bags, ("x", "y"))
+    names = np.asarray(bags.classes)[bags.labels]
+    gone = (folds.fold_0 != "test").to_numpy() & (names == bags.classes[1])
+    here = bags.subset([name for name, lost in zip(bags.slide_ids, gone) if not lost])
+    for table in baseline_predictions(here, folds, cohort).values():
+        assert set(table.fold) == {1} and not table.isna().any(axis=None)
+    three = replace(bags, classes=["a", "b", "c"], labels=torch.arange(24) % 3)
+    folds["label"] = np.asarray(three.classes)[three.labels]
+    gone = (folds.fold_0 != "test").to_numpy() & (folds.label == "b").to_numpy()
+    here = three.subset([name for name, lost in zip(bags.slide_ids, gone) if not lost])
+    table = colour_predictions(here, folds[~gone])
+    assert list(table.filter(like="prob_")) == ["prob_a", "prob_b", "prob_c"]
+    assert (table.prob_b[table.fold == 0] == 0).all() and (table.prob_b[table.fold == 1] > 0).all()
+    assert np.allclose(table.filter(like="prob_").sum(axis=1), 1)
+    kept = _colour(here, folds[~gone], 0)
+    rows = table[table.fold == 0].set_index("slide_id").filter(like="prob_")
+    said = pd.DataFrame(kept.ask(here)[0], here.slide_ids).loc[rows.index]
+    np.testing.assert_allclose(said, rows, atol=1e-6)
 
 
 def test_a_site_baseline_stands_only_where_sites_are_known():

@@ -1,6 +1,7 @@
 """Training: what names a run, that it repeats, continues, never looks at the test part, and owns up to a collapse."""
 
 import ast
+import importlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,6 +114,17 @@ def test_code_version_follows_statements_not_comments(tmp_path, monkeypatch):
 
     first = version('"""Doc."""\nx = 1  # one\n')
     assert first == version('"""Other words."""\n\n\nx = 1\n') != version("x = 2\n")
+    code_version.cache_clear()
+
+
+@pytest.mark.parametrize("model, part", [("dmsmil", "transport"), ("select", "transport"), ("dmsmil", "base")])
+def test_a_run_is_named_by_every_module_that_its_model_imports_however_it_does(model, part, tmp_path, monkeypatch):
+    module = importlib.import_module(f"dmsmil.models.{part}")
+    before = code_version(model)
+    (tmp_path / "changed.py").write_text(Path(module.__file__).read_text() + "\nCHANGED = True\n")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
+    code_version.cache_clear()
+    assert code_version(model) != before
     code_version.cache_clear()
 
 
