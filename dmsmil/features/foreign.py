@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import InputError, walk
 from dmsmil.slides.hdf5 import Written, reading
 from dmsmil.slides.linking import Part
 from dmsmil.slides.magnification import AGREE
@@ -35,7 +35,7 @@ def kind_of(folder: Path) -> str:
     """Whose features a folder of one scale holds: TRIDENT, CLAM or STAMP; InputError when nobody's."""
     if is_clam(folder):
         return "CLAM"
-    for path in sorted(folder.rglob("[!.]*.h5")):
+    for path in sorted(path for path in walk(folder) if path.suffix == ".h5"):
         try:
             with _reading(path) as written:
                 if "feats" in written.file:

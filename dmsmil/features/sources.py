@@ -10,7 +10,7 @@ from pathlib import Path
 from dmsmil.cohorts.ids import bare_name
 from dmsmil.features.foreign import is_clam, told
 from dmsmil.features.lazyslide import is_lazyslide, zarrs
-from dmsmil.jobs.files import InputError, fingerprint
+from dmsmil.jobs.files import InputError, fingerprint, walk
 from dmsmil.slides.store import Store, encoder_folder
 
 FOLDER = re.compile(r"([\d.]+)x_(\d+)px_(\d+)px_overlap")  # TRIDENT's: magnification, side and overlap of its tiles
@@ -116,7 +116,7 @@ def find_files(kind: str, folder: Path) -> dict[str, Index]:
 
 
 def _below(folder: Path, suffix: str) -> Index:
-    return _index(sorted(folder.rglob(f"[!.]*{suffix}")), suffix)
+    return _index(sorted(path for path in walk(folder) if path.name.endswith(suffix)), suffix)
 
 
 def _index(paths: list[Path], suffix: str) -> Index:

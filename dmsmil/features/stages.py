@@ -131,15 +131,16 @@ def _hold_encoder(name: str, weights: str, device: str, px: int, threads: int) -
 
 @contextmanager
 def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
-    """The slide on the disk; one that was not there is fetched, and gone afterwards."""
-    if fetch is None or is_file(path):
-        yield
-        return
-    fetch()
+    """The slide on the disk; one that was not there is fetched, and gone afterwards. InputError where what is there is
+    not what the server has."""
+    there = is_file(path)
+    if fetch is not None:
+        fetch()
     try:
         yield
     finally:
-        Path(path).unlink(missing_ok=True)
+        if fetch is not None and not there:
+            Path(path).unlink(missing_ok=True)
 
 
 def _encode_slide(

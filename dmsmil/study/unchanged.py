@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, write_json
+from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, walk, write_json
 from dmsmil.study.environment import versions
 from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
@@ -135,12 +135,12 @@ def _listed(value) -> list[str]:
 
 
 def files(place: Path, without: tuple[str, ...] = ()) -> dict[str, Stat]:
-    """What lies at a place, by its path from there: the file itself, or all files below a folder; hidden ones and those
-    in `without`, names at the top, are left out."""
+    """What lies at a place, by its path from there: the file itself, or all files below a folder (`walk`); hidden ones
+    and those in `without`, names at the top, are left out."""
     if place.is_file():
         return {place.name: _stat(place)}
     found = {}
-    for path in sorted(place.rglob("*")):
+    for path in sorted(walk(place)):
         parts = path.relative_to(place).parts
         passed = parts[0] in without or any(part.startswith((".", "cover.")) for part in parts)  # the book's cover
         if not passed and path.is_file():

@@ -538,6 +538,18 @@ def test_a_tensor_with_its_gradient_is_a_tensor_and_a_word_is_no_number(tmp_path
             _number({"target_magnification": value}, "target_magnification")
 
 
+def test_features_in_a_linked_folder_are_found(store, tmp_path):
+    source = [write("TRIDENT", tmp_path / "disk", name, grids(name)) for name in NAMES][0]
+    whole = Path(source)
+    for folder in [path for path in whole.rglob("features_*") if path.is_dir()]:
+        moved = tmp_path / "moved" / folder.parent.name
+        moved.parent.mkdir(exist_ok=True)
+        shutil.move(folder, moved)
+        folder.mkdir()
+        (folder / "batch1").symlink_to(moved)
+    assert len(take(store, source)) == 3
+
+
 def test_a_pt_file_runs_no_code(store, tmp_path):
     class Trap:
         def __reduce__(self):

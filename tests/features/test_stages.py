@@ -8,7 +8,7 @@ import yaml
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import load_bags
 from dmsmil.features.probes import linked_similarity, project
-from dmsmil.features.stages import encode_cohort
+from dmsmil.features.stages import _at_hand, encode_cohort
 from dmsmil.features.views import pair_views, slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
@@ -228,3 +228,28 @@ def test_folds_stay_when_a_slide_fails_later(cohort_folder, smoke):
     home, _ = smoke
     cohort, folds = read_cohort(home)
     assert list(cohort.slide_id) == list(folds.slide_id)
+
+
+def test_a_slide_that_was_there_is_compared_with_the_servers_and_stays(tmp_path):
+    path, asked = tmp_path / "S1.svs", []
+
+    def fetch():
+        asked.append(path.exists())
+        if path.exists() and path.read_text() != "whole":
+            raise InputError("S1.svs is there but has 3 bytes where 5 are due")
+        path.write_text("whole")
+
+    with _at_hand(str(path), fetch):
+        assert path.read_text() == "whole"
+    assert not path.exists(), "fetched for this, and gone afterwards"
+    path.write_text("cut")
+    with pytest.raises(InputError, match="has 3 bytes"), _at_hand(str(path), fetch):
+        pass
+    assert path.read_text() == "cut"
+    path.write_text("whole")
+    with _at_hand(str(path), fetch):
+        pass
+    assert path.exists() and asked == [False, True, True]
+    with _at_hand(str(path), None):
+        pass
+    assert path.exists()
