@@ -145,6 +145,6 @@ def test_new_slides_make_the_notebook_run_again(tmp_path):
     params = {name: p.default for name, p in known_parameters().items()} | {"apply_to": str(tmp_path)}
     (tmp_path / "a.svs").write_text("one")
     notebook = ROOT / "notebooks/10_apply.ipynb"
-    before = Memory(tmp_path / "home", params)._key(notebook)
+    before = Memory(tmp_path / "home", params)._reads(notebook)
     (tmp_path / "a.svs").write_text("another")
-    assert Memory(tmp_path / "home", params)._key(notebook) != before
+    assert Memory(tmp_path / "home", params)._reads(notebook) != before
