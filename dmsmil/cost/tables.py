@@ -253,6 +253,8 @@ def count_sentences(table: pd.DataFrame) -> list[str]:
         ]
     printed, lines = printed_cost(), []
     for row in (plain_row(table, name) for name in table.method.unique() if name in printed):
+        if row is None:
+            continue
         said = printed[row.method]["parameters"]
         digits = said.split()[-1].replace(",", "")
         same = re.fullmatch(digits.replace("·", r"\d"), str(row.parameters))

@@ -37,7 +37,9 @@ def weighted_distance(x1: Tensor, x2: Tensor, squares: Tensor, weight1: Tensor, 
         row, column = np.nonzero(plan)
         entries.append((np.full(len(row), i), rows[row], columns[column], plan[row, column]))
         potentials[0][i, rows], potentials[1][i, columns] = log["u"], log["v"]
-    slide, row, column, mass = (torch.from_numpy(np.concatenate(part)).to(x1.device) for part in zip(*entries))
+    slide, row, column, mass = (  # type: ignore[assignment]  # tensors now, where there were arrays
+        torch.from_numpy(np.concatenate(part)).to(x1.device) for part in zip(*entries)
+    )
     mass = mass.to(x1.dtype)
     apart = torch.linalg.vector_norm(x1[slide, row] - x2[slide, column], dim=-1)
     matched = x1.new_zeros(len(x1)).index_add(0, slide, mass * apart)

@@ -50,7 +50,8 @@ class Memory:
     """What a study's folder remembers of its notebooks; `executed` becomes True with the first that was executed."""
 
     def __init__(self, home: Path, params: dict):
-        self.home, self.params, self.executed, self.read = home, params, False, {}
+        self.home, self.params, self.executed = home, params, False
+        self.read: dict[Path, str] = {}  # by the notebook that is being executed, as it began
         try:
             self.state = read_json(home / STATE)
         except (OSError, ValueError):

@@ -217,10 +217,11 @@ def written_out(node: object) -> str:
 
 def _of_models(node: ast.ImportFrom) -> list[str]:
     """The modules of dmsmil.models that a statement imports: what of one of them, or some of them by their names."""
-    if node.module == "dmsmil.models":
+    module = node.module or ""
+    if module == "dmsmil.models":
         named = [f"dmsmil.models.{alias.name}" for alias in node.names]
         return [name for name in named if find_spec(name) is not None]
-    return [node.module] if (node.module or "").startswith("dmsmil.models.") else []
+    return [module] if module.startswith("dmsmil.models.") else []
 
 
 def _forget_docstring(node: ast.AST) -> None:

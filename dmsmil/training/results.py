@@ -162,7 +162,8 @@ def beside(table: pd.DataFrame, printed: dict[str, dict[str, str]]) -> list[dict
         return [{}] * len(table)
     table = table.reset_index(drop=True)
     several = table[table.scales.str.contains("+", regex=False)]
-    theirs = {plain_row(several, name).name: printed.get(name, {}) for name in several.method.unique()}
+    rows = {name: plain_row(several, name) for name in several.method.unique()}
+    theirs = {row.name: printed.get(name, {}) for name, row in rows.items() if row is not None}
     return [theirs.get(place, {}) for place in table.index]
 
 
