@@ -8,7 +8,7 @@ from dmsmil.analysis.comparison import ALPHA, equivalent, seen_from
 from dmsmil.book.names import named
 from dmsmil.jobs.text import listed
 from dmsmil.training.baselines import CHEAP, MAJORITY
-from dmsmil.training.results import no_result, plain_row, unlearned
+from dmsmil.training.results import no_result, plain_row
 
 MOST = 10  # rows
 MEAN = "meanpool"
@@ -23,9 +23,9 @@ def by_auc(table: pd.DataFrame) -> pd.Series:
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """A result table by AUC, the highest first; what collapsed or learned nothing stands last."""
+    """A result table by AUC, the highest first; what is `no_result` stands last."""
     ordered = table.loc[by_auc(table).sort_values(ascending=False, kind="stable").index]
-    return ordered.iloc[unlearned(ordered).argsort(kind="stable")]
+    return ordered.iloc[no_result(ordered).argsort(kind="stable")]
 
 
 def mine_of(table: pd.DataFrame) -> pd.Series | None:

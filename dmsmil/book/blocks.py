@@ -21,7 +21,7 @@ from dmsmil.training.results import no_result, note, number, pretty
 
 MEASURED = (
     "Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
-    "The highest AUC stands first, what collapsed or learned nothing last."
+    "The highest AUC stands first, what collapsed, or learned nothing in every run, last."
 )
 
 
@@ -40,7 +40,7 @@ def best_block(study: Study) -> str:
 
 
 def result_block(study: Study) -> str:
-    """Methods and baselines by AUC: who is best stands first, what collapsed or learned nothing last."""
+    """Methods and baselines by AUC: who is best stands first, what is no result last."""
     values = study.settings()
     return (
         f"{_results(study.table('04_compare'))}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "

@@ -16,13 +16,14 @@ from matplotlib.transforms import Affine2D
 from dmsmil.figures.base import bare, finish, short, some_ties
 from dmsmil.training.baselines import CHEAP
 from dmsmil.training.metrics import called
-from dmsmil.training.results import unlearned
+from dmsmil.training.results import NOTHING, no_result
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
 MINE, OTHERS = "#f2a93b", "#6cbcec"
 LEAN, FLAT, RISE = 0.34, 0.50, 0.66  # a plane seen from the side: x' = x - LEAN y, y' = FLAT y; and the next one above
 DIM, TIES = 0.86, 40
 FEW, MANY = 7, 15  # rows that fill the height, rows that can still be read
+CROWDED = 0.8  # an AUC to the right of which no words fit
 AUC = ["AUC_mean", "AUC_low", "AUC_high"]
 
 
@@ -130,7 +131,7 @@ def _without_glass(thumbnail: np.ndarray) -> np.ndarray:
 
 def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     """AUC with its interval, highest first; the study's own method bright, the cheap rules hollow."""
-    own, rows, hollow = results.name[0], _ranked(results), unlearned(results)
+    own, rows, nothing = results.name[0], _ranked(results), no_result(results)
     y, size = np.arange(len(rows))[::-1], min(10.0, 150 / len(rows))
     room = max(0.0, (FEW - len(rows)) / 2)
     ax.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
@@ -158,7 +159,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
             ha="right",
             va="center",
         )
-        if hollow[row.Index]:
+        if nothing[row.Index]:
             said = "collapsed: no result" if row.collapsed else "learned nothing"
             ax.text(
                 0.02,
@@ -171,6 +172,19 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
                 fontstyle="italic",
             )
             continue
+        some = getattr(row, NOTHING, 0)
+        if some:
+            beyond = row.AUC_high < CROWDED
+            ax.text(
+                row.AUC_high + 0.01 if beyond else row.AUC_low - 0.01,
+                place,
+                f"{some} of {row.runs} runs learned nothing",
+                color=FAINT,
+                fontsize=0.75 * size,
+                ha="left" if beyond else "right",
+                va="center",
+                fontstyle="italic",
+            )
         ax.hlines(place, row.AUC_low, row.AUC_high, color=colour, linewidth=3.2 if mine else 2)
         ax.plot(
             row.AUC_mean,
@@ -179,7 +193,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
             color=colour,
             markersize=9 if mine else 6,
             markeredgewidth=1.4,
-            markerfacecolor=NIGHT if cheap else colour,
+            markerfacecolor=NIGHT if cheap or some else colour,
         )
     least = min(0.4, rows[AUC].to_numpy().min()) - 0.02
     more = f", {len(rows)} of {len(results)} rows" if len(rows) < len(results) else ""
@@ -193,10 +207,10 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _ranked(results: pd.DataFrame) -> pd.DataFrame:
-    """By AUC, what collapsed or learned nothing last; of many rows the best, and always the first of the table and the
+    """By AUC, what is `no_result` last; of many rows the best, and always the first of the table and the
     cheap rules."""
     kept = results.name.isin([results.name[0], *CHEAP])
-    ranked = results.assign(last=unlearned(results))
+    ranked = results.assign(last=no_result(results))
     order = ranked.sort_values(["last", "AUC_mean"], ascending=[True, False], kind="stable").index
     others = [row for row in order if not kept[row]][: max(0, MANY - kept.sum())]
     return results.loc[[row for row in order if kept[row] or row in others]]

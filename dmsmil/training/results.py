@@ -85,9 +85,13 @@ def no_result(table: pd.DataFrame) -> pd.Series:
 
 
 def marked(row: pd.Series) -> list[str]:
-    """The marks of a row of a result table, in words; who collapsed has learned nothing, which is not said again."""
+    """The marks of a row of a result table, in words; who collapsed has learned nothing, which is not said again. Where
+    some runs have learned nothing and others have, how many: their mean is a result."""
     marks = [mark for mark in (COLLAPSED, NOTHING, GATHERED) if row.get(mark, 0)]
-    return [mark.replace("_", " ") for mark in marks if mark != NOTHING or COLLAPSED not in marks]
+    said = {mark: mark.replace("_", " ") for mark in marks if mark != NOTHING or COLLAPSED not in marks}
+    if NOTHING in said and row[NOTHING] < row.get("runs", 0):
+        said[NOTHING] += f" in {row[NOTHING]} of {row.runs} runs"
+    return list(said.values())
 
 
 def marked_sentences(table: pd.DataFrame) -> list[str]:

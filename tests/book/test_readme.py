@@ -521,9 +521,9 @@ def test_auc_by_the_share_of_tissue_with_the_signal(tmp_path):
     assert names(said) == list(names(wide("planted-best", results)))
     dmsmil = "| DMSMIL | 0.500 ± 0.100 [0.40, 0.90] | 0.600 ± 0.100 [0.40, 0.90] | 0.970 ± 0.100 [0.40, 0.90] |"
     assert dmsmil in said and "| CLAM-MB 10x | not run | 0.880" in said
-    assert "| CLAM-SB 10x | 0.890 ± 0.100 [0.40, 0.90] (learned nothing) |" in said
+    assert "| CLAM-SB 10x | 0.890 ± 0.100 [0.40, 0.90] (learned nothing in 2 of 6 runs) |" in said
     when = wide("when", results)
-    assert "loses in AUC: with 5 % to 5 of 5 methods (ABMIL 20x, DTFD-MIL 10x, Mean pooling and 2 more); " in when
+    assert "loses in AUC: with 5 % to 5 of 5 methods (ABMIL 20x, CLAM-SB 10x, DTFD-MIL 10x and 2 more); " in when
     assert "with 15 % to 5 of 6 methods (ABMIL 20x, CLAM-SB 10x, CLAM-MB 10x and 2 more); " in when
     assert when.splitlines()[1].endswith("with 40 % to none of 6 methods.") and when.splitlines()[1] in said
     assert f"[planted_05]({RESULTS}/planted_05/README.md)" in said

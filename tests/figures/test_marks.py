@@ -53,12 +53,20 @@ def test_the_comparison_draws_them_apart(marks, hollow, label, tmp_path):
 def test_the_cover_puts_them_last_and_says_why(tmp_path):
     for marks, said in (
         ({"collapsed": 1, "learned_nothing": 1}, "collapsed: no result"),
-        ({"learned_nothing": 1}, "learned nothing"),
+        ({"learned_nothing": 5}, "learned nothing"),
     ):
         better = rows(**marks).assign(AUC_mean=[0.7, 0.99])
         figure = figures.cover(better, None, tmp_path / "c")
         assert list(drawn(figure, tmp_path / "c")["name"]) == NAMES
         assert [text.get_text() for text in figure.axes[0].texts].count(said) == 1
+
+
+def test_the_cover_draws_what_some_runs_have_learned_and_says_how_many_have_not(tmp_path):
+    for low, high in ((0.7, 0.75), (0.9, 1.0)):  # room for the words on either side of the interval
+        better = rows(learned_nothing=1).assign(AUC_mean=[0.6, 0.72], AUC_low=low, AUC_high=high)
+        figure = figures.cover(better, None, tmp_path / "c")
+        assert list(drawn(figure, tmp_path / "c")["name"]) == NAMES[::-1], "by its AUC, which is a result"
+        assert [text.get_text() for text in figure.axes[0].texts].count("1 of 5 runs learned nothing") == 1
 
 
 @pytest.mark.slow
@@ -82,7 +90,7 @@ def test_a_reading_says_its_marks_beside_its_name(tmp_path):
     )
     figure = figures.variant_differences(table, tmp_path / "v")
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert names[0].endswith(", learned nothing, gathered") and "," not in names[1]
+    assert names[0].endswith(", learned nothing in 1 of 3 runs, gathered") and "," not in names[1]
     said = variant_sentences(table, {})
     assert "- Learned nothing: shared (1 of 3 runs)." in said
     assert "- Attention gathered on few tiles: shared (3 of 3 runs, 50% of the tiles)." in said
