@@ -80,8 +80,9 @@ def unlearned(table: pd.DataFrame) -> pd.Series:
 
 def no_result(table: pd.DataFrame) -> pd.Series:
     """Rows whose numbers say nothing of their method: a run collapsed, or none has learned anything."""
-    nothing = table.get(NOTHING, 0 * table.runs)
-    return (table[COLLAPSED] > 0) | ((nothing > 0) & (nothing >= table.runs))
+    if NOTHING not in table:  # of before that mark
+        return table[COLLAPSED] > 0
+    return (table[COLLAPSED] > 0) | ((table[NOTHING] > 0) & (table[NOTHING] >= table.runs))
 
 
 def marked(row: pd.Series) -> list[str]:
