@@ -43,10 +43,10 @@ def trained(table: pd.DataFrame) -> pd.DataFrame:
 def best_rows(table: pd.DataFrame) -> pd.DataFrame:
     """At most `MOST` rows, best first: DMSMIL, DAMIL, mean pooling and the cheap rules always; then the best others.
 
-    A method is there once: DMSMIL without options of its own, mean pooling with all scales if it was run so, every
-    other one at the scale where its AUC is highest.
+    They are called as in the whole table (`named`). A method is there once: DMSMIL without options of its own, mean
+    pooling with all scales if it was run so, every other one at the scale where its AUC is highest.
     """
-    order, mine = ranked(table), mine_of(table)
+    order, mine = ranked(named(table)), mine_of(table)
     means = order[order.method == MEAN]
     several = means[means.scales.str.contains("+", regex=False)]
     first = [] if mine is None else [mine.name]

@@ -33,7 +33,7 @@ def best_block(study: Study) -> str:
     table = study.table("04_compare")
     rows = best_rows(table)
     return (
-        f"{_results(table, rows.index)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here "
+        f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here "
         f"at its better one: {len(rows)} of {len(table)} rows, all of them on [the page of the study]"
         f"({study.link('README.md')}). {MEASURED}"
     )
@@ -41,16 +41,15 @@ def best_block(study: Study) -> str:
 
 def result_block(study: Study) -> str:
     """Methods and baselines by AUC: who is best stands first, what is no result last."""
-    values = study.settings()
+    values, table = study.settings(), ranked(named(study.table("04_compare")))
     return (
-        f"{_results(study.table('04_compare'))}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "
+        f"{_results(table)}\n\n{_run(study)}; K = {values['k']} tiles a scale, features by "
         f"{values['encoder']}, {values['epochs']} epochs where the options say no other. {MEASURED}"
     )
 
 
-def _results(table: pd.DataFrame, rows: pd.Index | None = None) -> str:
-    """A result table, or some rows of it, best first, with the options in a column of their own."""
-    table = ranked(named(table) if rows is None else named(table).loc[rows])
+def _results(table: pd.DataFrame) -> str:
+    """A result table that is `named`, with the options in a column of their own."""
     shown = pretty(table.assign(name=table.said))
     shown.insert(0, "options", list(table.options))
     return markdown(shown, "method")

@@ -62,8 +62,7 @@ def _studies(results: Path, page: str) -> list[Study]:
 
 def _rows(results: Path, page: str) -> pd.DataFrame:
     """The best rows of `planted`, the study in the middle, with their names as pages say them."""
-    table = Study(results / "planted", page).table("04_compare")
-    return named(table).loc[best_rows(table).index]
+    return best_rows(Study(results / "planted", page).table("04_compare"))
 
 
 def _rate(study: Study) -> str:

@@ -81,7 +81,7 @@ def duplicates(cohort: pd.DataFrame) -> pd.DataFrame:
     are read. A slide with neither md5 nor file is not compared, nor an md5 with a file of which no other has the size.
     """
     known = cohort.md5 if "md5" in cohort else pd.Series("", index=cohort.index)
-    files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and path and is_file(path)}
+    files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and is_file(path)}
     sizes = pd.Series({i: file.stat().st_size for i, file in files.items()}, dtype=float)
     read = sizes.index[sizes.duplicated(keep=False)]
     with ThreadPoolExecutor() as pool:

@@ -59,7 +59,7 @@ def load_cohort(
         expected = frame[frame.file_id == ""] if from_server else frame
         problems += [*uncertain, *without_file(expected, files, set(frame.slide_id))]
     else:
-        frame["path"] = [path if path and is_file(path) else "" for path in frame.path]
+        frame["path"] = [path if is_file(path) else "" for path in frame.path]
     for row, reason in problems:
         reasons.setdefault(row, reason)
     failures = [failure_row(_unit(frame, row), "cohort", InputError(reason)) for row, reason in sorted(reasons.items())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from dmsmil.features.cache import has_mapped, read_mapped, remove_others, write_mapped
+from dmsmil.features.cache import has_mapped, read_mapped, write_mapped
 from dmsmil.features.plan import Plan
 from dmsmil.jobs.files import InputError, fingerprint, one_line
 from dmsmil.jobs.text import many
@@ -107,8 +107,7 @@ class Bags:
             return self
         path = _cache_path(self.store, self.identity, self.scales)
         if not has_mapped(path, report):
-            write_mapped(path, tuple(self.x.shape), (row.numpy() for row in self.x))
-            remove_others(path, _cache_path(self.store, "*", self.scales).name)
+            _write_cache(path, self.x.shape, (row.numpy() for row in self.x))
         return replace(self, x=read_mapped(path), file=path)
 
     def batches(
@@ -254,8 +253,7 @@ def _load(
     else:
         path = _cache_path(store, identity, store.scales)
         if not has_mapped(path, report):
-            write_mapped(path, shape, _features(store, plans, shape[1:]))
-            remove_others(path, _cache_path(store, "*", store.scales).name)
+            _write_cache(path, shape, _features(store, plans, shape[1:]))
         x = read_mapped(path)
     return Bags(
         x=x,
@@ -318,6 +316,20 @@ def _same_encoder(store: Store, made_by: dict[str, MadeBy]) -> None:
             f"{least[0]}{', ...' * (len(least) > 1)}) with other weights, size or "
             "precision than the rest; run the features stage again"
         )
+
+
+def _write_cache(path: Path, shape: Sequence[int], rows: Iterable[np.ndarray]) -> None:
+    """`write_mapped`, in place of the files of other bags at just these scales, which are as large as the features. Who
+    has one of them open keeps it until they close it."""
+    write_mapped(path, tuple(shape), rows)
+    for other in path.parent.glob("bags-*.npy"):
+        if other != path and _scales_part(other) == _scales_part(path):
+            other.unlink(missing_ok=True)
+
+
+def _scales_part(path: Path) -> str:
+    """What `_cache_path` wrote of the scales."""
+    return path.name.split("-", 2)[2]
 
 
 def _cache_path(store: Store, identity: str, scales: tuple[int, ...]) -> Path:

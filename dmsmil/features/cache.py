@@ -36,13 +36,6 @@ def write_mapped(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray])
     _checked[path] = _stamp(path)
 
 
-def remove_others(path: Path, pattern: str) -> None:
-    """Delete the files beside `path` that it takes the place of; who has one open keeps it until they close it."""
-    for other in path.parent.glob(pattern):
-        if other != path:
-            other.unlink(missing_ok=True)
-
-
 def has_mapped(path: Path, report: Callable[[str], None]) -> bool:
     """Whether the file is there and what was written; one that is not is deleted, with a line.
 

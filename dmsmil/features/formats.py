@@ -82,7 +82,7 @@ def import_features(
             **how_linked(store.scales),
         }
         if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
-            config["bytes"] = Path(row.path).stat().st_size if row.path and is_file(row.path) else 0
+            config["bytes"] = Path(row.path).stat().st_size if is_file(row.path) else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
     return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
 
@@ -247,7 +247,7 @@ def _scan(kind: str, slide_id: str, path: str, mpp: float, fallback_mpp: float) 
 
 def _size(path: str) -> tuple[int, int]:
     """(width, height) of level 0 by the slide file; (0, 0) where there is none, or one that cannot be opened."""
-    if not path or not is_file(path):
+    if not is_file(path):
         return 0, 0
     try:
         with open_slide(path, fallback_mpp=NOMINAL_MPP) as slide:  # which its size does not depend on

@@ -123,7 +123,7 @@ class Memory:
         table = self.home / "cohort.csv"
         if table.is_file():
             paths = pd.read_csv(table, dtype=str, keep_default_na=False).get("path", pd.Series(dtype=str))
-            found["path"] = {path: _stat(Path(path)) for path in paths if path and is_file(path)}
+            found["path"] = {path: _stat(Path(path)) for path in paths if is_file(path)}
         return found
 
     def _each_scale(self, value: str) -> list[str]:

@@ -103,6 +103,8 @@ def test_the_mapped_file_is_reused_and_never_written_through(store, written, coh
     other = load_bags(store, cohort, K + 1, in_memory=False).file
     assert other != first.file and list((store.home / "features").glob("bags-*.npy")) == [other], "one copy, the latest"
     assert first.x[0, 0, 0, 0] == -1, "who has the other one open keeps it"
+    fine = load_bags(store, cohort, K + 1, in_memory=True).view((20,)).share()
+    assert other.exists() and fine.file.exists() and fine.file != other, "one scale takes no other's place"
 
 
 @pytest.mark.slow
