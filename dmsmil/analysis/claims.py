@@ -63,10 +63,13 @@ def worth(home: str | Path, results: pd.DataFrame) -> str:
 
     results: `report.saved_results`; where nothing was tested, or the method collapsed, `report.verdict` speaks.
     """
-    tests = saved_tables(home, "04_tests_cheap")
-    if not tests or results[COLLAPSED].iloc[0]:
+    tests = saved_tables(home, "04_tests*")
+    if "04_tests_cheap" not in tests or results[COLLAPSED].iloc[0]:
         return verdict(results)
-    return cheap_sentences(tests["04_tests_cheap"])
+    cheap = tests["04_tests_cheap"]
+    means = results.name[(results.method == "meanpool") & results.scales.str.contains("+", regex=False)]
+    mean = seen_from(tests["04_tests"], cheap.reference[0]) if "04_tests" in tests else cheap[:0]
+    return cheap_sentences(pd.concat([mean[mean["name"].isin(means)], cheap]))
 
 
 def decide(difference: float, p: float = math.nan, p_equivalent: float = math.nan) -> str:

@@ -20,6 +20,7 @@ from dmsmil.training.metrics import METRICS, called, summarise
 from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, pretty
 from dmsmil.training.runs import Runs
 
+NEARER = 0.1  # by so much L_ot must fall, measured by the spread, before the scales are said to come nearer
 ALONE = math.inf  # stands for cross-entropy alone, the limit of large λ
 LINEAR = "linear projection"
 PLACEMENTS = {
@@ -163,8 +164,8 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
             f"L_ot goes from {before:.2g} to {after:.2g}: "
             + (
                 "the scales come nearer by more than the shrinking."
-                if after < before
-                else "the scales come no nearer, the features only shrink."
+                if after < (1 - NEARER) * before
+                else "the scales come no nearer, or hardly: the features shrink."
             )
         )
     return "\n".join(f"- {line.strip()}" for line in [*lines, *found])

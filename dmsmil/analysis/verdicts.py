@@ -79,19 +79,12 @@ def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
 
 
 def cheap_tests(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFrame, positive: str = "") -> pd.DataFrame:
-    """The first of `runs` against mean pooling of all scales and the baselines: reference, `comparison.compare`'s.
+    """The first of `runs` against the baselines, which know no tissue: reference, `comparison.compare`'s.
 
     The majority rule says the same of all slides of a fold; pooled it would rank folds, so it has no DeLong test.
     """
-    named = dict(zip(run_names(runs), runs))
-    first, *rest = named
-    mean = {
-        n: named[n].predictions
-        for n in rest
-        if named[n].config.method == "meanpool" and len(named[n].config.scales) > 1
-    }
-    others = {**mean, **baseline_predictions(bags, folds, cohort)}
-    found = compare(named[first].predictions, others, positive, named[first].test_share)
+    first = run_names(runs)[0]
+    found = compare(runs[0].predictions, baseline_predictions(bags, folds, cohort), positive, runs[0].test_share)
     constant = found.name == MAJORITY
     found.loc[constant, [f"DeLong_{column}" for column in ("difference", "low", "high", "p")]] = np.nan
     found.loc[constant, "DeLong_note"] = "the same answer for all slides of a fold"

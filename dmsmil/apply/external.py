@@ -116,6 +116,8 @@ def external_sentences(table: pd.DataFrame) -> str:
     gap, inside = study[metric] - one[metric], one[f"{metric}_low"] <= study[metric] <= one[f"{metric}_high"]
     word = f"{gap:.3f} lower" if gap > 0 else f"{-gap:.3f} higher" if gap < 0 else "the same"
     told = "holds the study's value: no change is shown" if inside else "does not hold the study's value"
+    if one[f"{metric}_low"] == one[f"{metric}_high"]:  # of patients who are all told rightly every draw is the same
+        told = "has no width, so nothing follows from it"
     lines.append(
         f"One model of {title} reached {name} {_cell(study, metric)} in the study and reaches "
         f"{_cell(one, metric)} here, {word}; the interval here {told}."

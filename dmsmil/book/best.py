@@ -88,7 +88,7 @@ def tested(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
         return "No difference was tested."
     said = named(table).set_index("name").said
     found: dict[str, list[str]] = {"better": [], "worse": [], "same": [], "open": []}
-    for _, row in rows.drop_duplicates("name").iterrows():
+    for _, row in rows.iterrows():
         found[_answer(row)].append(said.get(row["name"], row["name"]))
     said = f"Tested fold by fold, it is shown to be better than {_list(found['better'])}"
     said += f", and worse than {_list(found['worse'])}"

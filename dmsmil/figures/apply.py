@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from dmsmil.figures.base import (
     BLUE,
@@ -20,7 +19,6 @@ from dmsmil.figures.base import (
     dot_and_bar,
     finish,
     only_rows,
-    plain_numbers,
     same_jitter,
     short,
 )
@@ -116,10 +114,8 @@ def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figu
             yticks=[0, 1],
             yticklabels=["these slides", "the study's own"],
             ylim=(-0.6, 1.6),
-            xscale="log",
+            xlim=(0, None),
         )
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        plain_numbers(ax.xaxis)
         only_rows(ax)
     axes[-1, 0].set_xlabel("distance, 1: the border")
     return finish(figure, out, pd.concat(parts, ignore_index=True))

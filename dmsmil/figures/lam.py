@@ -28,7 +28,7 @@ def lam_curves(table: pd.DataFrame, out) -> Figure:
     for ax, metric in zip(axes[0], METRICS):
         mean, std = table[f"{metric}_mean"], table[f"{metric}_std"]
         ax.vlines(x, table[f"{metric}_low"], table[f"{metric}_high"], color=BLUE, linewidth=0.9)
-        ax.vlines(x, mean - std, mean + std, color=BLUE, linewidth=3.6, alpha=0.35)
+        ax.vlines(x, (mean - std).clip(0), (mean + std).clip(upper=1), color=BLUE, linewidth=3.6, alpha=0.35)
         _points(ax, x, mean, swept, hollow, BLUE)
         ax.set_title(called(metric, table))
         lowest = min(lowest, table[f"{metric}_low"].min(), (mean - std).min())

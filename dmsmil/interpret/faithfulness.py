@@ -209,6 +209,12 @@ def judge(row: dict) -> str:
     return "faithful" if learned else "faithful but not learned"
 
 
+def against_truth(row: dict) -> dict[str, float]:
+    """Scale, such as 10x -> AUC of a map against the truth, of a row of `measure`'s summary; where it is known."""
+    columns = [column for column in row if column.startswith("truth_") and column.count("_") == 1]
+    return {column[6:]: row[column] for column in columns if not np.isnan(row[column])}
+
+
 def map_sentences(summary: pd.DataFrame) -> str:
     """Markdown: what each method's map is worth, in words that follow from `measure`'s summary."""
     lines = []
@@ -223,10 +229,9 @@ def map_sentences(summary: pd.DataFrame) -> str:
             f"{_less(row, 'removed')} with tiles removed; rank agreement with occlusion {row['occlusion']:.2f}, "
             f"with gradient x input {row['gradient']:.2f}, {_fresh(row)}"
         )
-        truth = [(c[6:], row[c]) for c in row if c.startswith("truth_") and c.count("_") == 1 and not np.isnan(row[c])]
         said += "".join(
             f"; AUC against the truth at {scale} {value:.2f} (fresh weights {row[f'truth_random_{scale}']:.2f})"
-            for scale, value in truth
+            for scale, value in against_truth(row).items()
         )
         if row["map"] != "misleading" and row["removed_high"] < 0:
             said += ". The word follows the test by replacement; **by removal the map misleads**"

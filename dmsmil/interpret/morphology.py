@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from dmsmil.cohorts.table import with_files
 from dmsmil.interpret import nuclei as segmentation
+from dmsmil.interpret.faithfulness import against_truth
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, fingerprint, write_csv
 from dmsmil.jobs.parallel import check_shared, progress, run_units
@@ -204,13 +205,15 @@ def claims_table(
         )
     if quality is not None:
         word = {"faithful": "held", "misleading": "not held"}.get(quality["map"], "not shown")
+        truth = ", ".join(f"{auc:.2f} at {scale}" for scale, auc in against_truth(quality.to_dict()).items())
         rows.append(
             (
                 f"The score of {name} shows what decides",
                 "Fig. 6 and 7",
                 word,
                 f"map {quality['map']}; area between the removal curves {quality['replaced']:+.3f} "
-                f"[{quality['replaced_low']:+.3f}, {quality['replaced_high']:+.3f}]",
+                f"[{quality['replaced_low']:+.3f}, {quality['replaced_high']:+.3f}]"
+                + (f"; AUC against the truth {truth}" if truth else ""),
             )
         )
     return pd.DataFrame(rows, columns=["claim", "where", "verdict", "number"])

@@ -19,9 +19,7 @@ from dmsmil.training.runs import Runs
 
 COLLAPSED, NOTHING, GATHERED, EFFECTIVE = "collapsed", "learned_nothing", "gathered", "effective"
 NO_MARKS = {COLLAPSED: 0, NOTHING: 0, GATHERED: 0, EFFECTIVE: math.nan}  # of a rule that is not trained
-HOLLOW = "hollow: collapsed or learned nothing"  # in legends
-
-SECONDS = "epoch_seconds"
+HOLLOW = "hollow: a run of it collapsed or learned nothing"  # in legends
 
 FITTED = ("lr", "weight_decay", "batch_size", "select")  # of RunConfig, besides epochs
 
@@ -30,8 +28,7 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFra
     """One row a method, the baselines (colour, site, majority) below: what each number is worth.
 
     Columns: name, method (registry key, empty for a baseline), scales (10x, 20x or 10x+20x, empty for a baseline),
-    what `metrics.summarise` says of ACC, F1 and AUC, runs and their `marks`, parameters, and epoch_seconds
-    (the median run's time by its epochs; 0 for what is not trained by epochs).
+    what `metrics.summarise` says of ACC, F1 and AUC, runs and their `marks`, and parameters.
     """
     rows = [
         {
@@ -41,7 +38,6 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFra
             **summarise(r.predictions, positive),
             **marks(r),
             "parameters": int(r.records.parameters[0]),
-            SECONDS: float(r.records.seconds.median()) / r.config.epochs,
         }
         for name, r in zip(run_names(runs), runs)
     ]
@@ -55,7 +51,6 @@ def result_table(runs: list[Runs], bags, folds: pd.DataFrame, cohort: pd.DataFra
                 "runs": predictions.groupby(["fold", "seed"]).ngroups,
                 **NO_MARKS,
                 "parameters": 0,
-                SECONDS: 0.0,
             }
         )
     return pd.DataFrame(rows)
@@ -202,8 +197,6 @@ def pretty(table: pd.DataFrame, printed: dict[str, dict[str, str]] | None = None
         if printed:
             shown[f"{metric} in the paper"] = [row.get(metric, "—") for row in theirs]
     shown["parameters"] = [f"{n:,}" if n else "" for n in table.parameters]
-    if SECONDS in table:
-        shown["s / epoch"] = [f"{s:.2f}" if s else "" for s in table[SECONDS]]
     shown["note"] = [note(row) for _, row in table.iterrows()]
     return shown.set_index("")
 
@@ -299,11 +292,8 @@ def _times(one: float, other: float) -> str:
 
 
 def save_table(table: pd.DataFrame, home: str | Path, name: str) -> pd.DataFrame:
-    """Write tables/<name>.csv of a study and return the table.
-
-    What depends on the clock stays out of the file: the same study gives the same bytes, interrupted or not.
-    """
-    write_csv(table.drop(columns=SECONDS, errors="ignore"), Path(home) / "tables" / f"{name}.csv", digits=6)
+    """Write tables/<name>.csv of a study and return the table."""
+    write_csv(table, Path(home) / "tables" / f"{name}.csv", digits=6)
     return table
 
 

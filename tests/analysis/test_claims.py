@@ -356,7 +356,11 @@ def test_worth_is_tested_where_it_was_and_never_hides_a_collapse(tmp_path):
     assert "is above *six colour numbers*" in worth(tmp_path, saved_results(tmp_path))
     rows = paired({"always the majority": 0.3}, "DMSMIL")
     save_table(rows, tmp_path, "04_tests_cheap")
-    assert worth(tmp_path, saved_results(tmp_path)).startswith("- DMSMIL is better than always the majority by 0.300")
+    methods = paired({"DSMIL": 0.1, "Mean pooling": 0.2}, "DMSMIL").rename(columns=lambda c: c.replace("ACC", "AUC"))
+    save_table(methods, tmp_path, "04_tests")
+    said = worth(tmp_path, saved_results(tmp_path)).splitlines()
+    assert len(said) == 2 and said[0].startswith("- DMSMIL is better than Mean pooling by 0.200 AUC")
+    assert said[1].startswith("- DMSMIL is better than always the majority by 0.300 ACC")
     compared(tmp_path, collapsed=1)
     assert worth(tmp_path, saved_results(tmp_path)).startswith("- **DMSMIL collapsed in 1 of 5 runs**")
 

@@ -83,6 +83,7 @@ def row(where, auc, low, high, name="DMSMIL"):
         ((0.70, 0.60, 0.80), "0.200 lower", "does not hold the study's value"),
         ((0.85, 0.70, 0.95), "0.050 lower", "holds the study's value: no change is shown"),
         ((0.95, 0.92, 0.99), "0.050 higher", "does not hold the study's value"),
+        ((1.00, 1.00, 1.00), "0.100 higher", "has no width, so nothing follows from it"),
     ],
 )
 def test_the_drop_is_said_and_whether_it_is_shown(here, word, told):

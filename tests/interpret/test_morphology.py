@@ -1,5 +1,7 @@
 """Scores against nuclei and between classes: planted links are found, and only those; a slide is segmented once."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -246,6 +248,15 @@ def test_a_map_that_is_not_faithful_is_said_to_be_none(word, verdict):
     table = claims_table(found_at(0.1, 0.3), between_at(0.1, 0.3), "X", "b", QUALITY.replace("faithful", word), True)
     assert table.verdict.iloc[-1] == verdict and f"map {word};" in table.number.iloc[-1]
     assert len(claims_table(found_at(0.1, 0.3), between_at(0.1, 0.3), "X", "b", None, True)) == len(table) - 1
+
+
+def test_a_faithful_map_says_whether_it_finds_the_truth_where_that_is_known():
+    """A map can decide, and have nothing to do with what was painted."""
+    quality = pd.concat([QUALITY, pd.Series({"truth_10x": 0.5, "truth_20x": math.nan, "truth_random_10x": 0.6})])
+    number = claims_table(found_at(0.1, 0.3), between_at(0.1, 0.3), "X", "b", quality, True).number.iloc[-1]
+    assert number.endswith("; AUC against the truth 0.50 at 10x")
+    unknown = claims_table(found_at(0.1, 0.3), between_at(0.1, 0.3), "X", "b", QUALITY, True)
+    assert "truth" not in unknown.number.iloc[-1]
 
 
 def test_the_studys_checklist_takes_the_claims_as_they_are(tmp_path):

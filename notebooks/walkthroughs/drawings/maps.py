@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from dmsmil.figures import base
+from dmsmil.figures.base import BLUE, GREEN, ORANGE, PINK
 from dmsmil.interpret.explain import normalise
 from dmsmil.interpret.faithfulness import agreement
 
@@ -167,20 +168,18 @@ def scorecard(summary: pd.DataFrame) -> Figure:
     }
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 1.1 + 0.55 * len(names)), sharey=True)
     for number, (ax, (title, columns)) in enumerate(zip(axes, panels.items())):
-        for shift, (column, label, marker) in zip((-0.13, 0.13), columns):
+        colours = (GREEN, PINK) if number == 1 else (BLUE, ORANGE)
+        for shift, colour, (column, label, marker) in zip((-0.13, 0.13), colours, columns):
             value = summary[column].to_numpy()
             ends = [value - summary[f"{column}_low"], summary[f"{column}_high"] - value]
-            ax.errorbar(value, rows + shift, xerr=np.abs(ends), fmt=marker, capsize=2.5, markersize=5, label=label)
+            bars = dict(xerr=np.abs(ends), fmt=marker, capsize=2.5, markersize=5, color=colour)
+            ax.errorbar(value, rows + shift, **bars, label=label)
         span, line, label = limits[number]
         ax.axvline(line, color="#444444", linestyle=":", linewidth=1)
         ax.set(xlim=span, ylim=(len(names) - 0.5, -0.5), yticks=rows, yticklabels=names, xlabel=label)
         ax.set_title(title, fontsize=9)
         ax.grid(axis="y", visible=False)
         if len(columns) > 1:
-            figure.legend(
-                *ax.get_legend_handles_labels(),
-                loc="outside lower left" if number == 0 else "outside lower center",
-                ncols=2,
-            )
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8)
     plt.close(figure)
     return figure
