@@ -199,7 +199,7 @@ def test_a_form_for_an_issue_or_a_pull_request_has_five_lines():
 
 
 WINGS = {  # each imports only from wings above it, and a file only from files of its wing left of it
-    "jobs": "text files failures cluster parallel",
+    "jobs": "limits text files failures cluster parallel",
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
     "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted three originals stains mosaics",
@@ -210,7 +210,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "training": "metrics baselines config record progress health fit together runs results",
     "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings "
     "claims",
-    "interpret": "explain nuclei morphology faithfulness export viewer",
+    "interpret": "explain nuclei faithfulness morphology export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
     "apply": "words folder members known novelty kit card travel incoming features predict external pages",

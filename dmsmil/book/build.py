@@ -83,7 +83,7 @@ def build(home: str | Path, say: Callable[[str], None] = print, root: Path = ROO
 def _workshop(home: Path) -> Iterator[Path]:
     """A hidden folder of this process beside the book, gone afterwards; what a killed process left is gone too."""
     for left in home.glob(".book.*"):
-        if not psutil.pid_exists(int(left.suffix[1:])):
+        if int(left.suffix[1:]) == os.getpid() or not psutil.pid_exists(int(left.suffix[1:])):  # 1 in every container
             shutil.rmtree(left)
     place = home / f".book.{os.getpid()}"
     place.mkdir()

@@ -83,12 +83,13 @@ def identities(frame: pd.DataFrame) -> Reasons:
 
 
 def spelling_questions(cohort: pd.DataFrame) -> list[str]:
-    """A question for each two classes, patients or sites of a cohort that differ in case or spaces alone."""
+    """A question for each two classes, patients or sites of a cohort that differ in case, in spaces or in the .0 of a
+    number alone."""
     asked = []
     for column, what in (("label", "classes"), ("patient_id", "patients"), ("site", "sites")):
         counts = cohort[column].value_counts().sort_index()
-        for _, same in counts.groupby([alike(name) for name in counts.index]):
+        for _, same in counts.groupby([alike(bare_name(name)) for name in counts.index]):
             if len(same) > 1:
                 told = " and ".join(f"'{name}' ({many(slides, 'slide')})" for name, slides in same.items())
-                asked.append(f"the {what} {told} differ in case or spaces alone: write them alike if they are one")
+                asked.append(f"the {what} {told} differ in case, spaces or .0 alone: write them alike if they are one")
     return asked

@@ -32,9 +32,9 @@ def plain_name(name: str, longest: int = LONGEST) -> str:
 
 
 def bare_name(slide_id: str) -> str:
-    """A slide's name as it is compared: without the suffix of its slide or feature file, and without the .0 that
-    spreadsheets and pandas put behind a number."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", SUFFIX.sub("", slide_id))
+    """A slide's name as it is compared: without the suffix of its slide or feature file, without the .0 that
+    spreadsheets and pandas put behind a number, and with its accents coded in one way (a Mac's disk has another)."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", SUFFIX.sub("", unicodedata.normalize("NFC", slide_id)))
 
 
 def alike(name: str) -> str:

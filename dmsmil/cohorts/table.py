@@ -5,7 +5,7 @@ A cohort is a table with one row a slide: slide_id, patient_id, label, and where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +28,7 @@ def load_cohort(
     report: Callable[[str], None] = print,
     required: tuple[str, ...] = REQUIRED,
     missed: list[dict] = (),
+    encoded: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[dict]]:
     """Read a cohort table and say what is wrong with it, slide by slide.
 
@@ -38,7 +39,8 @@ def load_cohort(
     that a server has may be absent now; its path is where it will be. report: gets a line for what was read otherwise
     than it is written. required: the columns that a row must fill in: all three of a cohort to train on, slide_id alone
     of slides to predict. missed: rows of failures of slides that a server was asked for in vain: what lies in their
-    place, cut short or of another content, is not them.
+    place, cut short or of another content, is not them. encoded: slides that a study has features of, which need their
+    file no more (`study.opening.with_features`).
 
     Returns (cohort, failures). The cohort has columns slide_id, patient_id, label, site, path, mpp (and file_id,
     file_name, md5, size when the table says what to fetch), sorted by slide_id, and holds the slides that can be used.
@@ -48,7 +50,7 @@ def load_cohort(
     table = Path(table)
     frame, reasons = _read(table, report, required)
     from_server = fetched_later and "file_id" in frame
-    if slides and not Path(slides).is_dir() and not from_server:
+    if slides and not Path(slides).is_dir() and not from_server and not encoded:
         raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
     files = SlideFiles(slides or table.parent)
     unfetched = {row["unit"]: row["reason"] for row in missed}
@@ -57,6 +59,7 @@ def load_cohort(
     frame["path"], uncertain = find_slides(frame, table.parent, files)
     if slides_needed:
         expected = frame[frame.file_id == ""] if from_server else frame
+        expected = expected[~expected.slide_id.isin(list(encoded))]
         problems += [*uncertain, *without_file(expected, files, set(frame.slide_id))]
     else:
         frame["path"] = [path if is_file(path) else "" for path in frame.path]

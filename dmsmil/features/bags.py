@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor
 
 from dmsmil.features.cache import has_mapped, read_mapped, write_mapped
 from dmsmil.features.plan import Plan
 from dmsmil.jobs.files import InputError, fingerprint, one_line
+from dmsmil.jobs.limits import free_memory
 from dmsmil.jobs.text import many
 from dmsmil.slides.store import MadeBy, Store
 
@@ -184,7 +184,7 @@ def toy_bags(
 
 def fits_in_memory(size: float) -> bool:
     """Whether features of `size` bytes are held in memory; else they are memory-mapped from the disk."""
-    return size < MEMORY_SHARE * psutil.virtual_memory().available
+    return size < MEMORY_SHARE * free_memory()
 
 
 def load_bags(

@@ -74,11 +74,22 @@ class Encoder:
         """uint8 (N, H, W, 3) RGB -> float32 (N, dim).
 
         Tiles of another size are resized to px (AREA when they shrink). Batches always have the same size, the last
-        one padded, so that on the CPU a tile's feature does not depend, to the bit, on its companions.
+        one padded, so that on the CPU a tile's feature does not depend, to the bit, on its companions. Where a GPU has
+        no room for a batch, half of it is tried, down to one tile.
         """
         tiles = np.asarray(tiles)
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
             raise InputError(f"tiles must be uint8 (N, H, W, 3), got {tiles.dtype} {tiles.shape}")
+        while True:
+            try:
+                return self._in_batches(tiles)
+            except torch.OutOfMemoryError:  # others may have taken the GPU's memory since it was started
+                if self.batch == 1:
+                    raise
+                self.batch //= 2
+                torch.cuda.empty_cache()
+
+    def _in_batches(self, tiles: np.ndarray) -> np.ndarray:
         features, (run, _) = [], self._started
         for start in range(0, len(tiles), self.batch):
             block = np.zeros((self.batch, self.px, self.px, 3), np.uint8)

@@ -142,9 +142,17 @@ def content(files: SlideFiles) -> dict:
         for role, paths in roles.items():
             for path in paths:
                 if path not in known:
-                    known[path] = _content_of_folder(path) if path.is_dir() else _content_of_file(path)
+                    known[path] = _content(path)
                 found.setdefault(f"{role} at {scale}x", []).append(known[path])
     return found
+
+
+def _content(path: Path) -> dict:
+    """Of a file or folder; of one that cannot be read, such as a link to nowhere, why: whoever imports it fails."""
+    try:
+        return _content_of_folder(path) if path.is_dir() else _content_of_file(path)
+    except OSError as error:
+        return {"unreadable": error.strerror}
 
 
 def _content_of_file(path: Path) -> dict:

@@ -15,8 +15,9 @@ import pandas as pd
 from dmsmil.cohorts.download import Remote
 from dmsmil.features.formats import import_features
 from dmsmil.features.rehearsal import DRAWN, draw_features
-from dmsmil.jobs.files import is_file
-from dmsmil.jobs.parallel import is_remote, pick_device, usable_cores, worker_count
+from dmsmil.jobs.files import InputError, is_file
+from dmsmil.jobs.limits import usable_cores
+from dmsmil.jobs.parallel import is_remote, pick_device, worker_count
 from dmsmil.slides.given import Given
 from dmsmil.slides.stages import choose_tiles, given_tiles, open_configured, slide_row, tile_config
 from dmsmil.slides.store import Store, over_slides
@@ -75,13 +76,16 @@ def encode_cohort(
     features' precision depends on it. source: a slide that is not on the disk is fetched from there (columns file_id,
     size, md5), and deleted when it is encoded or has failed; a slide that is on the disk stays. tiles: where they were
     chosen elsewhere, as `tile_cohort` takes it. agree: gets the encoder's identity before anything is encoded, and
-    raises where it will not do. Returns one row a slide, as `tile_cohort`.
+    raises where it will not do. Returns one row a slide, as `tile_cohort`. Raises InputError where `auto` is another
+    kind of device than that which made the features that are there: all of them, and all runs, would be made anew.
     """
     from dmsmil.features.encoders import create_encoder  # it imports timm, seconds that others need not spend
 
     place = pick_device(device)
     encoder = create_encoder(store.encoder, weights, device, px)
     agree(encoder.identity)
+    if device == "auto":
+        _check_precision(store, cohort, encoder.identity)
     report(f"{store.encoder}: {encoder.dim} numbers a tile, fed {encoder.px} x {encoder.px} px; {encoder.weights}")
     given, units = given_tiles(store, cohort, tiles, report), {}
     for row in cohort.itertuples():
@@ -97,6 +101,8 @@ def encode_cohort(
             config,
             {**config, "encoder": encoder.identity},
         )
+    if source is not None:
+        _finish_fetched(store, units)
     if place.type == "cuda":
         workers = workers or min(4, usable_cores())
     elif source is not None:
@@ -118,6 +124,24 @@ def encode_cohort(
     )
 
 
+def _check_precision(store: Store, cohort: pd.DataFrame, identity: dict) -> None:
+    """InputError where the study's features differ from what would be made now in their precision alone."""
+    for slide_id in cohort.slide_id:
+        try:
+            made = store.features_made_by(slide_id).config["encoder"]
+        except (InputError, KeyError):
+            continue
+        if made != identity and {**made, "precision": ""} == {**identity, "precision": ""}:
+            raise InputError(
+                "the features of this study were made on a GPU, and none is here: see to it, or set device: cpu to "
+                "make all of them anew"
+                if made["precision"] == "amp"
+                else "the features of this study were made on a CPU, and here is a GPU: set device: cpu to go on with "
+                "them, or device: cuda to make all of them anew"
+            )
+        return
+
+
 _encoder = None
 
 
@@ -131,16 +155,35 @@ def _hold_encoder(name: str, weights: str, device: str, px: int, threads: int) -
 
 @contextmanager
 def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
-    """The slide on the disk; one that was not there is fetched, and gone afterwards. InputError where what is there is
-    not what the server has."""
-    there = is_file(path)
-    if fetch is not None:
-        fetch()
+    """The slide on the disk; one that was not there is fetched, and gone afterwards, also when it is a later process
+    that ends the work. InputError where what is there is not what the server has."""
+    mark = _fetched_mark(path)
+    ours = fetch is not None and (mark.exists() or not is_file(path))
+    if ours:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     try:
+        if fetch is not None:
+            fetch()
         yield
     finally:
-        if fetch is not None and not there:
+        if ours:
             Path(path).unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
+
+
+def _fetched_mark(path: str) -> Path:
+    """The file beside a slide that says that it was fetched to be encoded, and is nobody's own."""
+    return Path(path).with_name(f".{Path(path).name}.fetched")
+
+
+def _finish_fetched(store: Store, units: dict[str, tuple]) -> None:
+    """Delete the slides that a killed process had fetched and encoded, and could not delete any more."""
+    for slide_id, (_, _, path, _, _, _, config) in units.items():
+        mark = _fetched_mark(path)
+        if mark.exists() and store.has_features(slide_id, config):
+            Path(path).unlink(missing_ok=True)
+            mark.unlink()
 
 
 def _encode_slide(

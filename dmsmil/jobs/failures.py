@@ -28,6 +28,8 @@ def write_failures(folder, stage: str, rows: list[dict]) -> pd.DataFrame:
     """Replace the rows of `stage` in failures.csv by `rows`, so that what works now is no longer listed."""
     old = read_failures(folder)
     kept = old[old.stage != stage]
+    if not rows and len(kept) == len(old):
+        return old  # nothing to write, as in a study that is only read
     table = pd.concat([kept, pd.DataFrame(rows, columns=FAILURE_COLUMNS)], ignore_index=True)
     path = Path(folder) / "failures.csv"
     if len(table):

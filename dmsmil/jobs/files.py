@@ -41,13 +41,12 @@ def atomic(path):
 
     A reader therefore never sees half a file, and a killed process leaves `path` as it was. Who may read it is what the
     umask says, whatever writes it (safetensors would let nobody but the owner).
-    Raises DiskFull when the disk has no room left.
+    Raises DiskFull when the disk has no room left, InputError where nothing may be written.
     """
     path = Path(path)
     temporary = temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
+        _begin(temporary)
         mode = temporary.stat().st_mode
         yield temporary
         if temporary.stat().st_mode != mode:
@@ -64,6 +63,19 @@ def atomic(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _begin(temporary: Path) -> None:
+    """An empty file where something is to be written."""
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(
+            f"nothing can be written in the folder {temporary.parent.name} ({error.strerror}): give yourself that right"
+        ) from error
 
 
 def _is_full(error: Exception) -> bool:

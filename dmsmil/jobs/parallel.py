@@ -19,11 +19,7 @@ import psutil
 from tqdm import tqdm
 
 from dmsmil.jobs.files import DiskFull, InputError
-
-
-def usable_cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from dmsmil.jobs.limits import usable_cores
 
 
 def worker_count(workers: int, units: int) -> int:

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except BrokenPipeError:  # of what argparse wrote: say sees to its own
+            except OSError:  # of what argparse wrote: say sees to its own
                 silence(stream)
 
 

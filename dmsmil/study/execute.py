@@ -15,10 +15,11 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from dmsmil.jobs.files import ROOT, atomic
+from dmsmil.jobs.files import ROOT, atomic, one_line
 from dmsmil.study.params import notebook_parameters
 from dmsmil.study.terminal import Lines
 
+START_SECONDS = 600  # a busy machine, or a network disk, takes minutes to import what a kernel needs
 OURS = ("InputError", "DiskFull")  # errors whose message says all; of others the class is named too
 
 
@@ -46,7 +47,9 @@ def execute(notebook: Path, folder: Path, params: dict, say: Callable[[str], Non
             except (PapermillExecutionError, DeadKernelError):
                 os.replace(working, failed)
                 raise
-    except DeadKernelError:
+    except RuntimeError as error:  # jupyter_client's, where the kernel does not even start
+        if not isinstance(error, DeadKernelError):
+            return f"its process did not start ({one_line(error)[:120]}): start the same command again"
         return "its process died (killed by the system, or out of memory): try again with workers: 1"
     except PapermillExecutionError as error:
         text = " ".join(str(error.evalue).split())
@@ -69,6 +72,7 @@ def _papermill(notebook: Path, working: Path, params: dict, say: Callable[[str],
             progress_bar=False,
             kernel_name="python3",
             kernel_manager_class=OwnKernel,
+            start_timeout=START_SECONDS,
             stdout_file=Lines(say),
             shutdown_kernel="immediate",
             extra_arguments=["--log-level=CRITICAL"],

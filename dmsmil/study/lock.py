@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from filelock import SoftFileLock, Timeout
 
 from dmsmil.jobs.files import InputError
@@ -21,7 +22,8 @@ def alone(home: Path) -> Iterator[None]:
 
     The lock is the file `running.lock`, with the process and the machine that made it: it works on every file system,
     also on one that several machines share. Left by a process that is gone (killed, and its number perhaps given to
-    another) it is taken over, on the same machine; of another machine nobody here can know.
+    another) it is taken over, on the same machine, where the disk can exchange two names (most of the network cannot);
+    of another machine nobody here can know.
     """
     lock = SoftFileLock(home / "running.lock", timeout=SECONDS)
     try:
@@ -47,6 +49,9 @@ def _holder(path: Path) -> str:
     except (OSError, ValueError):
         return f"by a process that left no name: wait for it, or, if nothing runs, delete {path.name} in its folder"
     who = f"by process {pid} on {host} since {since}"
-    if host == socket.gethostname():
+    here = host == socket.gethostname()
+    if here and pid.isdigit() and not psutil.pid_exists(int(pid)):  # on a disk where no lock can be taken over
+        return f"{who}, says {path.name} in its folder, but that process is gone: delete the file, and start again"
+    if here:
         return f"{who}: wait for it, or stop it and start the same command again"
     return f"{who}: wait for it, or, if nothing runs there any more, delete {path.name} in its folder"

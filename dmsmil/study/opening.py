@@ -22,7 +22,7 @@ from dmsmil.features.truth import known_shares
 from dmsmil.features.views import slide_views
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
-from dmsmil.study.place import resolve, study_folder
+from dmsmil.study.place import folder_of, resolve
 
 PAINTED = ("demo", "planted", "three")  # cohorts that are painted here, and whose truth is known
 
@@ -61,8 +61,8 @@ class Study:
 
 
 def open_study(study: str, outputs: str, scales: list[int], tile_px: int, encoder: str, mpp: float = 0.0) -> Study:
-    """Open a study by the parameters of a notebook; InputError when 00_cohort has not run."""
-    home = study_folder(study, outputs)
+    """Open a study by the parameters of a notebook, to read it; InputError when 00_cohort has not run."""
+    home = folder_of(study, outputs)
     cohort, folds = read_cohort(home)
     return Study(home, cohort, folds, Store(home, tile_px, tuple(scales), encoder), mpp)
 
@@ -93,6 +93,11 @@ def cohort_table(
     if remote is not None:
         keep_source(home, remote)
     return tcga_table(cohort, home, folder, remote) if cohort in COHORTS else resolve(cohort)
+
+
+def with_features(home: Path) -> set[str]:
+    """The slides of which a study has a file of features, whatever made it and at whatever scale."""
+    return {path.stem for path in (home / "features").glob("*/features_*/*.h5")}
 
 
 def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:

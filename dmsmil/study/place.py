@@ -10,8 +10,18 @@ from dmsmil.jobs.files import ROOT, InputError
 
 
 def resolve(path: str | Path) -> Path:
-    """A path of a params file: `~` is the person's home, absolute as it is, relative to the project's folder."""
-    return ROOT / os.path.expanduser(path)
+    """A path of a params file: `~` is the person's home, absolute as it is, relative to the project's folder. Whether
+    anything is there is not asked; InputError where that cannot be asked."""
+    place = ROOT / os.path.expanduser(path)
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(
+            f"{str(path)[:80]} cannot be reached ({error.strerror}): correct the path in the params file, or see to it"
+        ) from error
+    return place
 
 
 def is_name(name: str) -> bool:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-import psutil
 
 from dmsmil.cohorts.checks import spelling_questions
 from dmsmil.cohorts.folds import WAYS, choose_folds
@@ -29,6 +28,7 @@ from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.features.stages import fetching
 from dmsmil.jobs.files import InputError, one_line
+from dmsmil.jobs.limits import free_memory
 from dmsmil.jobs.text import many
 from dmsmil.slides.given import BY, chosen_by, open_given, tally
 from dmsmil.slides.magnification import tile_size_level0
@@ -36,7 +36,7 @@ from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import tile_grid
 from dmsmil.study.forecast import encoding_in_words, forecast, in_words, step_in_words
-from dmsmil.study.opening import PAINTED, tile_source
+from dmsmil.study.opening import PAINTED, tile_source, with_features
 from dmsmil.study.place import check_writable, folder_of, resolve, shown
 from dmsmil.study.trial import CHANNELS, Finding, attempt, counted, settings
 from dmsmil.training.metrics import scored
@@ -61,6 +61,10 @@ def findings(params: dict) -> Iterator[Finding]:
         if len(here):
             yield from _slides(here, params)
         away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
+        encoded = away.slide_id.isin(with_features(home))
+        if encoded.any():
+            yield True, f"slides   {many(encoded.sum(), 'slide')} without a file, of which features are here"
+        away = away[~encoded]
         to_fetch = _size_to_fetch(away, params)
         if len(away):
             yield (
@@ -140,8 +144,9 @@ def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
             cohort, failures = _tcga(params), []
         else:
             folder = resolve(params["slides"]) if params["slides"] else ""
+            encoded = with_features(folder_of(params["study"], params["outputs"]))
             cohort, failures = load_cohort(
-                resolve(params["cohort"]), folder, not params["features"], True, notes.append
+                resolve(params["cohort"]), folder, not params["features"], True, notes.append, encoded=encoded
             )
     except InputError as error:
         yield False, f"cohort   {one_line(error)}", None
@@ -263,7 +268,7 @@ def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path)
     yield (
         True,
         (
-            f"memory   {amount(features)} of features, {amount(psutil.virtual_memory().available)} free: "
+            f"memory   {amount(features)} of features, {amount(free_memory())} free: "
             + ("held in memory" if fits_in_memory(features) else "memory-mapped from the disk, slower")
         ),
     )

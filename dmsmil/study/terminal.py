@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Write a line (to stdout), at once. When nobody reads any more, as in `dmsmil methods | head`, what is at work
-    goes on in silence: a study of hours does not end with the window that watched it."""
+    """Write a line (to stdout), at once. When nobody reads any more, as in `dmsmil methods | head`, when the window is
+    closed or the disk of a log is full, what is at work goes on in silence: a study of hours does not end with what
+    watched it."""
     stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError:
         silence(stream)
 
 

@@ -228,7 +228,12 @@ def _train(
         if error is None:
             yield from outcomes
         elif len(names) > 1:
-            again += [[name] for name in names]
+            for name in names:
+                config, fold, seed, folder, _ = missing[name]
+                if _read(name, folder, config, lambda line: None) is None:
+                    again.append([name])
+                else:  # it had ended before its worker died
+                    yield name, _said(config, fold, seed, folder, ""), None
         else:
             yield first, "", failure_row(first, stage, error)
     if again:

@@ -1,6 +1,8 @@
 """Slide files by name, suffix and barcode: one, or both are named; what is missing gets a hint that costs little."""
 
 import difflib
+import unicodedata
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -146,3 +148,11 @@ def test_home_and_both_folders_are_looked_in(tmp_path, monkeypatch):
     }
     assert {given: given_path(given, folders) for given in wanted} == {k: tmp_path / v for k, v in wanted.items()}
     assert given_path("x" * 5000, folders) == folders[0] / ("x" * 5000)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_is_found_however_a_disk_codes_it(cohort, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    cohort.touch(unicodedata.normalize(form, "Müller.svs"))
+    name = unicodedata.normalize(other, "Müller")
+    assert Path(cohort(name)[0][name]).exists()

@@ -6,7 +6,7 @@ import pytest
 
 from dmsmil.cohorts.checks import spelling_questions
 from dmsmil.cohorts.folds import make_folds
-from dmsmil.cohorts.table import describe, load_cohort, read_cohort, save_cohort
+from dmsmil.cohorts.table import describe, load_cohort, read_cohort, save_cohort, with_files
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
 
@@ -105,6 +105,20 @@ def test_slides_are_not_needed_where_features_are_there(write, tmp_path):
     frame, failures = load_cohort(table, slides_needed=False)
     assert list(frame.slide_id) == ["a", "b", "c"] and [row["unit"] for row in failures] == ["d"]
     assert list(frame.path) == ["", "", str(tmp_path / "c.svs")]
+
+
+def test_a_slide_that_was_encoded_needs_its_file_no_more(write, tmp_path):
+    """Files that were moved to an archive afterwards ended the study: no usable slide."""
+    (tmp_path / "c.svs").touch()
+    rows = dict(slide_id=["a", "b", "c"], patient_id=["p", "q", "r"], label=["x", "x", "y"])
+    table = write(files=False, path=["gone.svs", "gone too.svs", "c.svs"], **rows)
+    frame, failures = load_cohort(table, encoded={"a", "c"})
+    assert list(frame.slide_id) == ["a", "c"] and [row["unit"] for row in failures] == ["b"]
+    assert list(with_files(frame).slide_id) == ["c"]
+    found = write(files=False, **rows)
+    assert list(load_cohort(found, tmp_path / "no folder", encoded={"a", "b", "c"})[0].slide_id) == ["a", "b", "c"]
+    with pytest.raises(InputError, match="the slides folder no folder does not exist"):
+        load_cohort(found, tmp_path / "no folder")
 
 
 @pytest.mark.parametrize(
@@ -258,8 +272,11 @@ def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
     )
     asked = spelling_questions(frame)
     assert [question.split("'")[0] for question in asked] == ["the classes ", "the patients ", "the sites "]
-    assert "'I DC' (1 slide) and 'IDC' (1 slide) and 'idc' (1 slide) differ in case or spaces alone" in asked[0]
+    assert "'I DC' (1 slide) and 'IDC' (1 slide) and 'idc' (1 slide) differ in case, spaces or .0 alone" in asked[0]
     assert not spelling_questions(cohort(8))
+    numbers = cohort(8, 0).assign(label=[*"0011", "1.0", *"001"], patient_id=["12", "12.0", *"abcdef"])
+    asked = [question.split(" (")[0] for question in spelling_questions(numbers)]
+    assert asked == ["the classes '1'", "the patients '12'"]
 
 
 # ------------------------------------------------------------------------------------------------ two tables, one study

@@ -659,3 +659,22 @@ def test_models_that_are_not_timms_are_said_before_anyone_asks_for_access(hub, n
         check_encoder(f"hf-hub:{name}")
     assert_one_line(error, name)
     assert not hub.asked
+
+
+def test_a_batch_that_a_gpu_has_no_room_for_is_halved(tiles):
+    """Another process took the memory: the slides were lost, one by one, and training went on without them."""
+    encoder = create_encoder("random:resnet18", device="cpu", px=32, backend="torch", batch=4)
+    whole, sizes, run = encoder.encode(tiles), [], encoder._started[0]
+
+    def crowded(block):
+        sizes.append(len(block))
+        if len(block) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(block)
+
+    encoder.__dict__["_started"] = (crowded, "torch")
+    np.testing.assert_allclose(encoder.encode(tiles), whole, rtol=1e-4, atol=1e-5)
+    assert sizes == [4, 2] + [1] * len(tiles) and encoder.batch == 1
+    encoder.__dict__["_started"] = (lambda block: crowded(np.concatenate([block, block])), "torch")
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode(tiles)

@@ -550,6 +550,17 @@ def test_features_in_a_linked_folder_are_found(store, tmp_path):
     assert len(take(store, source)) == 3
 
 
+def test_a_link_to_nowhere_is_a_row_and_the_others_are_imported(store, tmp_path):
+    """It ended the study with a traceback, before the first slide."""
+    source = [write("TRIDENT", tmp_path / "job", name, grids(name)) for name in NAMES][0]
+    for path in Path(source).rglob(f"features_*/{NAMES[1]}.h5"):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.h5")
+    assert len(take(store, source)) == len(NAMES) - 1
+    failed = read_failures(store.home)
+    assert list(failed.unit) == [NAMES[1]] and "Traceback" not in failed.reason[0]
+
+
 def test_a_pt_file_runs_no_code(store, tmp_path):
     class Trap:
         def __reduce__(self):

@@ -8,12 +8,13 @@ import yaml
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import load_bags
 from dmsmil.features.probes import linked_similarity, project
-from dmsmil.features.stages import _at_hand, encode_cohort
+from dmsmil.features.stages import _at_hand, _check_precision, _fetched_mark, _finish_fetched, encode_cohort
 from dmsmil.features.views import pair_views, slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.stages import tile_cohort
 from dmsmil.slides.store import Store
+from dmsmil.study.opening import with_features
 from tests.conftest import dmsmil
 from tests.slides.pyramids import make_slide
 
@@ -253,3 +254,35 @@ def test_a_slide_that_was_there_is_compared_with_the_servers_and_stays(tmp_path)
     with _at_hand(str(path), None):
         pass
     assert path.exists()
+
+
+def test_what_a_killed_process_had_fetched_is_gone_after_the_next(tmp_path):
+    path = tmp_path / "slides/S1.svs"
+    killed = _at_hand(str(path), lambda: path.write_text("whole"))
+    killed.__enter__()  # and never left
+    with _at_hand(str(path), lambda: None):
+        assert path.exists(), "it need not be fetched again"
+    assert not list(path.parent.iterdir())
+
+
+def test_a_fetched_slide_that_was_encoded_before_a_kill_is_deleted_and_the_persons_own_is_not(done, tmp_path):
+    store, cohort = done
+    units = {}
+    for name in cohort.slide_id[:2]:
+        (tmp_path / f"{name}.svs").touch()
+        units[name] = (None, None, str(tmp_path / f"{name}.svs"), None, None, None, store.features_made_by(name).config)
+    first, second = (tmp_path / f"{name}.svs" for name in cohort.slide_id[:2])
+    _fetched_mark(str(first)).touch()
+    _finish_fetched(store, units)
+    assert list(tmp_path.iterdir()) == [second]
+
+
+def test_another_kind_of_device_makes_nothing_anew_unasked(done):
+    """A GPU whose driver was gone after a restart: the whole cohort was encoded again, and all runs trained again."""
+    store, cohort = done
+    here = store.features_made_by(cohort.slide_id[0]).config["encoder"]
+    _check_precision(store, cohort, here)
+    with pytest.raises(InputError, match="made on a CPU, and here is a GPU: set device: cpu to go on"):
+        _check_precision(store, cohort, {**here, "precision": "amp"})
+    _check_precision(store, cohort, {**here, "precision": "amp", "px": 1})  # another encoder: they are made anew
+    assert with_features(store.home) == set(cohort.slide_id)

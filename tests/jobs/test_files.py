@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -171,3 +172,21 @@ def test_failures_of_a_stage_are_replaced_and_the_file_goes_with_the_last(tmp_pa
 def test_foreign_errors_are_named():
     assert one_line(KeyError("x")) == "KeyError: 'x'"
     assert one_line(MemoryError()) == "MemoryError"
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(InputError, match="nothing can be written in the folder .* .Permission denied.: give yourself"):
+        write_text("x", tmp_path / "a.csv")
+
+
+def test_a_study_without_failures_is_not_written_to(tmp_path):
+    write_failures(tmp_path, "train", [])
+    assert not list(tmp_path.iterdir())
+    write_failures(tmp_path, "features", [failure_row("s", "features", InputError("x"))])
+    before = (tmp_path / "failures.csv").stat().st_mtime_ns
+    assert len(write_failures(tmp_path, "train", [])) == 1
+    assert (tmp_path / "failures.csv").stat().st_mtime_ns == before

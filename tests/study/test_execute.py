@@ -6,9 +6,10 @@ import sys
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 
 from dmsmil.jobs.files import DiskFull
-from dmsmil.study.execute import execute
+from dmsmil.study.execute import OwnKernel, execute
 from dmsmil.study.params import known_parameters
 
 PARAMS = {name: p.default for name, p in known_parameters().items()}
@@ -78,3 +79,12 @@ def test_a_full_disk_while_the_notebook_is_saved_is_one_line(notebook, tmp_path,
     with pytest.raises(DiskFull, match="no space left on the disk while writing 00_try.ipynb: free some space"):
         execute(notebook("print(1)"), tmp_path / "out", PARAMS, print)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_kernel_that_does_not_start_is_one_line(notebook, tmp_path, monkeypatch):
+    """Papermill's own error was a traceback that ended the study."""
+    spec = KernelSpec(argv=["false"], display_name="Python 3", language="python")
+    monkeypatch.setattr(OwnKernel, "kernel_spec", spec)
+    told = execute(notebook("print(1)"), tmp_path / "out", PARAMS, print)
+    assert told.startswith("its process did not start (") and told.endswith("start the same command again")
+    assert not list((tmp_path / "out").glob("*.ipynb"))

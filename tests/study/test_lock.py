@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import SoftFileLock
 
 from dmsmil.jobs.files import InputError
 from dmsmil.study.cli import main
@@ -91,3 +92,16 @@ def test_checking_and_the_book_are_free_while_a_study_runs(holder, capsys):
     assert main(["check", *where]) == 0
     assert main(["book", *where]) == 2
     assert "has no executed notebooks" in capsys.readouterr().err
+
+
+def test_where_a_dead_lock_cannot_be_taken_over_it_is_said_that_its_process_is_gone(holder, monkeypatch):
+    """As on most disks of the network, which do not exchange two names."""
+    home, process = holder
+    process.kill()
+    process.wait()
+    monkeypatch.setattr(SoftFileLock, "_try_break_stale_lock", lambda self: None)
+    with (
+        pytest.raises(InputError, match=f"process {process.pid} .* that process is gone: delete the file"),
+        alone(home),
+    ):
+        pass

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from dmsmil.features.bags import fits_in_memory
-from dmsmil.jobs.files import ROOT
+from dmsmil.jobs.files import ROOT, InputError, write_text
 from dmsmil.study.cli import main
 from dmsmil.study.params import read_params
 from dmsmil.study.preflight import findings
+from tests.conftest import assert_one_line
 
 pytestmark = pytest.mark.slow
 
@@ -216,3 +217,24 @@ def test_check_finds_what_is_wrong_in_seconds(tmp_path, capsys):
 def test_check_of_the_demo_is_clean(capsys):
     assert main(["check", "params/demo.yaml"]) == 0
     assert "PROBLEM" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["tiles", "encoder_weights", "cohort", "outputs", "split"])
+def test_a_place_that_cannot_be_asked_is_one_line(said, key):
+    """Path.exists raises there, before Python 3.14."""
+    with pytest.raises(InputError, match="cannot be reached|File name too long") as caught:
+        found = said(**{key: "x" * 300})
+        raise InputError("; ".join(line for good, line in found.values() if not good))
+    assert_one_line(caught, "x" * 80)
+
+
+def test_slides_that_were_encoded_and_moved_away_are_no_fault(said, tmp_path):
+    table = tmp_path / "mine.csv"
+    rows = [f"s{i},p{i},{'ab'[i % 2]}" for i in range(4)]
+    table.write_text("\n".join(["slide_id,patient_id,label", *rows]))
+    params = dict(cohort=str(table), slides=str(tmp_path), study="mine")
+    assert "no usable slide" in said(**params)["cohort"][1]
+    for name in ("s0", "s1", "s2", "s3"):
+        write_text("", tmp_path / "mine/features/10x_256px_0px_overlap/features_x" / f"{name}.h5")
+    good, line = said(**params)["slides"]
+    assert good and line == "slides   4 slides without a file, of which features are here"

@@ -258,3 +258,23 @@ def test_what_gains_nothing_on_a_cpu_is_stacked_on_a_gpu_alone(study):
     missing = {f"a{seed}": (abmil, 0, seed, None, "cpu") for seed in range(3)}
     assert in_units(missing, 1, runs_room.ON_CPU) == [["a0"], ["a1"], ["a2"]]
     assert in_units(missing, 1, runs_room.ON_GPU) == [["a0", "a1", "a2"]]
+
+
+@pytest.mark.slow
+def test_a_run_that_had_ended_before_its_worker_died_is_not_trained_again(uneven, tmp_path, monkeypatch):
+    bags, folds = uneven
+    config, real, tried = quick(bags, folds), runs_room.run_units, []
+
+    def dies(function, units, *rest):
+        tried.append(sum((list(runs) for runs, _ in units.values()), []))
+        if len(tried) == 1:
+            fit(bags, folds, config, 0, 0, run_folder(tmp_path, config, 0, 0))
+            yield from ((name, None, RuntimeError("the worker process died")) for name in units)
+        else:
+            yield from real(function, units, *rest)
+
+    monkeypatch.setattr(runs_room, "run_units", dies)
+    lines = []
+    runs = get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)[0]
+    assert len(tried[0]) == 4 and len(tried[1]) == 3 and not any("fold0-" in name for name in tried[1])
+    assert len(runs.records) == len(lines) == 4

@@ -5,9 +5,10 @@ little more than half of its tissue: tumour cells lie in nests and glands or in 
 and their nuclei are larger with open chromatin or smaller and even (size, seen at 20x). Both run from -1 to +1 and are
 the same for all slides of a patient. In a third of the patients both follow the class, in a third only the arrangement
 does, in a third only the size; the other is then drawn without regard to the class, so that neither alone can be right
-about everyone. Each magnification shows something of both, though: what needs two scales is `planted.py`. Both classes have the same share of nuclear area, cytoplasm and white space, and stain varies by site
-and patient, so colour tells next to nothing. How strong the signal is was chosen, on one seed, so that methods can
-learn it: the cohort proves that a study runs, and nothing about any method.
+about everyone. Each magnification shows something of both, though: a cohort that needs two scales is `planted.py`'s.
+Both classes have the same share of nuclear area, cytoplasm and white space, and stain varies by site and patient, so
+colour tells next to nothing. How strong the signal is was chosen, on one seed, so that methods can learn it: the cohort
+proves that a study runs, and nothing about any method.
 
 The pictures are painted by `histology.py`.
 """
