@@ -230,7 +230,7 @@ def check_dtfd(npz: dict) -> dict[str, float]:
             "attention_in_group": e["attention"],
             "cam_probability": e["tile_probability"],
             "group_of_instance": e["group"],
-            f"loss/tier2_ce_{mode}": terms["L_tier2"],
+            f"loss/tier2_ce_{mode}": terms["L_ce"],
             "loss/tier1_ce": terms["L_tier1"],
         }
         if distill != "AFS":

@@ -89,7 +89,7 @@ VARIANTS = {
 
 
 PARTS = {
-    "no_gate": Variant("selection", "the plain mean over tiles", {"select": False}),
+    "no_gate": Variant("selection", "the plain mean over tiles", {"gates": False}),
     "own_gates": Variant("selection", "each scale weighs its own tiles", {"joint": False}),
     "free_gate": Variant("selection", "no bound on what a tile may weigh", {"bound": 0}),
     "lone_gates": Variant("space", "a gate is of its tile alone", {"smooth": False}),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Integral, Real
 
 from dmsmil.jobs.files import InputError, one_line
 from dmsmil.models.base import MIL, Output, count_parameters
@@ -87,10 +89,33 @@ def create(name: str, in_dim: int = 2048, n_classes: int = 2, scales: tuple[int,
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else "known: " + (", ".join(known) or "none")
             raise InputError(f"unknown option '{key}' of {row.title}: {hint}")
+        if wrong := _unlike(options[key], known[key]):
+            raise InputError(f"{key} is {options[key]!r}, an option of {row.title}: give {wrong}")
     try:
         return row.load()(in_dim, n_classes, scales, **options)
-    except (TypeError, ValueError, RuntimeError) as error:  # a value of another kind than the constructor was made for
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:  # they do not go together
         if isinstance(error, InputError):
             raise
         told = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise InputError(f"{row.title} cannot be made with {told} ({one_line(error)}): correct its options") from error
+
+
+def _unlike(value, default) -> str:
+    """What an option should be, where `value` is of another kind than its default; "" where it is of the same. A count
+    whose default is 1 or more is at least 1, any other number at least 0 where its default is."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false, without quotes"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    if isinstance(default, tuple) and default:
+        if not isinstance(value, list | tuple) or not value:
+            return f"a list, such as {list(default)}"
+        return next(filter(None, (_unlike(one, default[0]) for one in value)), "")
+    if not isinstance(default, int | float):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return f"a number, such as {default} (YAML reads 1e-1 as text, write 1.0e-1)"
+    if isinstance(default, int):
+        fits = isinstance(value, Integral) and int(value) >= min(default, 1)
+        return "" if fits else f"a whole number, {min(default, 1)} or more"
+    return "" if math.isfinite(value) and float(value) >= min(default, 0) else "a number that is finite and not below 0"

@@ -150,7 +150,7 @@ class Branches(nn.Module):
         weight, bias = self._projection()
         x = affine_each(tiles, weight, bias) if isinstance(bags, list) else affine(tiles[0], weight, bias)
         if "layernorm" in self.activation:
-            x = F.layer_norm(x, x.shape[-1:]) * self.norm_weight + self.norm_bias
+            x = F.layer_norm(x, x.shape[-1:]) * for_each(self.norm_weight, len(x)) + for_each(self.norm_bias, len(x))
         if "relu" in self.activation:
             x = x.relu()
         if self.activation == "gelu":

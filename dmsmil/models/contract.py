@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
+from torch.nn import functional as F
 
 from dmsmil.models import create, method
 
@@ -78,6 +79,16 @@ def check_gradients(model, sizes=(1, 2, 31), scales: int = 1) -> None:
     model.eval()
 
 
+def check_terms(model, scales: int = 1) -> None:
+    """The term L_ce is the plain cross-entropy of the logits, whatever is minimised."""
+    bags, mask, coords = bags_of((9, 20), scales, model.in_dim)
+    labels = torch.arange(2)
+    out = model(bags, mask, coords)
+    terms = model.loss(out, labels)[1]
+    demand("L_ce" in terms, "its loss has no term L_ce, by which a run that has learned nothing is known")
+    close(terms["L_ce"], F.cross_entropy(out.logits, labels))
+
+
 def check_permutation(model, scales: int = 1, K: int = 20) -> None:
     """The order of the tiles does not matter; scores follow their tiles."""
     bags, _, coords = bags_of((K,), scales, model.in_dim)
@@ -94,6 +105,7 @@ def check_contract(name: str, **options) -> pd.DataFrame:
     checks = {
         "a padded batch gives what its slides give alone": check_batch_and_padding,
         "gradients are finite on bags of 1, 2 and 31 tiles": check_gradients,
+        "its term L_ce is the cross-entropy of its logits": check_terms,
         "it learns what is planted": check_learns,
     }
     rows = []

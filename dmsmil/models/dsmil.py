@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmsmil.models.abmil import check_one_logit, two_logits
-from dmsmil.models.base import MIL, Output, full_mask, masked_softmax
+from dmsmil.models.base import MIL, Output, full_mask, masked_softmax, mean_cross_entropy
 
 
 class DSMIL(MIL):
@@ -91,4 +91,5 @@ class DSMIL(MIL):
         target = one_hot[:, 1:] if self.one_logit else one_hot
         bag = F.binary_cross_entropy_with_logits(e["bag_logits"], target)
         largest = F.binary_cross_entropy_with_logits(e["max_logits"], target)
-        return 0.5 * bag + 0.5 * largest, {"L_bag": bag.detach(), "L_max": largest.detach()}
+        terms = {"L_ce": mean_cross_entropy(output.logits, labels), "L_bag": bag, "L_max": largest}
+        return 0.5 * bag + 0.5 * largest, {name: term.detach() for name, term in terms.items()}

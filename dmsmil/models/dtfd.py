@@ -31,8 +31,8 @@ class DTFD(MIL):
     `attention_raw` s (B, K); `tile_probability` r (B, K, n_classes); `selected` (B, J) tile of each pseudo-feature
     (empty for AFS), `pseudo` f (B, J, mDim), `pseudo_there` (B, J) and `pseudo_attention` b (B, J).
 
-    Loss: L_tier1 + L_tier2, L_tier1 the mean over pseudo-bags of CE(sub logits, slide label), L_tier2 = CE(y, label).
-    Officially two optimisers: tier 1 learns from L_tier1 alone and tier 2 from L_tier2 alone. Here, in training, the
+    Loss: L_tier1 + L_ce, L_tier1 the mean over pseudo-bags of CE(sub logits, slide label), L_ce = CE(y, label).
+    Officially two optimisers: tier 1 learns from L_tier1 alone and tier 2 from L_ce alone. Here, in training, the
     pseudo-features are detached, so that one optimiser over the sum makes the same steps (Adam acts on each parameter
     alone). In evaluation nothing is detached: the logits have gradients with respect to the tiles.
 
@@ -71,6 +71,7 @@ class DTFD(MIL):
                 "and numGroup at least 1"
             )
         self.distill, self.shuffle_seed = distill, shuffle_seed
+        self.picks = distill != "AFS"  # a few tiles of each pseudo-bag are all that has a score
         self.groups, self.per = numGroup, total_instance // numGroup
         self.project = nn.Linear(in_dim, mDim, bias=False)
         self.attention = Attention(mDim, D)
@@ -148,12 +149,12 @@ class DTFD(MIL):
         return ids.flatten(1), there.flatten(1)
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_tier1 + L_tier2."""
+        """L_tier1 + L_ce."""
         sub, there = output.extras["sub_logits"], output.extras["there"]
         each = F.cross_entropy(sub.flatten(0, 1), labels.repeat_interleave(sub.shape[1]), reduction="none")
         tier1 = ((each.view_as(there) * there).sum(-1) / there.sum(-1).clamp(min=1)).mean()
         tier2 = F.cross_entropy(output.logits, labels)
-        return tier1 + tier2, {"L_tier1": tier1.detach(), "L_tier2": tier2.detach()}
+        return tier1 + tier2, {"L_ce": tier2.detach(), "L_tier1": tier1.detach()}
 
 
 def deal(ranks: Tensor, mask: Tensor, groups: int) -> Tensor:

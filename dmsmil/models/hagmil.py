@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dmsmil.jobs.files import InputError
 from dmsmil.models.abmil import Attention
-from dmsmil.models.base import MIL, Output, full_mask
+from dmsmil.models.base import MIL, Output, full_mask, mean_cross_entropy
 from dmsmil.models.clam import INSTANCE_LOSSES, instance_loss
 from dmsmil.models.nystrom import NystromAttention, by_count
 
@@ -129,13 +129,14 @@ class HAGMIL(MIL):
         )
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """bag_weight * L_ce + inst_weight * L_inst."""
+        """bag_weight * L_ce, smoothed by label_smoothing, + inst_weight * L_inst."""
         e = output.extras
         ce = F.cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
         inst = instance_loss(
             e["instance_logits"], e["attention"], e["mask"], labels, self.k_sample, self.inst_loss, self.subtyping
         )
-        return self.bag_weight * ce + self.inst_weight * inst, {"L_ce": ce.detach(), "L_inst": inst.detach()}
+        plain = mean_cross_entropy(output.logits, labels)
+        return self.bag_weight * ce + self.inst_weight * inst, {"L_ce": plain.detach(), "L_inst": inst.detach()}
 
 
 class HAGMILHier(MIL):
@@ -176,6 +177,7 @@ class HAGMILHier(MIL):
         if not 0 < share_of_tiles <= 1:
             raise InputError(f"share_of_tiles is {share_of_tiles}: it must be above 0 and at most 1")
         self.share_of_tiles = share_of_tiles
+        self.picks = share_of_tiles ** (len(self.scales) - 1) < 0.1  # so few are passed on, wherever it looks
         self.levels = nn.ModuleList(
             HAGMIL(
                 in_dim,
@@ -223,10 +225,7 @@ class HAGMILHier(MIL):
         return (order.argsort(1) < number) & able
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over levels; the terms are summed likewise."""
-        total, terms = 0.0, {}
-        for level, found in zip(self.levels, output.extras["levels"]):
-            value, parts = level.loss(found, labels)
-            total = total + value
-            terms = {name: terms.get(name, 0.0) + part for name, part in parts.items()}
-        return total, terms
+        """Sum over levels, and so is L_inst; L_ce is that of the finest, which answers."""
+        found = [level.loss(out, labels) for level, out in zip(self.levels, output.extras["levels"])]
+        inst = sum(terms["L_inst"] for _, terms in found)
+        return sum(value for value, _ in found), {"L_ce": found[-1][1]["L_ce"], "L_inst": inst}

@@ -46,6 +46,7 @@ from dmsmil.models.maps import Maps
 from dmsmil.models.matching import link_loss, squared_distances, weighted_distance
 from dmsmil.models.transport import mean_distance
 
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole part, lie evenly however many there are
 FLOOR = 1e-3  # of the variance of a component, in the mean variance of those that are kept
 
 
@@ -101,7 +102,7 @@ class SelectingBranches(Branches):
         n_scales: int,
         *,
         hidden: int,
-        select: bool,
+        gates: bool,
         joint: bool,
         smooth: bool,
         bound: float,
@@ -115,8 +116,8 @@ class SelectingBranches(Branches):
         if self.whiten:  # not trained: parameters, so that a stack of runs has those of each
             self.whitening = nn.Parameter(torch.eye(in_dim, components).repeat(n_scales, 1, 1), requires_grad=False)
             self.shift = nn.Parameter(torch.zeros(n_scales, components), requires_grad=False)
-        self.gate = Gate(n_scales, options["projection_dim"], hidden) if select else None
-        self.joint, self.smooth, self.bound, self.n_scales = joint, smooth and select, bound, n_scales
+        self.gate = Gate(n_scales, options["projection_dim"], hidden) if gates else None
+        self.joint, self.smooth, self.bound, self.n_scales = joint, smooth and gates, bound, n_scales
 
     @torch.no_grad()
     def learn_inputs(self, bags: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
@@ -227,7 +228,7 @@ class DMSMILSelect(DMSMIL):
                     "given": features as they are
     components      how many, of whitened inputs
     hidden          width of the gate's V and U
-    select          False: the plain mean of eq. (9) over y_j
+    gates           False: the plain mean of eq. (9) over y_j
     joint           linked tiles have one gate: the logit of a place is the sum of what its tiles say at each scale
     smooth          the logit of a tile is the mean over it and the up to eight tiles around it in the slide
     bound           logits of the gates lie within -bound and bound, so that no tile weighs more than e^(2 bound) times
@@ -251,7 +252,7 @@ class DMSMILSelect(DMSMIL):
         heads: int = 4,
         points: int = 4,
         deformable: bool = True,
-        select: bool = True,
+        gates: bool = True,
         joint: bool = True,
         smooth: bool = True,
         bound: float = 1.0,
@@ -295,7 +296,7 @@ class DMSMILSelect(DMSMIL):
             raise InputError("grid 'square' has no place for the output of each tile: choose fill or position")
         gating = dict(
             hidden=hidden,
-            select=select,
+            gates=gates,
             joint=joint,
             smooth=smooth,
             bound=bound,
@@ -332,11 +333,11 @@ class DMSMILSelect(DMSMIL):
         if self.transport == "none" and not self.link:
             return torch.zeros_like(ce), torch.zeros_like(ce), ce
         mask, gates = output.extras["mask"].flatten(0, -3), output.extras["gates"].flatten(0, -3)  # (N, S, K)
-        if self.transport == "plain":
-            gates = mask / mask.sum(-1, keepdim=True).clamp(min=1).to(gates.dtype)
         x = output.extras["projection"].flatten(0, -4)  # (N, S, K, d)
         x = x / mean_distance(x, mask)[:, None, None, None]
         x, gates, mask = self.looked_at(x, gates, mask)
+        if self.transport == "plain":
+            gates = mask / mask.sum(-1, keepdim=True).clamp(min=1).to(gates.dtype)
         found = []
         for s, t in pairwise(range(x.shape[1])):
             squares = squared_distances(x[:, s], x[:, t])
@@ -350,10 +351,15 @@ class DMSMILSelect(DMSMIL):
         return between, link, ce
 
     def looked_at(self, x: Tensor, gates: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The `matched` places that weigh most: x (N, S, K, d), gates (N, S, K), to sum to 1 again, mask (N, S, K)."""
+        """The `matched` places that weigh most: x (N, S, K, d), gates (N, S, K), to sum to 1 again, mask (N, S, K).
+
+        Of places that weigh the same, as all do at the first step, those that lie far apart in the bag go first.
+        """
         if self.matched >= x.shape[2]:
             return x, gates, mask
-        place = gates.detach().sum(1).topk(self.matched, 1).indices.unsqueeze(1).expand(-1, x.shape[1], -1)
+        apart = (torch.arange(x.shape[2], device=x.device, dtype=torch.float64) * GOLDEN % 1).argsort()
+        order = gates.detach().sum(1)[:, apart].argsort(dim=1, descending=True, stable=True)[:, : self.matched]
+        place = apart[order].unsqueeze(1).expand(-1, x.shape[1], -1)
         x = x.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
         gates = gates.gather(2, place)
         return x, gates / gates.sum(-1, keepdim=True).clamp(min=1e-12), mask.gather(2, place)

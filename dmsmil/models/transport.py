@@ -171,14 +171,16 @@ def _in_blocks(
 
 
 def deal(rows: np.ndarray, columns: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The tiles of both scales in equally many blocks of at most BLOCK; equal indices, linked tiles, stay together."""
-    count = -(-max(len(rows), len(columns)) // BLOCK)
+    """The tiles of both scales in equally many blocks of about BLOCK, each with some of both. Equal indices, linked
+    tiles, stay together, and tiles without a linked one are spread evenly."""
+    count = min(-(-max(len(rows), len(columns)) // BLOCK), len(rows), len(columns))
     if count == 1:
         return [(rows, columns)]
     draw = np.random.default_rng(0)
-    first = draw.permutation(rows)
-    second = first if np.array_equal(rows, columns) else draw.permutation(columns)
-    return list(zip(np.array_split(first, count), np.array_split(second, count)))
+    linked, *alone = np.intersect1d(rows, columns), np.setdiff1d(rows, columns), np.setdiff1d(columns, rows)
+    together = np.array_split(draw.permutation(linked), count)
+    mine, theirs = (np.array_split(draw.permutation(part), count)[::-1] for part in alone)  # small blocks get more
+    return [(np.concatenate(one), np.concatenate(two)) for one, two in zip(zip(together, mine), zip(together, theirs))]
 
 
 def _entropic_plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, entropy: float) -> Tensor:

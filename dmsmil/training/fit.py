@@ -156,6 +156,7 @@ def close_epoch(run: Training, means: dict[str, float]) -> None:
     if len(run.parts["val"]):
         row |= _validate(run.model, run.data, run.geometry, run.parts["val"], batch_size)
         value = row["val_auc"] if run.config.select == "val_auc" else -row["val_loss"]
+        value = value if np.isfinite(value) else -np.inf  # else no later epoch would be better
         if run.best is None or value > run.best["value"]:
             weights = {name: w.detach().cpu().clone() for name, w in run.model.state_dict().items()}
             run.best = {"value": value, "epoch": number, "model": weights}
@@ -189,7 +190,8 @@ def finish(run: Training) -> Path:
         save_file({name: w.contiguous() for name, w in model.state_dict().items()}, temporary)
     prior = np.bincount(labels[parts["train"]]) / len(parts["train"])
     attention = health.examine(model, data, test, run.geometry)
-    last = history.iloc[-1]
+    used = run.best["epoch"] if run.best else config.epochs
+    last = history.iloc[used - 1]  # the epoch whose weights were tested
     write_record(
         {
             "config": config.record(),
@@ -203,7 +205,7 @@ def finish(run: Training) -> Path:
             "spread_start": run.start.get("spread"),
             "test_terms": test_terms,
             "prior_entropy": health.entropy(prior),
-            "epoch_used": run.best["epoch"] if run.best else config.epochs,
+            "epoch_used": used,
             "parameters": count_parameters(model),
             "slides": {name: len(rows) for name, rows in parts.items()},
             "seconds": round(run.spent(), 2),

@@ -71,8 +71,8 @@ def collapsed(spread_start: float | None, spread: float | None, ce: float | None
 
 
 def learned_nothing(ce: float | None, prior: np.ndarray) -> bool:
-    """True when L_ce, the mean over the training slides of the last epoch, is still at least 90 % of the prior's
-    entropy, whatever the spread. False for a method that reports no L_ce."""
+    """True when L_ce, the mean over the training slides in the epoch whose weights are tested, is still at least 90 %
+    of the prior's entropy, whatever the spread. False for a method that reports no L_ce, against its contract."""
     return bool(ce is not None and ce > STUCK * entropy(prior))
 
 

@@ -296,3 +296,30 @@ def test_the_gate_of_a_place_is_made_of_the_scales_that_have_a_tile_there():
 def test_an_option_that_cannot_be_is_one_clear_line(wrong):
     with pytest.raises(InputError):
         model_of(**wrong)
+
+
+@pytest.mark.parametrize("transport", ["gates", "plain"])
+def test_places_that_weigh_the_same_are_spread_over_the_slide_whatever_the_padding(transport):
+    """At the first step all gates are alike: what topk took of them was a stretch of rows, another one with padding."""
+    bags, mask, coords, labels = data((23, 14, 7))
+    model = model_of(moved=0.0, matched=4, transport=transport)
+    whole = model.loss(model(bags, mask, coords), labels)[0]
+    alone = [
+        model.loss(model(bags[b : b + 1, :, :n], None, coords[b : b + 1, :, :n]), labels[b : b + 1])[0]
+        for b, n in enumerate((23, 14, 7))
+    ]
+    assert whole.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-6)
+    places = torch.arange(100.0).double().view(1, 1, 100, 1)
+    even = torch.full((1, 1, 100), 0.01).double()
+    chosen = model.looked_at(places, even, even > 0)[0].flatten().sort().values
+    assert chosen[0] < 25 and chosen[-1] >= 60 and chosen.diff().min() > 10
+
+
+def test_equal_weights_are_those_of_the_places_that_the_gates_choose():
+    bags, mask, coords, labels = data((23,))
+    model = model_of(matched=5, transport="plain")
+    output = model(bags, mask, coords)
+    output.extras["gates"] = torch.zeros_like(output.extras["gates"])
+    output.extras["gates"][..., [2, 3, 11, 17, 20]] = 0.2
+    same = model_of(matched=5, transport="gates")
+    assert model.parts(output, labels)[0].item() == pytest.approx(same.parts(output, labels)[0].item())

@@ -14,6 +14,7 @@ STACKING = [name for name in METHODS if method(name).load().stacks]
 OPTIONS = [
     dict(shared=True),
     dict(shared=True, score="norm"),
+    dict(shared=True, activation="layernorm"),
     dict(deformable=False),
     dict(map="tile"),
     dict(grid="square"),

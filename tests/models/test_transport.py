@@ -199,6 +199,28 @@ def test_in_blocks_is_a_coupling_inside_blocks(monkeypatch, n1, n2):
     )
 
 
+def test_in_blocks_linked_tiles_stay_together_when_a_child_is_missing(monkeypatch):
+    """One missing tile dealt the scales apart: L_ot of children beside their parents was fifty times the exact one."""
+    monkeypatch.setattr(transport, "BLOCK", 10)
+    features, mask = pair(60, d=6)
+    features[:, 1] = features[:, 0] + 0.01 * features[:, 1]
+    mask = mask.clone()
+    mask[:, 1, 17] = False
+    exact = distance(features, mask, "exact")
+    torch.testing.assert_close(distance(features, mask, "blocks"), exact, rtol=0.5, atol=0)
+    for one, two in deal(np.arange(60), np.delete(np.arange(60), 17)):
+        assert set(one) - {17} == set(two)
+
+
+@pytest.mark.parametrize("n1,n2", [(60, 2), (2, 60), (60, 1)])
+def test_in_blocks_every_block_has_a_tile_of_each_scale(monkeypatch, n1, n2):
+    monkeypatch.setattr(transport, "BLOCK", 10)
+    features, mask = pair(n1, n2)
+    assert distance(features, mask, "blocks").isfinite()
+    for rows, columns in ((np.arange(n1), np.arange(n2)), (np.arange(n1), 100 + np.arange(n2))):
+        assert all(len(one) and len(two) for one, two in deal(rows, columns))
+
+
 @pytest.mark.slow
 def test_in_blocks_has_the_gradient_of_the_matched_distances(monkeypatch):
     monkeypatch.setattr(transport, "BLOCK", 8)

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from dmsmil.features.bags import toy_bags
+from dmsmil.jobs.files import read_json
+from dmsmil.training import fit as fit_room
 from dmsmil.training import health
+from dmsmil.training.fit import fit
 from dmsmil.training.runs import get_runs
 from tests.training.test_fit import folds_of, make_bags, quick
 
@@ -103,3 +106,18 @@ def test_watching_changes_no_result(tmp_path, monkeypatch, runs):
     again = get_runs(tmp_path, bags, folds_of(bags), dmsmil.config, workers=1, report=lambda line: None)[0]
     pd.testing.assert_frame_equal(again.predictions, dmsmil.predictions)
     assert np.array_equal(again.history.loss, dmsmil.history.loss)
+
+
+@pytest.mark.parametrize("values, used", [([1.0, 2.0, 3.0], 1), ([float("nan"), 2.0, 3.0], 2)])
+def test_the_marks_are_of_the_epoch_whose_weights_are_tested(tmp_path, monkeypatch, values, used):
+    """Of `select: val_loss` the best epoch may be an early one, of which the last epoch's L_ce says nothing. A first
+    value that is not finite was never bettered."""
+    bags = toy_bags(slides=24, k=8, channels=16, signal=0.0)
+    folds, losses = folds_of(bags), iter([*values, *range(10, 60)])
+    monkeypatch.setattr(fit_room, "_validate", lambda *_: {"val_loss": float(next(losses)), "val_auc": 0.5})
+    config = quick(bags, folds, "abmil", scale=10, epochs=25, lr=3e-3, select="val_loss")
+    record = read_json(fit(bags, folds, config, 0, 0, tmp_path) / "config.json")
+    history = pd.read_csv(tmp_path / "history.csv").set_index("epoch").L_ce
+    limit = health.STUCK * record["prior_entropy"]
+    assert record["epoch_used"] == used and history[1] > limit > history[2] > history[25]
+    assert record["learned_nothing"] == (used == 1)
