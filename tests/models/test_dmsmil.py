@@ -393,7 +393,7 @@ def test_sampling(grid):
     cells = 18 if grid == "fill" else 196
     assert found["reference"].shape == (1, 2, cells, 2) and found["deformed"].shape == (1, 2, cells, 2, 3, 2)
     torch.testing.assert_close(found["attention"].sum(-1), torch.ones(1, 2, cells, 2, dtype=torch.float64))
-    assert ((found["deformed"] - found["reference"][:, :, :, None, None]).abs() <= 4).all()  # c = U + 1
+    assert ((found["deformed"] - found["reference"][:, :, :, None, None]).abs() <= model.branches.attend.reach).all()
     # 18 tiles fill a map of 3 x 6, and coords lie on that very grid: pixels are cells times the tile size
     width, height = (6, 3) if grid == "fill" else (14, 14)
     size = torch.tensor([width, height], dtype=torch.float64)
