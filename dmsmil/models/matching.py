@@ -56,3 +56,9 @@ def link_loss(squares: Tensor, linked: Tensor) -> Tensor:
     right = logits.diagonal(dim1=1, dim2=2)
     each = (logits.logsumexp(1) + logits.logsumexp(2)) / 2 - right
     return (each * linked).sum(-1) / (count * count.clamp(min=2).log()).clamp(min=1)
+
+
+def far_apart(count: int) -> Tensor:
+    """The places 0 to count - 1 in an order of which any beginning is spread evenly over all of them; more places, such
+    as padding, leave the order of these as it is. (By the fractions of the multiples of the golden ratio.)"""
+    return (torch.arange(count, dtype=torch.float64) * (5**0.5 - 1) / 2 % 1).argsort()

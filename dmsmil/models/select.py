@@ -22,9 +22,8 @@ It is divided by the bag's own mean distance, so that it is a number without a u
 L_link is the cross-entropy of finding, among all tiles of the other scale, the one that a tile is linked with (a 10x
 tile and its own 20x child), by that same distance, divided by log n: 1 where nothing is told apart.
 
-L_ot and L_link are off unless asked for: by the rule of docs/select.md they did not earn a weight.
-
-None of this is the paper's, and no claim of the paper is judged by it.
+L_ot and L_link are off unless asked for: by the rule of docs/select.md they did not earn a weight. None of this is the
+paper's, and no claim of the paper is judged by it.
 """
 
 from __future__ import annotations
@@ -43,10 +42,9 @@ from dmsmil.models.branches import Branches
 from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine, affine_each
 from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.maps import Maps
-from dmsmil.models.matching import link_loss, squared_distances, weighted_distance
+from dmsmil.models.matching import far_apart, link_loss, squared_distances, weighted_distance
 from dmsmil.models.transport import mean_distance
 
-GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole part, lie evenly however many there are
 FLOOR = 1e-3  # of the variance of a component, in the mean variance of those that are kept
 
 
@@ -235,8 +233,7 @@ class DMSMILSelect(DMSMIL):
                     another: 7.4 times at 1; 0: without bound
     transport       "gates": L_ot between tiles weighted by their gates; "plain": by 1/n; "none": no L_ot
     link            True: with L_link
-    matched         L_ot and L_link are of the places that weigh most, so many of them: what is looked at has to match,
-                    and the time of an exact solver grows with the cube of the tiles
+    matched         of how many places, those that weigh most, L_ot and L_link are: an exact solver's time is cubic
     mu              weight of L_ot + L_link beside L_ce
 
     Raises InputError for fewer than two scales or an unknown choice.
@@ -351,13 +348,11 @@ class DMSMILSelect(DMSMIL):
         return between, link, ce
 
     def looked_at(self, x: Tensor, gates: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The `matched` places that weigh most: x (N, S, K, d), gates (N, S, K), to sum to 1 again, mask (N, S, K).
-
-        Of places that weigh the same, as all do at the first step, those that lie far apart in the bag go first.
-        """
+        """The `matched` places that weigh most (of equal ones those far apart): x (N, S, K, d), gates (N, S, K), to sum
+        to 1 again, mask (N, S, K)."""
         if self.matched >= x.shape[2]:
             return x, gates, mask
-        apart = (torch.arange(x.shape[2], device=x.device, dtype=torch.float64) * GOLDEN % 1).argsort()
+        apart = far_apart(x.shape[2]).to(x.device)
         order = gates.detach().sum(1)[:, apart].argsort(dim=1, descending=True, stable=True)[:, : self.matched]
         place = apart[order].unsqueeze(1).expand(-1, x.shape[1], -1)
         x = x.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
