@@ -110,7 +110,7 @@ BASES = {"dmsmil": VARIANTS, "dmsmil_select": PARTS}  # method: its other forms,
 def choose_variants(names: list, base: str = "dmsmil") -> dict[str, Variant]:
     """The forms of the method `base` that are named, in the registry's order; "all" among the names takes every one.
 
-    Raises InputError for no name, or one that is not in `BASES[base]`, naming the nearest.
+    Raises InputError for a name that is not in `BASES[base]`, naming the nearest.
     """
     known = BASES[base]
     for name in names:
@@ -118,8 +118,6 @@ def choose_variants(names: list, base: str = "dmsmil") -> dict[str, Variant]:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean '{near[0]}'?" if near else "known: all, " + ", ".join(known)
             raise InputError(f"unknown variant '{name}' of {base}: {hint}")
-    if not names:
-        raise InputError(f"variants is empty: name at least one, such as {next(iter(known))}, or all")
     return {name: v for name, v in known.items() if name in names or "all" in names}
 
 
@@ -219,6 +217,8 @@ def _alike(row: pd.Series) -> str:
 def variant_sentences(table: pd.DataFrame, left_out: dict[str, str]) -> str:
     """Markdown: which readings differ from the default beyond noise or are equivalent to it, which collapse, which
     cannot run here."""
+    if table.empty and not left_out:
+        return "No other reading was asked for (`variants`)."
     metric = "AUC" if table.AUC_difference.notna().any() else "ACC"  # leave-one-out has no AUC of a fold
     tried, fallen = table[table[f"{metric}_difference"].notna()], table[table.collapsed > 0]
     lines = [

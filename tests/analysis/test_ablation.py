@@ -183,7 +183,7 @@ def test_no_two_readings_are_the_same_run(study):
 def test_a_reading_is_chosen_by_name():
     assert list(choose_variants(["shared", "map_tile"])) == ["map_tile", "shared"], "in the registry's order"
     assert choose_variants(["all"]) == VARIANTS
-    for names, said in ((["map_tiles"], "did you mean 'map_tile'"), ([7], "known: all, map_tile"), ([], "is empty")):
+    for names, said in ((["map_tiles"], "did you mean 'map_tile'"), ([7], "known: all, map_tile")):
         with pytest.raises(InputError, match=said):
             choose_variants(names)
 
@@ -251,6 +251,7 @@ def test_no_reading_at_all_is_an_empty_table_and_a_sentence(tmp_path):
         assert pretty_variants(none).empty
         said = variant_sentences(none, {"map_tile": "why"}).splitlines()
         assert said == ["- No reading but the default could run here.", "- `map_tile` cannot run here: why"]
+    assert choose_variants([]) == {} and variant_sentences(table, {}) == "No other reading was asked for (`variants`)."
 
 
 def test_the_sentence_about_readings_turns_with_p():

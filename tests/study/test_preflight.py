@@ -53,7 +53,6 @@ def test_how_long_encoding_takes_is_said_before_hours_are_spent(said, monkeypatc
     "changes, what, message",
     [
         ({"variants": ["map_tyle"]}, "ablation", "did you mean 'map_tile'"),
-        ({"variants": []}, "ablation", "variants is empty"),
         ({"lams": [0.1, "1e-1"]}, "ablation", "write 1.0e-1"),
         ({"collapse_lams": [0]}, "ablation", "a number above 0"),
         ({"paper": "luad"}, "paper", "brca, nsclc"),
