@@ -85,7 +85,7 @@ def fit(
     with one_thread(), Progress(Path(folder), config.epochs) as progress:
         run = prepare(bags, folds, config, fold, seed, Path(folder), place)
         if run.checkpoint.exists() and not _resume(run):
-            say("its checkpoint could not be read: begun anew")
+            say("its checkpoint is of another way of training, or damaged: begun anew")
             run.checkpoint.unlink()
             run = prepare(bags, folds, config, fold, seed, Path(folder), place)  # _resume may have changed half of it
         saved = time.perf_counter()

@@ -96,7 +96,7 @@ def _begin(place: int, data: Bags, folds: pd.DataFrame, unit: Unit, device: torc
         if saved is not None and saved["config"] == fingerprint(config.record()) and "moments" in saved:
             _resume(member, saved)
             return member
-        member.note = "its checkpoint could not be read: begun anew"
+        member.note = "its checkpoint is of another way of training, or damaged: begun anew"
         run.checkpoint.unlink()
     member.shuffle()
     return member

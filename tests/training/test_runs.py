@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_dropped_and_the_run_ends_as_it_would(study, tmp
     (folder / "checkpoint.pt").write_bytes(damage((folder / "checkpoint.pt").read_bytes()))
     monkeypatch.setattr(fit_room, "_epoch", real)
     get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append, only_folds=(0,))
-    assert len(lines) == 1 and lines[0].endswith("its checkpoint could not be read: begun anew")
+    assert len(lines) == 1 and lines[0].endswith("its checkpoint is of another way of training, or damaged: begun anew")
     assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (folder / "checkpoint.pt").exists()
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(study, tmp_pa
     config, said = quick(bags, folds), []
     write_checkpoint({"config": "another"}, tmp_path / "run/checkpoint.pt")
     fit(bags, folds, config, 0, 0, tmp_path / "run", say=said.append)
-    assert said == ["its checkpoint could not be read: begun anew"]
+    assert said == ["its checkpoint is of another way of training, or damaged: begun anew"]
 
 
 def test_a_run_that_fails_is_a_row_and_the_others_go_on(study, tmp_path, monkeypatch):
