@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from dmsmil.figures.base import (
     BLUE,
@@ -19,6 +20,7 @@ from dmsmil.figures.base import (
     dot_and_bar,
     finish,
     only_rows,
+    plain_numbers,
     same_jitter,
     short,
 )
@@ -32,6 +34,7 @@ from dmsmil.training.metrics import (
     told_class,
 )
 
+FAR = 4  # times the border: beyond, distances are drawn on a logarithmic axis
 NAMED = 40  # slides that are called by their names
 WHAT = {"distance_features": "mean features", "distance_colours": "colours"}
 
@@ -101,7 +104,7 @@ def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figu
     """
     panels = [name for name in WHAT if name in table]
     figure, axes = plt.subplots(len(panels), 1, figsize=(7.2, 1.5 * len(panels) + 0.5), sharex=True, squeeze=False)
-    parts = []
+    far, parts = max(table[name].max() for name in panels) > FAR, []
     for ax, name in zip(axes[:, 0], panels):
         with same_jitter():
             for row, (which, values) in enumerate((("new", table[name].to_numpy()), ("own", own[name[9:]]))):
@@ -109,14 +112,14 @@ def slide_likeness(table: pd.DataFrame, own: dict[str, np.ndarray], out) -> Figu
                 ax.scatter(values, row + np.random.uniform(-0.22, 0.22, len(values)), s=22, c=colours, alpha=0.85)
                 parts.append(pd.DataFrame({"what": name[9:], "slides": which, "distance": values}))
         ax.axvline(1, color=DARK, linestyle=":", linewidth=1)
-        ax.set(
-            title=WHAT[name],
-            yticks=[0, 1],
-            yticklabels=["these slides", "the study's own"],
-            ylim=(-0.6, 1.6),
-            xlim=(0, None),
-        )
+        ax.set(title=WHAT[name], yticks=[0, 1], yticklabels=["these slides", "the study's own"], ylim=(-0.6, 1.6))
         only_rows(ax)
+        if far:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            plain_numbers(ax.xaxis)
+        else:
+            ax.set_xlim(left=0)
     axes[-1, 0].set_xlabel("distance, 1: the border")
     return finish(figure, out, pd.concat(parts, ignore_index=True))
 

@@ -122,6 +122,9 @@ def test_the_figures_hold_their_numbers(made, labelled, tmp_path):
     assert figure.axes[0].get_ylabel() == "80 slides" and not len(figure.axes[0].get_yticks())
     own = {"features": np.array([0.5, 1.0]), "colours": np.array([0.2, 0.9])}
     figures.slide_likeness(labelled.table, own, tmp_path / "b")
+    for distance, scale in ((1.5, "linear"), (30.0, "log")):
+        shown = figures.slide_likeness(labelled.table.assign(distance_colours=distance), own, tmp_path / "d").axes[0]
+        assert shown.get_xscale() == scale and (shown.get_xlim()[0] == 0) == (scale == "linear")
     data = pd.read_csv(tmp_path / "b.csv")
     np.testing.assert_allclose(data.distance[(data.what == "colours") & (data.slides == "own")], [0.2, 0.9])
     assert (data.slides == "new").sum() == 2 * len(labelled.table)
