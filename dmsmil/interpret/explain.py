@@ -20,6 +20,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.models import MIL, transport
 from dmsmil.models.base import masked_mean
+from dmsmil.models.matching import heaviest
 from dmsmil.slides.reader import open_slide
 from dmsmil.training.fit import load_model
 from dmsmil.training.runs import Runs
@@ -274,12 +275,11 @@ def _plans(model, output) -> list[np.ndarray]:
 
 
 def _chosen(model, output) -> np.ndarray:
-    """(S, K) the weights that DMSMIL-Select transports: gates, or 1/n, of the `matched` places that weigh most."""
-    mask = output.extras["mask"][0]
-    weights = output.extras["gates"][0] if model.transport == "gates" else mask / mask.sum(-1, keepdim=True)
-    least = weights.sum(0).topk(min(model.matched, weights.shape[1])).indices
-    kept = torch.zeros_like(weights, dtype=torch.float64)
-    kept[:, least] = weights[:, least].double()
+    """(S, K) what DMSMIL-Select transports: the gates, or equal weights, of the `matched` places that weigh most."""
+    gates, mask = output.extras["gates"], output.extras["mask"][0]
+    weights, place = gates[0] if model.transport == "gates" else mask, heaviest(gates, model.matched)[0]
+    kept = torch.zeros(weights.shape, dtype=torch.float64)
+    kept[:, place] = weights[:, place].double()
     return (kept / kept.sum(-1, keepdim=True)).numpy()
 
 

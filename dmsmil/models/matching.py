@@ -58,6 +58,14 @@ def link_loss(squares: Tensor, linked: Tensor) -> Tensor:
     return (each * linked).sum(-1) / (count * count.clamp(min=2).log()).clamp(min=1)
 
 
+def heaviest(gates: Tensor, count: int) -> Tensor:
+    """The `count` places that weigh most, all scales together: gates (N, S, K) -> (N, count). Of places that weigh the
+    same, as all do before the first step, those that `far_apart` has first."""
+    apart = far_apart(gates.shape[2]).to(gates.device)
+    order = gates.detach().sum(1)[:, apart].argsort(dim=1, descending=True, stable=True)
+    return apart[order[:, :count]]
+
+
 def far_apart(count: int) -> Tensor:
     """The places 0 to count - 1 in an order of which any beginning is spread evenly over all of them; more places, such
     as padding, leave the order of these as it is. (By the fractions of the multiples of the golden ratio.)"""

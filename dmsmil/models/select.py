@@ -42,7 +42,7 @@ from dmsmil.models.branches import Branches
 from dmsmil.models.deformable import DeformableAttention, ScaleLinear, affine, affine_each
 from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.maps import Maps
-from dmsmil.models.matching import far_apart, link_loss, squared_distances, weighted_distance
+from dmsmil.models.matching import heaviest, link_loss, squared_distances, weighted_distance
 from dmsmil.models.transport import mean_distance
 
 FLOOR = 1e-3  # of the variance of a component, in the mean variance of those that are kept
@@ -352,9 +352,7 @@ class DMSMILSelect(DMSMIL):
         to 1 again, mask (N, S, K)."""
         if self.matched >= x.shape[2]:
             return x, gates, mask
-        apart = far_apart(x.shape[2]).to(x.device)
-        order = gates.detach().sum(1)[:, apart].argsort(dim=1, descending=True, stable=True)[:, : self.matched]
-        place = apart[order].unsqueeze(1).expand(-1, x.shape[1], -1)
+        place = heaviest(gates, self.matched).unsqueeze(1).expand(-1, x.shape[1], -1)
         x = x.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
         gates = gates.gather(2, place)
         return x, gates / gates.sum(-1, keepdim=True).clamp(min=1e-12), mask.gather(2, place)

@@ -419,4 +419,4 @@ def test_rows_of_one_method_are_told_apart_in_the_figure(tmp_path):
     figure = figures.method_comparison({"all": pd.DataFrame(rows)}, tmp_path / "f")
     assert list(drawn(figure, tmp_path / "f").label) == ["DMSMIL", "DMSMIL, lam=0.1", "DMSMIL, lam=10.0", "HiFuse*"]
     note = figure.legends[0].get_title().get_text()
-    assert "* options or settings of its own" in note and "hollow: collapsed" in note
+    assert "* options or settings of its own" in note and "hollow: a run of it collapsed" in note

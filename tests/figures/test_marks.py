@@ -46,7 +46,7 @@ def test_the_comparison_draws_them_apart(marks, hollow, label, tmp_path):
     faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in points}
     assert [faces[y] == "white" for y in (0, 1)] == [False, hollow]
     said = figure.legends[0].get_title().get_text()
-    assert ("hollow: collapsed or learned nothing" in said) == hollow
+    assert ("hollow: a run of it collapsed or learned nothing" in said) == hollow
     assert ("† attention gathered on few tiles" in said) == (label == "CLAM-SB†")
 
 
@@ -76,7 +76,7 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
     figure = figures.lam_curves(table, tmp_path / "l")
     faces = figure.axes[0].collections[-1].get_facecolor()
     assert [face.min() == 1 for face in faces] == [True, False, False]
-    assert figure.get_supxlabel() == "hollow: collapsed or learned nothing"
+    assert figure.get_supxlabel() == "hollow: a run of it collapsed or learned nothing"
     assert not figures.lam_curves(table[1:], tmp_path / "n").get_supxlabel()
     said = lam_sentences(table, lam_tests(runs))
     assert "- Learned nothing: λ = 0.1 (2 of 3 runs)." in said
