@@ -207,7 +207,7 @@ def test_a_slide_that_failed_this_time_does_not_enter_with_its_old_features(stor
 
 def test_auto_maps_what_does_not_fit(store, written, cohort, monkeypatch):
     assert load_bags(store, cohort, K).file is None
-    monkeypatch.setattr(bags_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr(bags_module, "free_memory", lambda: 1000)
     assert load_bags(store, cohort, K).file is not None
     assert fits_in_memory(499) and not fits_in_memory(500)
 
