@@ -59,8 +59,8 @@ def test_a_gate_that_knows_nothing_is_the_mean(joint_gate):
 @pytest.mark.parametrize(
     "pooled, kept",
     [
-        (lambda found, mask: found["projection"].mean(2), [False, True, True]),
-        (lambda found, mask: masked_mean(found["projection"], mask), [True, True, True]),
+        (lambda found, mask: found["projection"].mean(2), [False, True, True, True]),
+        (lambda found, mask: masked_mean(found["projection"], mask), [True, True, True, True]),
     ],
 )
 def test_the_answer_of_exercise_1(joint_gate, monkeypatch, pooled, kept):
