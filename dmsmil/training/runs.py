@@ -18,7 +18,7 @@ import pandas as pd
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.failures import failure_row, write_failures
-from dmsmil.jobs.files import DiskFull, InputError, fingerprint
+from dmsmil.jobs.files import DiskFull, InputError, fingerprint, one_line
 from dmsmil.jobs.parallel import check_shared, is_remote, pick_device, progress, run_units, worker_count
 from dmsmil.training.config import RunConfig, scales_name
 from dmsmil.training.fit import fit
@@ -222,7 +222,7 @@ def _train(
     """Yield (name, line, failure row or None) of every run as it ends. Where a worker died with several runs, each of
     them is tried once more alone."""
     named = {names[0]: ({name: missing[name] for name in names}, stage) for names in units}
-    again = []
+    again: dict[str, str] = {}  # name: why it is tried once more
     for first, outcomes, error in run_units(_unit, named, workers, _hold, held, scheduler):
         names = list(named[first][0])
         if error is None:
@@ -231,13 +231,14 @@ def _train(
             for name in names:
                 config, fold, seed, folder, _ = missing[name]
                 if _read(name, folder, config, lambda line: None) is None:
-                    again.append([name])
+                    again[name] = one_line(error)
                 else:  # it had ended before its worker died
                     yield name, _said(config, fold, seed, folder, ""), None
         else:
             yield first, "", failure_row(first, stage, error)
     if again:
-        yield from _train(missing, again, stage, workers, held, scheduler)
+        for name, line, row in _train(missing, [[name] for name in again], stage, workers, held, scheduler):
+            yield name, f"{line}  alone, for it failed with others: {again[name]}" if row is None else line, row
 
 
 def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | None]]:

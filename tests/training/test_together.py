@@ -188,8 +188,12 @@ def test_one_row_of_a_lost_worker_is_tried_alone(uneven, tmp_path, monkeypatch):
             yield from real(function, units, *rest)
 
     monkeypatch.setattr(runs_room, "run_units", dies)
-    runs = get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lambda line: None)[0]
+    lines = []
+    runs = get_runs(tmp_path, bags, folds, quick(bags, folds), workers=1, report=lines.append)[0]
     assert tried == [[4], [1, 1, 1, 1]] and len(runs.records) == 4 and read_failures(tmp_path).empty
+    assert all(
+        line.endswith("alone, for it failed with others: RuntimeError: the worker process died") for line in lines
+    )
 
 
 def test_what_may_be_in_one_pass(study):
