@@ -73,8 +73,9 @@ def tile_config(
     chosen elsewhere are `given`: whose they are and where they lie decide, and no density does.
     """
     check_black(black)
-    path = Path(row.path)
-    size = path.stat().st_size if is_file(path) else int(getattr(row, "size", 0) or 0)
+    path, there = Path(row.path), is_file(row.path)
+    made = {} if there else store.tiling(row.slide_id)  # a file that was moved away decides what it did
+    size = path.stat().st_size if there else int(getattr(row, "size", 0) or made.get("bytes", 0))
     config = {
         "k": k,
         "tile_px": store.tile_px,
@@ -90,7 +91,7 @@ def tile_config(
     if given is not None:
         del config["min_density"]
         config |= {"tiles": given.by, "corners": given.identity}
-    if is_file(path) and reads_more(path):  # other pixels than OpenSlide's, which made what has no such key
+    if reads_more(path) if there else "reader" in made:  # other pixels than OpenSlide's, whose files have no such key
         config["reader"] = "tifffile"
     return config
 

@@ -157,6 +157,14 @@ class Store:
             )
         return found[0]._replace(hashes=[hashes for one in found for hashes in one.hashes])
 
+    def tiling(self, slide_id: str) -> dict:
+        """What made the tiles of a slide, as the file of the first scale says it; empty where there is none."""
+        try:
+            with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
+                return written.config()
+        except InputError:
+            return {}
+
     def has_tiles(self, slide_id: str, config: dict) -> bool:
         """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
         return self._has(self.read_tiles, self.tiles_path, slide_id, config)

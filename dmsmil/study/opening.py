@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +111,10 @@ def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:
     return folder
 
 
-def fetch_slides(table: Path, folder: Path | str, remote: Remote) -> list[dict]:
-    """Bring every slide that the table says a server has; returns a failure row for each that could not be had."""
-    cohort, _ = load_cohort(table, folder, fetched_later=True, report=lambda line: None)
+def fetch_slides(table: Path, folder: Path | str, remote: Remote, encoded: Collection[str] = ()) -> list[dict]:
+    """Bring every slide that the table says a server has; returns a failure row for each that could not be had.
+    encoded: as `load_cohort` takes it."""
+    cohort, _ = load_cohort(table, folder, fetched_later=True, report=lambda line: None, encoded=encoded)
     return fetch_all(remote, cohort, folder or table.parent) if downloadable(cohort) else []
 
 

@@ -286,3 +286,12 @@ def test_another_kind_of_device_makes_nothing_anew_unasked(done):
         _check_precision(store, cohort, {**here, "precision": "amp"})
     _check_precision(store, cohort, {**here, "precision": "amp", "px": 1})  # another encoder: they are made anew
     assert with_features(store.home) == set(cohort.slide_id)
+
+
+def test_slides_that_were_moved_away_after_encoding_are_done(done):
+    store, cohort = done
+    for path in ("", "/nowhere/gone.svs"):
+        lines = []
+        table = encode_cohort(store, cohort.assign(path=path), k=5, workers=1, report=lines.append)
+        assert list(table.slide_id) == list(cohort.slide_id)
+        assert lines[-1] == f"{len(cohort)} of {len(cohort)} slides were done before"
