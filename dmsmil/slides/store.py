@@ -161,7 +161,7 @@ class Store:
         """What made the tiles of a slide, as the file of the first scale says it; empty where there is none."""
         try:
             with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
-                return written.config()
+                return written.config() or {}
         except InputError:
             return {}
 
