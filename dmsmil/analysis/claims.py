@@ -26,7 +26,7 @@ from dmsmil.analysis.sweep import lam_name
 from dmsmil.analysis.variants import PARTS as SELECT_PARTS
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.results import COLLAPSED, multi_scale, part, plain_row, verdict
+from dmsmil.training.results import COLLAPSED, all_scales_mean, multi_scale, part, plain_row, verdict
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
 VERDICTS = (HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN)
@@ -67,9 +67,8 @@ def worth(home: str | Path, results: pd.DataFrame) -> str:
     if "04_tests_cheap" not in tests or results[COLLAPSED].iloc[0]:
         return verdict(results)
     cheap = tests["04_tests_cheap"]
-    means = results.name[(results.method == "meanpool") & results.scales.str.contains("+", regex=False)]
     mean = seen_from(tests["04_tests"], cheap.reference[0]) if "04_tests" in tests else cheap[:0]
-    return cheap_sentences(pd.concat([mean[mean["name"].isin(means)], cheap]))
+    return cheap_sentences(pd.concat([mean[mean["name"].isin(all_scales_mean(results).name)], cheap]))
 
 
 def decide(difference: float, p: float = math.nan, p_equivalent: float = math.nan) -> str:

@@ -8,7 +8,7 @@ from dmsmil.analysis.comparison import ALPHA, equivalent, seen_from
 from dmsmil.book.names import named
 from dmsmil.jobs.text import listed
 from dmsmil.training.baselines import CHEAP, MAJORITY
-from dmsmil.training.results import no_result, plain_row
+from dmsmil.training.results import all_scales_mean, no_result, plain_row
 
 MOST = 10  # rows
 MEAN = "meanpool"
@@ -48,7 +48,7 @@ def best_rows(table: pd.DataFrame) -> pd.DataFrame:
     """
     order, mine = ranked(named(table)), mine_of(table)
     means = order[order.method == MEAN]
-    several = means[means.scales.str.contains("+", regex=False)]
+    several = all_scales_mean(order)
     first = [] if mine is None else [mine.name]
     first += list(order.index[order.method == "damil"][:1])
     first += list((means if several.empty else several).index[:1])

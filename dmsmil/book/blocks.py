@@ -11,13 +11,13 @@ from dmsmil.analysis.claims import tally, worth
 from dmsmil.analysis.comparison import ALPHA, equivalent
 from dmsmil.analysis.report import ranking, saved_results, saved_times
 from dmsmil.analysis.sweep import pretty_lams
-from dmsmil.book.best import MEAN, best_rows, by_auc, loses, mine_of, ranked, tested
+from dmsmil.book.best import best_rows, by_auc, loses, mine_of, ranked, tested
 from dmsmil.book.grid import markdown
 from dmsmil.book.names import named, retold
 from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
 from dmsmil.cost.tables import cost_sentences, pretty_costs
 from dmsmil.jobs.text import as_written, many
-from dmsmil.training.results import no_result, note, number, pretty
+from dmsmil.training.results import all_scales_mean, no_result, note, number, pretty
 
 MEASURED = (
     "Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
@@ -78,7 +78,7 @@ def words_block(study: Study) -> str:
     if mine is None or no_result(table)[mine.name]:
         said = "DMSMIL was not run here" if mine is None else f"DMSMIL has no result here: {note(mine)}"
         return f"{said}. The highest AUC is {_auc(top)}."
-    mean = table[(table.method == MEAN) & table.scales.str.contains("+", regex=False)]
+    mean = all_scales_mean(table)
     first = "the highest of all" if top.name == mine.name else f"the highest is {_auc(top)}"
     second = "".join(
         f"; mean pooling, which looks at all tiles alike, reaches {auc[place]:.3f}"

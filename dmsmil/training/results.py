@@ -137,6 +137,11 @@ def is_pooling(name: str) -> bool:
     return name in METHODS and METHODS[name].reference.startswith("baseline")
 
 
+def all_scales_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of mean pooling over several scales, of a table (method, scales): it looks at all tiles alike."""
+    return table[(table.method == "meanpool") & table.scales.str.contains("+", regex=False)]
+
+
 def part(table: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
     """The rows of a result table that the paper compares with each other: of one scale, or of most scales at once (0).
 
