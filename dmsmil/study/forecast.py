@@ -31,11 +31,21 @@ MANY = 500  # tiles from which on the exact transport is most of a step
 
 @dataclass(frozen=True)
 class Work:
-    """The trainings that a notebook asks for first: how many runs, and seconds of them all on one worker."""
+    """The trainings that a notebook asks for first. of: of each method how many runs, and seconds of one on one
+    worker, mean over its options and scales."""
 
     notebook: str
-    runs: int
-    seconds: float
+    of: dict[str, tuple[int, float]]
+
+    @property
+    def runs(self) -> int:
+        """How many they are."""
+        return sum(runs for runs, _ in self.of.values())
+
+    @property
+    def seconds(self) -> float:
+        """Of them all, on one worker."""
+        return sum(runs * each for runs, each in self.of.values())
 
 
 def trainings(params: dict, bags: Bags, folds: pd.DataFrame, count: int = 0) -> dict[str, list[tuple[RunConfig, int]]]:
@@ -84,14 +94,16 @@ def forecast(params: dict, slides: int, channels: int, classes: list[str], count
     measured: dict[tuple, float] = {}
     works = []
     for notebook, configs in trainings(params, bags, folds, count).items():
-        seconds = 0.0
+        of: dict[str, tuple[int, float]] = {}
         for config, runs in configs:
             together = _together(config, runs, params)
             key = config.method, config.scales, config.record()["options"].get("deformable"), together
             if key not in measured:  # other options change a step little
                 measured[key] = step_seconds(config, bags, together, params["device"])
-            seconds += runs * config.epochs * math.ceil(steps) * measured[key]
-        works.append(Work(notebook, sum(runs for _, runs in configs), seconds))
+            before, each = of.get(config.method, (0, 0.0))
+            seconds = before * each + runs * config.epochs * math.ceil(steps) * measured[key]
+            of[config.method] = before + runs, seconds / (before + runs)
+        works.append(Work(notebook, of))
     return works
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.forecast import Work, forecast, minutes, workers_of
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.progress import read_progress
+from dmsmil.training.progress import Unit, listening, read_asked, read_progress
 from dmsmil.training.results import marked
 
 SILENCE = 60.0  # seconds without a line after which one is said
@@ -26,19 +27,23 @@ LOOK = 10.0  # seconds between two looks at what trains; a tenth of it before th
 class Remaining:
     """How much of the training of a study is left, from the speed of what was trained so far.
 
-    works: the forecast, by notebook; workers: how many trainings run side by side.
+    works: the forecast, by notebook; workers: how many trainings run side by side. Trainings are weighed by what the
+    forecast says of their method, for one may take a hundred times as long as another.
     """
 
     def __init__(self, works: list[Work], workers: int):
         self.works, self.workers = {work.notebook: work for work in works}, max(workers, 1)
-        self.notebook, self.done, self.total = "", 0, 0
         self.began, self.spent, self.expected = 0.0, 0.0, 0.0
-        self.under_way = 0.0  # of trainings that have not ended, counted as parts of one
+        self.enter("")
 
     def enter(self, notebook: str) -> None:
         """A notebook begins."""
-        self.notebook, self.done, self.total, self.began = notebook, 0, 0, time.perf_counter()
-        self.under_way = 0.0
+        self.notebook, self.began = notebook, time.perf_counter()
+        self.done: Counter[str] = Counter()  # trainings by method
+        self.wanted: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
+        self.units: list[Unit] = []
+        self.found: dict[Path, Unit] = {}  # every unit that was seen, as it was first
 
     def begin(self) -> None:
         """Its first training begins: the seconds before it, in which processes start, say nothing of the others."""
@@ -49,29 +54,53 @@ class Remaining:
         work = self.works.pop(self.notebook, None)
         if work and self.done:
             self.spent += time.perf_counter() - self.began
-            self.expected += self._of(work, self.total)
+            self.expected += self._trained(work)
 
-    def count(self, done: int, total: int) -> None:
-        """A line `[done/total]` of the notebook's trainings."""
-        self.done, self.total, self.under_way = done, total, 0.0
+    def count(self, method: str) -> None:
+        """A training has ended."""
+        self.done[method] += 1
+        self.units = []
 
-    def _of(self, work: Work, runs: float) -> float:
-        """Forecast seconds of `runs` of a notebook's trainings, side by side."""
-        return work.seconds / self.workers * min(runs / max(work.runs, 1), 1.0)
+    def see(self, asked: tuple[Counter[str], Counter[str]], units: list[Unit]) -> None:
+        """What was asked for since the notebook began (`read_asked`), and what is in training."""
+        (self.wanted, self.missing), self.units = asked, units
+        for unit in units:
+            self.found.setdefault(unit.folder, unit)
+
+    def _of(self, work: Work, runs: Mapping[str, float]) -> float:
+        """Forecast seconds of trainings of a notebook, side by side: {method: how many}."""
+        usual = work.seconds / max(work.runs, 1)
+        return sum(count * work.of.get(method, (0, usual))[1] for method, count in runs.items()) / self.workers
+
+    def _ended(self, work: Work) -> float:
+        """Forecast seconds of what is trained by now, whoever trained it."""
+        return self._of(work, self.done) + sum(
+            self._of(work, {unit.method: unit.runs * unit.epoch / unit.epochs}) for unit in self.units
+        )
+
+    def _trained(self, work: Work) -> float:
+        """Of them those that were not found in checkpoints of an earlier process."""
+        found = (self._of(work, {unit.method: unit.runs * unit.found / unit.epochs}) for unit in self.found.values())
+        return self._ended(work) - sum(found)
+
+    def _here(self, work: Work) -> float:
+        """Forecast seconds of what the notebook has still to train: of what it has asked for, and of what it will."""
+        runs = {method: count for method, (count, _) in work.of.items()}
+        later = {method: max(count - self.wanted[method], 0) for method, count in runs.items()}
+        return max(self._of(work, self.missing) + self._of(work, later) - self._ended(work), 0.0)
 
     def seconds(self) -> float | None:
-        """Seconds of training that are left; None before the first training has ended."""
+        """Seconds of training that are left; None before the first training has gone on."""
         work = self.works.get(self.notebook)
         spent, expected, here = self.spent, self.expected, 0.0
         if work:
-            done = self._of(work, self.done + self.under_way)
-            here = self._of(work, self.total or work.runs) - done
-            if done:
+            here, trained = self._here(work), self._trained(work)
+            if trained > 0:
                 spent += time.perf_counter() - self.began
-                expected += done
+                expected += trained
         if not expected:
             return None
-        later = sum(self._of(other, other.runs) for name, other in self.works.items() if name > self.notebook)
+        later = sum(work.seconds / self.workers for name, work in self.works.items() if name > self.notebook)
         return (here + later) * spent / expected
 
 
@@ -92,19 +121,20 @@ class Watch:
         self.remaining.enter(notebook)
         over = threading.Event()
         looking = threading.Thread(target=self._look, args=(over,), daemon=True)
-        looking.start()
-        try:
-            yield self._hear
-        finally:
-            over.set()
-            looking.join()
-            self.remaining.leave()
+        with listening(self.home) if notebook in self.remaining.works else nullcontext():
+            looking.start()
+            try:
+                yield self._hear
+            finally:
+                over.set()
+                looking.join()
+        self.remaining.leave()
 
     def _hear(self, line: str) -> None:
         """A line of the notebook: handed on, and where it counts a training, with what is left."""
         self.say(line)
-        if counted := re.match(r"\s+\[(\d+)/(\d+)\]", line):
-            self.remaining.count(*map(int, counted.groups()))
+        if counted := re.match(r"\s+\[\d+/\d+\] (\w+)", line):
+            self.remaining.count(counted[1])
             if time.perf_counter() - self.said > SILENCE / 2:
                 self._tell()
 
@@ -112,18 +142,20 @@ class Watch:
         """See the first training begin, and say what trains now when nothing was said for long."""
         begun = False
         while not over.wait(LOOK if begun else LOOK / 10):
-            if not begun and read_progress(self.home):
+            units = read_progress(self.home)
+            self.remaining.see(read_asked(self.home), units)
+            if not begun and units:
                 begun = True
                 self.remaining.begin()
             if time.perf_counter() - self.said > SILENCE:
                 self._tell()
 
     def _tell(self) -> None:
-        parts = read_progress(self.home)
-        self.remaining.under_way = sum(runs * epoch / epochs for runs, epoch, epochs in parts)
+        units = read_progress(self.home)
+        self.remaining.see(read_asked(self.home), units)
         words = [
-            f"{runs} together at epoch {epoch} of {epochs}" if runs > 1 else f"one at epoch {epoch} of {epochs}"
-            for runs, epoch, epochs in parts
+            f"{f'{unit.runs} together' if unit.runs > 1 else 'one'} at epoch {unit.epoch} of {unit.epochs}"
+            for unit in units
         ]
         left = self.remaining.seconds()
         if left is not None:

@@ -23,6 +23,7 @@ from dmsmil.jobs.parallel import check_shared, is_remote, pick_device, progress,
 from dmsmil.training.config import RunConfig, scales_name
 from dmsmil.training.fit import fit
 from dmsmil.training.metrics import score
+from dmsmil.training.progress import say_asked
 from dmsmil.training.record import check_files, read_record
 from dmsmil.training.together import fit_together, shape_of, stacks
 
@@ -129,6 +130,7 @@ def get_runs(
                 wanted[f"{config.name}/{folder.name}"] = (config, fold, seed, folder, device)
     records = {name: _read(name, args[3], args[0], report) for name, args in wanted.items()}
     missing = {name: args for name, args in wanted.items() if records[name] is None}
+    say_asked(study, *([args[0].method for args in runs.values()] for runs in (wanted, missing)))
     rows = []
     if missing:
         if not is_remote(scheduler) and pick_device(device).type == "cuda":

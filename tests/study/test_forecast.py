@@ -75,7 +75,7 @@ def test_a_step_of_sixteen_slides_can_be_timed(params):
 
 
 def test_the_words(params, monkeypatch):
-    works = [Work("03_train", 5, 60.0), Work("04_compare", 30, 540.0)]
+    works = [Work("03_train", {"dmsmil": (5, 12.0)}), Work("04_compare", {"damil": (10, 9.0), "dtfd": (20, 22.5)})]
     said = in_words(works, params | {"workers": 2})
     assert said.startswith("35 trainings, about 5 min on 2 cores if none is done already")
     assert "witness_rates" in in_words(works, params | {"witness_rates": [0.5]})

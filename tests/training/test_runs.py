@@ -10,6 +10,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.training import fit as fit_room
 from dmsmil.training.fit import fit
+from dmsmil.training.progress import listening, read_asked
 from dmsmil.training.record import write_checkpoint
 from dmsmil.training.runs import finished, get_runs, run_folder
 from tests.training.test_fit import folds_of, quick
@@ -50,6 +51,16 @@ def test_the_store_is_the_memo(study, tmp_path):
     (run_folder(tmp_path, config, 1, 0) / "predictions.csv").unlink()
     get_runs(tmp_path, bags, folds, config, workers=1, report=lines.append)
     assert len(lines) == 3 and lines[2].startswith("[1/1] ") and "fold 1" in lines[2], "only what is missing"
+
+
+def test_a_watcher_hears_what_is_asked_for_and_what_of_it_is_trained(study, tmp_path):
+    bags, folds = study
+    config = quick(bags, folds)
+    with listening(tmp_path):
+        get_runs(tmp_path, bags, folds, config, workers=1, report=lambda line: None, only_folds=(0,))
+        assert read_asked(tmp_path) == ({config.method: 1}, {config.method: 1})
+        get_runs(tmp_path, bags, folds, config, workers=1, report=lambda line: None)
+        assert read_asked(tmp_path) == ({config.method: 3}, {config.method: 2})
 
 
 def test_a_half_written_run_is_not_taken_for_a_whole_one(study, tmp_path):
