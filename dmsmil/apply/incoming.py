@@ -11,7 +11,7 @@ import pandas as pd
 
 from dmsmil.cohorts.checks import COLUMNS
 from dmsmil.cohorts.finding import SlideFiles, called
-from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, alike, plain_name
+from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, TABLE_SUFFIXES, alike, plain_name
 from dmsmil.cohorts.leakage import TCGA
 from dmsmil.cohorts.table import load_cohort
 from dmsmil.jobs.failures import failure_row
@@ -31,7 +31,12 @@ def read_slides(
     place = Path(place)
     if not place.exists():
         raise InputError(f"there is no {place.name} to apply to: name a slide, a folder of slides, or a table of them")
-    if place.is_file() and place.suffix.lower() not in SLIDE_SUFFIXES:
+    if place.is_file() and place.suffix.lower() not in (*SLIDE_SUFFIXES, *TABLE_SUFFIXES):
+        raise InputError(
+            f"{place.name} is no slide that is read ({', '.join(SLIDE_SUFFIXES)}) and no table "
+            f"({', '.join(TABLE_SUFFIXES)}): convert it, or name another file"
+        )
+    if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
         slides, failures = load_cohort(place, "", slides_needed, report=report, required=("slide_id",))
     else:
         slides, failures = _files(place)

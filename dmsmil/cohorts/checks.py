@@ -53,6 +53,17 @@ def resolutions(cells: pd.Series, table: str, report: Callable[[str], None]) -> 
     return pd.Series(numbers, dtype=float), wrong
 
 
+def sizes(cells: pd.Series) -> tuple[pd.Series, dict[int, str]]:
+    """Bytes of each row's file, 0 where it does not say, and which cells are no such number: a spreadsheet shows a long
+    one rounded, and saves what it shows."""
+    whole = cells.str.fullmatch(r"\d+(\.0*)?")
+    wrong = {
+        row: f"its size '{cell[:40]}' is no whole number of bytes (a spreadsheet rounds long ones): write it out"
+        for row, cell in cells[~whole & (cells != "")].items()
+    }
+    return cells.where(whole, "0").str.partition(".")[0].astype(int), wrong
+
+
 def identities(frame: pd.DataFrame) -> Reasons:
     """The rows whose slide or patient cannot be told apart from others, or whose id no file can have."""
     for row, slide_id in frame.slide_id[frame.slide_id != ""].items():

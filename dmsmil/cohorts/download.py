@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from dmsmil.cohorts.ids import plain_name
 from dmsmil.cohorts.server import Again, Server, Traffic, first_byte, whole_size
-from dmsmil.jobs.files import DiskFull, InputError, file_md5
+from dmsmil.jobs.files import DiskFull, InputError, file_md5, is_file, write_text
 
 BLOCK = 1 << 16  # bytes written at a time: at most these are lost when the process is killed
 
@@ -44,13 +44,15 @@ class Remote(Server):
         md5: str,
         say: Callable[[str], None] | None = None,
         traffic: Traffic | None = None,
+        claim: Path | None = None,
     ) -> Path:
         """Bring file `file_id` of `size` bytes to `path`, whose name is the file's own; returns the path.
 
         A file that is there already is left as it is: accepted when size and MD5 are right, an InputError otherwise.
         What has come before an interruption stays in `<path>.part` and is continued. Two processes that want the same
-        file take turns. say: gets a line for each attempt that failed. Raises InputError when the file cannot be had,
-        DiskFull when there is no room for it, Stopped when `traffic` says so.
+        file take turns. say: gets a line for each attempt that failed. claim: a file that is written where this
+        call has brought the slide, before it has its name: `drop_claimed` deletes that slide and no other. Raises
+        InputError when the file cannot be had, DiskFull when there is no room for it, Stopped when `traffic` says so.
         """
         path, say, traffic = Path(path), say or (lambda line: None), traffic or Traffic()
         name = plain_name(path.name)
@@ -65,6 +67,8 @@ class Remote(Server):
                     if self._is_there(path, size, md5):  # someone has put it there meanwhile
                         part.unlink()
                     else:
+                        if claim is not None:
+                            write_text(_identity(part), claim)  # which a new name leaves as it is
                         os.replace(part, path)
                         self._remember(path, md5)
         except OSError as error:
@@ -180,6 +184,21 @@ class Remote(Server):
             else "it may ask for a token, whose file the key 'gdc_token' names"
         )
         return f"{name}: the server refuses it (HTTP {status}): {what}"
+
+
+def drop_claimed(path: str | Path, claim: Path) -> None:
+    """Delete the slide at `path` if it is the one that `Remote.fetch` brought and claimed; the claim in any case."""
+    if claim.exists():
+        path = Path(path)
+        if is_file(path) and not path.is_symlink() and _identity(path) == claim.read_text(encoding="utf-8"):
+            path.unlink(missing_ok=True)
+        claim.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> str:
+    """What knows a file again wherever it is moved on its disk."""
+    found = path.stat()
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}\n"
 
 
 def checked_entry(name: str, file_id, size, md5) -> tuple[str, int, str]:

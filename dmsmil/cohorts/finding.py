@@ -19,6 +19,7 @@ from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
 from dmsmil.jobs.files import InputError, is_file, walk
 
 DICOM = ".dcm"
+MAPS = "qupath"  # the folder of a study with what QuPath opens
 NEIGHBOURS = 4  # names compared with a missing one, on each side of its place among them
 
 
@@ -37,7 +38,8 @@ class SlideFiles:
     @cached_property
     def _all(self) -> list[Path]:
         try:
-            return sorted(path for path in walk(self.folder) if path.suffix.lower() in SLIDE_SUFFIXES)
+            found = (path for path in walk(self.folder) if path.suffix.lower() in SLIDE_SUFFIXES)
+            return sorted(path for path in found if not _is_map(path))
         except OSError as error:
             raise InputError(f"the slides folder {self.folder.name} cannot be read ({error.strerror})") from error
 
@@ -98,6 +100,12 @@ class SlideFiles:
             if near:
                 found[slide_id] = near[0]
         return found
+
+
+def _is_map(path: Path) -> bool:
+    """Whether it is a picture of scores that a study has drawn, which has its slide's name: in <study>/qupath."""
+    home = path.parent.parent
+    return path.parent.name == MAPS and any((home / made).exists() for made in ("folds.csv", "tables"))
 
 
 def called(path: Path) -> str:

@@ -7,8 +7,9 @@ import unicodedata
 
 from dmsmil.jobs.files import InputError
 
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 FEATURE_SUFFIXES = (".h5", ".pt")
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 OME = ".ome"  # stands before the suffix of an OME-TIFF
 SUFFIX = re.compile("(" + "|".join(map(re.escape, (*SLIDE_SUFFIXES, *FEATURE_SUFFIXES, OME))) + ")+$", re.IGNORECASE)
 BARCODE = re.compile(r"TCGA-\w\w-\w{4}-\d\d[A-Z]-\d\d-[A-Z]{2,3}\w*", re.ASCII)  # of a slide, without its UUID

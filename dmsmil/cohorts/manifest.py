@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.cohorts.checks import sizes
 from dmsmil.cohorts.download import Remote
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.gdc import COLUMNS, LEFT_OUT, RULE, cohort_of, connect, one_text, query_cohort
@@ -61,6 +62,14 @@ def read_manifest(home: str | Path, name: str) -> tuple[pd.DataFrame, pd.DataFra
         raise InputError(
             f"manifest.csv of the study is not of {cohort.title}: give the study another name, or remove the file"
         )
+    numbers, wrong = sizes(manifest["size"])
+    if wrong or (numbers == 0).any():
+        row = next(iter(wrong), (numbers == 0).idxmax())
+        raise InputError(
+            f"manifest.csv of the study gives {manifest.file_name[row]} the size '{manifest['size'][row][:40]}', which "
+            "is no number of bytes: put the whole file back, or remove it to query the cohort anew"
+        )
+    manifest["size"] = numbers.astype(str)
     left, facts = home / "left_out.csv", home / "manifest.json"
     left_out = pd.read_csv(left, dtype=str, keep_default_na=False) if left.exists() else pd.DataFrame(columns=LEFT_OUT)
     return manifest, left_out, read_json(facts) if facts.exists() else {}

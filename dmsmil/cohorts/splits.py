@@ -22,14 +22,16 @@ from dmsmil.jobs.text import as_written
 
 PARTS = ("train", "val", "test")
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-COLUMNS = ["fold", "part", "name", "patient_id"]
+COLUMNS = ["fold", "part", "name", "patient_id", "of_patient"]
 KNOWN = "a table with columns slide_id and fold_0, fold_1, ..., a folder of splits_<i>.csv, or a splits.json"
 
 
 def read_splits(path: str | Path) -> pd.DataFrame:
-    """A split as its files say it: one row a fold and name, columns fold, part (of PARTS), name, patient_id.
+    """A split as its files say it: one row a fold and name, columns fold, part (of PARTS), name, patient_id and
+    of_patient.
 
-    name: of a slide or of a patient, without the suffix of a slide file; patient_id: empty where the file has none.
+    name: of a slide or of a patient, without the suffix of a slide file; patient_id: empty where the file has none;
+    of_patient: whether the file says that it names patients.
     A name may stand in several folds, and in several parts of one. Folds are numbered from 0 without a gap.
     Raises InputError for what cannot be read as a split.
     """
@@ -82,7 +84,8 @@ def export_clam(cohort: pd.DataFrame, folds: pd.DataFrame, folder: str | Path) -
 def read_split_table(path: str | Path, cohort: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """(folds table, what to know of it) of an official or own split: any file or folder of `splits.read_splits`.
 
-    A name is a slide, with or without the suffix of its file, else a patient, who brings all of their slides. Slides
+    A name is a slide, with or without the suffix of its file, else a patient, who brings all of their slides; where the
+    file says that it names patients, it is a patient. Slides
     of the split that the cohort lacks are left out, slides of the cohort that a fold does not name take no part in it;
     both are counted. A patient may be in two parts (as in public splits: see `leakage`), a slide may not; it may be
     tested in several folds, as in Monte-Carlo splits, or in none.
@@ -92,8 +95,8 @@ def read_split_table(path: str | Path, cohort: pd.DataFrame) -> tuple[pd.DataFra
     rows, name = read_splits(path), Path(path).name
     slides = cohort[["slide_id", "patient_id"]].assign(name=cohort.slide_id.map(bare_name))
     slides["patient_name"] = slides.patient_id.map(bare_name)
-    by_slide = rows.drop(columns="patient_id").merge(slides, on="name")
-    rest = rows[~rows.name.isin(slides.name)]
+    of_slide = rows.name.isin(slides.name) & ~rows.of_patient
+    by_slide, rest = rows[of_slide].drop(columns="patient_id").merge(slides, on="name"), rows[~of_slide]
     by_patient = rest.drop(columns="patient_id").merge(
         slides.drop(columns="name"), left_on="name", right_on="patient_name"
     )
@@ -180,9 +183,9 @@ def _file(path: Path) -> pd.DataFrame:
     raise InputError(f"{path.name} has the columns {', '.join(frame.columns[:6])}: name {KNOWN}")
 
 
-def _rows(fold: int, part: str, names, patients="") -> pd.DataFrame:
+def _rows(fold: int, part: str, names, patients="", of_patient: bool = False) -> pd.DataFrame:
     rows = pd.DataFrame({"fold": fold, "part": part, "name": [bare_name(str(name)) for name in names]})
-    return rows.assign(patient_id=patients)[COLUMNS]
+    return rows.assign(patient_id=patients, of_patient=of_patient)[COLUMNS]
 
 
 def _fold_columns(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -194,7 +197,10 @@ def _fold_columns(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         said = frame[column].str.lower().mask(is_missing(frame[column]), "")
         if strange := sorted(set(said) - {*PARTS, ""}):
             raise InputError(f"{name} says '{strange[0]}' in {column}: a part is {', '.join(PARTS)}, or nothing")
-        parts += [_rows(int(column[5:]), part, ids[said == part], patients[said == part].to_numpy()) for part in PARTS]
+        parts += [
+            _rows(int(column[5:]), part, ids[said == part], patients[said == part].to_numpy(), "slide_id" not in frame)
+            for part in PARTS
+        ]
     return pd.concat(parts)
 
 
@@ -209,6 +215,8 @@ def _clam(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _stamp(value: dict) -> pd.DataFrame:
     found = [
-        _rows(i, part, split.get(f"{part}_patients", ())) for i, split in enumerate(value["splits"]) for part in PARTS
+        _rows(i, part, split.get(f"{part}_patients", ()), of_patient=True)
+        for i, split in enumerate(value["splits"])
+        for part in PARTS
     ]
     return pd.concat(found).assign(patient_id=lambda rows: rows.name)

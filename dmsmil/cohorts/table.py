@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.checks import COLUMNS, FETCHED, REQUIRED, gaps, identities, resolutions, unread
+from dmsmil.cohorts.checks import COLUMNS, FETCHED, REQUIRED, gaps, identities, resolutions, sizes, unread
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.finding import SlideFiles, find_slides, without_file
 from dmsmil.cohorts.ids import LONGEST_ID, plain_name
@@ -94,7 +94,9 @@ def _read(table: Path, report: Callable[[str], None], required: tuple[str, ...])
         reasons.setdefault(row, reason)
     if not downloadable(frame):
         return frame[COLUMNS], reasons
-    frame["size"] = pd.to_numeric(frame["size"], errors="coerce").fillna(0).astype(int)
+    frame["size"], wrong = sizes(frame["size"])
+    for row, reason in wrong.items():
+        reasons.setdefault(row, reason)
     return frame, reasons
 
 

@@ -8,7 +8,7 @@ STAMP    <slide>.h5: feats (float16), coords in micrometres, tile_size_um and ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     with _reading(path) as written:
         features, coords = _arrays(written, path, "features")
         file = written.file
-        about, encoder = dict(file["coords"].attrs), str(file["features"].attrs.get("encoder", ""))
+        about, encoder = dict(file["coords"].attrs), _word(file["features"].attrs, "encoder")
         parent = written.data("parent").astype(np.int64) if "parent" in file else None
     if "tiles" in files:
         with _reading(files["tiles"]) as written:
@@ -127,9 +127,7 @@ def read_stamp(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
             f"{path.name} has tiles of {px:g} px and {um:g} µm ({ratio * scale:.3g}x), not of "
             f"{tile_px} px at {scale}x: set tile_px and scales to what is there"
         )
-    return Part(
-        features, np.rint(coords / mpp).astype(np.int64), round(um / mpp), encoder=str(about.get("extractor", ""))
-    )
+    return Part(features, np.rint(coords / mpp).astype(np.int64), round(um / mpp), encoder=_word(about, "extractor"))
 
 
 READERS: dict[str, Callable[[Files, int, int, float], Part]] = {
@@ -164,12 +162,20 @@ def _arrays(written: Written, path: Path, name: str, kind: type = np.int64) -> t
     return written.data(name).astype(np.float32), written.data("coords").astype(kind).reshape(-1, 2)
 
 
+def _word(attributes: Mapping, name: str) -> str:
+    """An attribute as text, which some write as bytes; "" without it."""
+    value = attributes.get(name, "")
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def _number(attributes: dict, name: str) -> float:
-    """An attribute as a number (the first, where there is one an axis); 0 without it. InputError for no number."""
+    """An attribute as a number (the first, where there is one an axis); 0 without it, or where it is NaN or infinite.
+    InputError for no number."""
     if name not in attributes:
         return 0.0
     try:
-        return float(np.ravel(attributes[name])[0])
+        number = float(np.ravel(attributes[name])[0])
+        return number if np.isfinite(number) else 0.0
     except (TypeError, ValueError, IndexError) as error:
         told = str(attributes[name])[:40]
         raise InputError(f"its attribute {name} is '{told}', which is no number: make the file again") from error

@@ -21,7 +21,7 @@ from dmsmil.features.sources import SlideFiles, Source, content, find_files, fin
 from dmsmil.jobs.files import InputError, atomic, is_file
 from dmsmil.jobs.text import many
 from dmsmil.slides.hdf5 import writing
-from dmsmil.slides.linking import Part, grid_step, link
+from dmsmil.slides.linking import Part, grid_step, link, overlapping
 from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store, encoder_folder, over_slides
@@ -81,8 +81,9 @@ def import_features(
             "encoder": made_by,
             **how_linked(store.scales),
         }
-        if found.kind == "STAMP":  # the slide file, where there is one, tells how its micrometres become pixels
-            config["bytes"] = Path(row.path).stat().st_size if is_file(row.path) else 0
+        here = is_file(row.path)
+        if found.kind == "STAMP" or found.kind == "CLAM" and here:  # the slide file tells what theirs do not
+            config["bytes"] = Path(row.path).stat().st_size if here else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
     return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
 
@@ -199,22 +200,30 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
 def _read(store: Store, slide_id: str, kind: str, files: SlideFiles, mpp: float) -> dict[int, Part]:
     readers = {**READERS, "LazySlide": partial(read_lazyslide, encoder=store.encoder), "slide2vec": read_slide2vec}
     parts = {}
+    if problem := unclear(slide_id, files):
+        raise BrokenSlide(problem)
+    for scale, roles in files.items():
+        part = readers[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
+        parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
+    return parts
+
+
+def unclear(slide_id: str, files: SlideFiles) -> str:
+    """Why it is not clear which files of features are a slide's, "" where it is."""
     for scale, roles in files.items():
         if "features" not in roles:
-            raise InputError(
-                f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of "
-                "the cohort table"
+            return (
+                f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of the cohort "
+                "table"
             )
         for role, paths in roles.items():
             if len(paths) > 1:
                 names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
-                raise BrokenSlide(
-                    f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the "
-                    "one that is its own, or give the slide file's whole name as slide_id"
+                return (
+                    f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the one that is "
+                    "its own, or give the slide file's whole name as slide_id"
                 )
-        part = readers[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
-        parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
-    return parts
+    return ""
 
 
 def _magnification(store: Store, slide_id: str, parts: dict[int, Part], scanned: float) -> tuple[float, float]:
@@ -223,6 +232,11 @@ def _magnification(store: Store, slide_id: str, parts: dict[int, Part], scanned:
     first = store.scales[0]
     own = parts[first]
     implied, stated = own.side * first / store.tile_px, own.magnification or scanned
+    if own.magnification and scanned and max(scanned / stated, stated / scanned) > AGREE:
+        raise InputError(
+            f"slide {slide_id} is of {stated:g}x by its features and of {scanned:g}x by the `mpp` of the cohort table: "
+            "correct the table, or make its features again"
+        )
     if stated and max(implied / stated, stated / implied) > AGREE:
         raise InputError(
             f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
@@ -233,9 +247,9 @@ def _magnification(store: Store, slide_id: str, parts: dict[int, Part], scanned:
 
 def _scan(kind: str, slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[float, float]:
     """Magnification and micrometres a pixel of level 0: as the cohort table says, else the slide file, else the study,
-    else (0, 0); that also where files of this kind say it themselves."""
+    else (0, 0). Files of some kinds say it themselves: of these the table's magnification alone, to be compared."""
     if kind in OWN_WORD:
-        return 0.0, 0.0
+        return (base_magnification(slide_id, 0, 0, mpp)[0] if mpp else 0.0), 0.0
     try:
         if path and not mpp:
             with open_slide(path) as slide:
@@ -295,11 +309,11 @@ def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
             raise InputError(
                 f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside the features"
             )
-        step = grid_step(part.coords)
-        if part.parent is None and 0 < step < (1 - NEAR) * part.side:
+        over = 0 if part.parent is not None else overlapping(part.coords, part.side)
+        if 2 * over > n:  # a few do where two outlines meet
             raise InputError(
-                f"{what} has tiles of {part.side:g} level-0 px every {step} px: overlapping tiles have no "
-                "one parent and are not taken"
+                f"{what} has tiles of {part.side:g} level-0 px, of which {over} of {n} overlap another: overlapping "
+                "tiles have no one parent and are not taken"
             )
         base = base or part.side * scale
         if abs(part.side * scale / base - 1) > NEAR:

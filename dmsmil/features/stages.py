@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dmsmil.cohorts.download import Remote
+from dmsmil.cohorts.download import Remote, drop_claimed
 from dmsmil.features.formats import import_features
 from dmsmil.features.rehearsal import DRAWN, draw_features
-from dmsmil.jobs.files import InputError, is_file
+from dmsmil.jobs.files import InputError
 from dmsmil.jobs.limits import usable_cores
 from dmsmil.jobs.parallel import is_remote, pick_device, worker_count
 from dmsmil.slides.given import Given
@@ -154,25 +154,20 @@ def _hold_encoder(name: str, weights: str, device: str, px: int, threads: int) -
 
 
 @contextmanager
-def _at_hand(path: str, fetch: Callable[[], Path] | None) -> Iterator[None]:
-    """The slide on the disk; one that was not there is fetched, and gone afterwards, also when it is a later process
-    that ends the work. InputError where what is there is not what the server has."""
-    mark = _fetched_mark(path)
-    ours = fetch is not None and (mark.exists() or not is_file(path))
-    if ours:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+def _at_hand(path: str, fetch: Callable[..., Path] | None) -> Iterator[None]:
+    """The slide on the disk; one that was fetched for it is gone afterwards, also when it is a later process that ends
+    the work. InputError where what is there is not what the server has."""
+    claim = _claim(path)
     try:
         if fetch is not None:
-            fetch()
+            fetch(claim=claim)
         yield
     finally:
-        if ours:
-            Path(path).unlink(missing_ok=True)
-            mark.unlink(missing_ok=True)
+        if fetch is not None:
+            drop_claimed(path, claim)
 
 
-def _fetched_mark(path: str) -> Path:
+def _claim(path: str) -> Path:
     """The file beside a slide that says that it was fetched to be encoded, and is nobody's own."""
     return Path(path).with_name(f".{Path(path).name}.fetched")
 
@@ -180,17 +175,15 @@ def _fetched_mark(path: str) -> Path:
 def _finish_fetched(store: Store, units: dict[str, tuple]) -> None:
     """Delete the slides that a killed process had fetched and encoded, and could not delete any more."""
     for slide_id, (_, _, path, _, _, _, config) in units.items():
-        mark = _fetched_mark(path)
-        if mark.exists() and store.has_features(slide_id, config):
-            Path(path).unlink(missing_ok=True)
-            mark.unlink()
+        if _claim(path).exists() and store.has_features(slide_id, config):
+            drop_claimed(path, _claim(path))
 
 
 def _encode_slide(
     store: Store,
     slide_id: str,
     path: str,
-    fetch: Callable[[], Path] | None,
+    fetch: Callable[..., Path] | None,
     given: Given | None,
     tiling: dict,
     config: dict,

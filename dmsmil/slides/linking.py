@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from dmsmil.jobs.files import InputError
+from dmsmil.slides.reader import NEAR
 from dmsmil.slides.tiles import Tiles, child_corner
 
 
@@ -138,6 +139,14 @@ def grid_step(coords: np.ndarray) -> int:
     step, same_row = np.diff(coords[order, 0]), np.diff(coords[order, 1]) == 0
     steps, counts = np.unique(step[same_row & (step > 0)], return_counts=True)
     return int(steps[counts.argmax()]) if len(steps) and 4 * counts.max() >= len(coords) else 0
+
+
+def overlapping(corners: np.ndarray, side: float) -> int:
+    """How many of the tiles at corners (N, 2) share more than a rounded edge with another one."""
+    if len(corners) < 2 or side <= 0:
+        return 0
+    nearest, _ = cKDTree(corners).query(corners, k=[2], p=np.inf)
+    return int((nearest[:, 0] < (1 - NEAR) * side).sum())
 
 
 class Part(NamedTuple):

@@ -50,7 +50,8 @@ class OmeFile:
         self.bounds = (0, 0, *self.dimensions)
         root = ElementTree.fromstring(file.ome_metadata)
         image = _image(root, self.dimensions)
-        self.mpp = self._mpp(image)
+        along = [self._mpp(image, axis) for axis in "XY"]
+        self.mpp, self.mpp_y = along[0] or along[1], along[1]
         self.objective = _objective(root, image)
         first = series.levels[0].pages
         self._check_channels(image, list(first))
@@ -101,24 +102,22 @@ class OmeFile:
                 raise damaged(self.path, error) from error
         return out
 
-    def _mpp(self, image: ElementTree.Element | None) -> float:
-        """Micrometres a pixel, by the XML; 0 where it does not say. A size without a unit is in micrometres."""
+    def _mpp(self, image: ElementTree.Element | None, axis: str) -> float:
+        """Micrometres a pixel along an axis, by the XML; 0 where it does not say. A size without a unit is in
+        micrometres."""
         pixels = None if image is None else image.find("{*}Pixels")
-        for axis in "XY":
-            given = "" if pixels is None else pixels.get(f"PhysicalSize{axis}", "")
-            unit = "\u03bcm" if pixels is None else pixels.get(f"PhysicalSize{axis}Unit", "\u03bcm")
-            factor = MICROMETRES.get(unicodedata.normalize("NFKC", unit))
-            try:
-                size = float(given)
-            except ValueError:
-                continue
-            if factor is None:
-                self.notes.append(
-                    f"slide {self.path.name}: its pixel size is in '{unit[:20]}', which is no length, and was ignored"
-                )
-            elif np.isfinite(size) and size > 0:
-                return size * factor
-        return 0.0
+        if pixels is None:
+            return 0.0
+        unit = pixels.get(f"PhysicalSize{axis}Unit", "\u03bcm")
+        factor = MICROMETRES.get(unicodedata.normalize("NFKC", unit))
+        try:
+            size = float(pixels.get(f"PhysicalSize{axis}", ""))
+        except ValueError:
+            return 0.0
+        if factor is None:
+            note = f"slide {self.path.name}: its pixel size is in '{unit[:20]}', which is no length, and was ignored"
+            self.notes += [note] if note not in self.notes else []
+        return size * factor if factor is not None and np.isfinite(size) and size > 0 else 0.0
 
     def _check_channels(self, image: ElementTree.Element | None, pages: list) -> None:
         """InputError when the channels of a picture, a page each, are not red, green and blue."""

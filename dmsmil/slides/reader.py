@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.magnification import SANE_MPP, base_magnification, tile_size_level0
+from dmsmil.slides.magnification import AGREE, SANE_MPP, base_magnification, tile_size_level0
 from dmsmil.slides.ome import OmeFile, open_ome
 from dmsmil.slides.wsi import Level, WsiFile
 
@@ -42,10 +42,16 @@ class Slide:
         try:
             self.dimensions, self.bounds, self.levels = self._file.dimensions, self._file.bounds, self._file.levels
             file_mpp, notes = _file_mpp(self._file, ome)
+            if not mpp:
+                notes += _check_square(ome if ome is not None and file_mpp == ome.mpp else self._file)
             objective = self._file.objective or (ome.objective if ome else 0.0)
-            self.magnification, self.mpp, warnings = base_magnification(
-                self.path.name, objective, file_mpp, mpp, fallback_mpp
-            )
+            try:
+                self.magnification, self.mpp, warnings = base_magnification(
+                    self.path.name, objective, file_mpp, mpp, fallback_mpp
+                )
+            except InputError as error:
+                why = "; ".join(note.split(": ", 1)[1] for note in notes)
+                raise InputError(f"{error} ({why})" if why else str(error)) from error
             self.warnings = notes + warnings
         except BaseException:
             self._file.close()
@@ -139,6 +145,20 @@ def reads_more(path: Path) -> bool:
     if ome is not None:
         ome.close()
     return ome is not None and ome.needed
+
+
+def _check_square(file: WsiFile | OmeFile) -> list[str]:
+    """A note where pixels are not quite square by the file; InputError where they are not by far."""
+    across, down = file.mpp, file.mpp_y
+    if not all(SANE_MPP[0] <= size <= SANE_MPP[1] for size in (across, down)) or abs(across / down - 1) <= NEAR:
+        return []
+    said = f"slide {file.path.name} has pixels of {across:g} x {down:g} micrometres by its file"
+    if max(across / down, down / across) > AGREE:
+        raise InputError(
+            f"{said}, and only square ones are read: give it the right `mpp` in the cohort table if the file is wrong, "
+            "else make its pixels square"
+        )
+    return [f"slide {file.path.name}: {said.split(' has ', 1)[1]}; they are read as square ones of {across:g}"]
 
 
 def _file_mpp(file: WsiFile | OmeFile, ome: OmeFile | None) -> tuple[float, list[str]]:

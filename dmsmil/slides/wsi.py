@@ -45,8 +45,9 @@ class Level:
 class WsiFile:
     """An open file that OpenSlide reads.
 
-    levels: finest first. bounds: (x, y, width, height) of what was scanned, in level-0 px. objective, mpp: of level 0,
-    0 where the file does not say. Raises InputError for a file that is missing, damaged or of another kind.
+    levels: finest first. bounds: (x, y, width, height) of what was scanned, in level-0 px. objective, mpp (along x
+    where it differs) and mpp_y: of level 0, 0 where the file does not say. Raises InputError for a file that is
+    missing, damaged or of another kind.
     """
 
     def __init__(self, path: Path):
@@ -61,6 +62,7 @@ class WsiFile:
             self.bounds = _bounds(properties, self.dimensions)
             self.objective = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER, "aperio.AppMag")
             self.mpp = _number(properties, openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y, "aperio.MPP")
+            self.mpp_y = _number(properties, openslide.PROPERTY_NAME_MPP_Y)
             sizes, downsamples = self.openslide.level_dimensions, self.openslide.level_downsamples
             self.levels = [
                 Level(number, *size, downsample, self.dimensions)

@@ -96,9 +96,13 @@ def cohort_table(
     return tcga_table(cohort, home, folder, remote) if cohort in COHORTS else resolve(cohort)
 
 
-def with_features(home: Path) -> set[str]:
-    """The slides of which a study has a file of features, whatever made it and at whatever scale."""
-    return {path.stem for path in (home / "features").glob("*/features_*/*.h5")}
+def with_features(home: Path, store: Store | None = None) -> set[str]:
+    """The slides of which a study has a file of features: of the store's tiles and encoder, at every scale, or where
+    none is given of whatever."""
+    if store is None:
+        return {path.stem for path in (home / "features").glob("*/features_*/*.h5")}
+    folders = [store.features_path(scale, "x").parent for scale in store.scales]
+    return set.intersection(*({path.stem for path in folder.glob("*.h5")} for folder in folders))
 
 
 def slides_folder(slides: str, cohort: str, home: Path) -> Path | str:

@@ -24,7 +24,7 @@ from dmsmil.cohorts.splits import read_splits
 from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
-from dmsmil.features.formats import open_source
+from dmsmil.features.formats import open_source, unclear
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.features.stages import fetching
 from dmsmil.jobs.files import InputError, one_line
@@ -61,7 +61,7 @@ def findings(params: dict) -> Iterator[Finding]:
         if len(here):
             yield from _slides(here, params)
         away = cohort.loc[cohort.index.difference(here.index)] if not params["features"] else cohort[:0]
-        encoded = away.slide_id.isin(with_features(home))
+        encoded = away.slide_id.isin(with_features(home, _store(params)))
         if encoded.any():
             yield True, f"slides   {many(encoded.sum(), 'slide')} without a file, of which features are here"
         away = away[~encoded]
@@ -87,6 +87,8 @@ def findings(params: dict) -> Iterator[Finding]:
     made = "features" if params["features"] else "encoder"
     channels, found = counted(made, lambda: _features(params, cohort), CHANNELS)
     yield found
+    if found[0] and params["features"] not in ("", DRAWN):
+        yield from _without_features(params, cohort)
     trials = list(settings(params, channels, tuple(classes)))
     yield from trials
     if all(good for good, _ in [found, *trials]):
@@ -144,7 +146,7 @@ def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
             cohort, failures = _tcga(params), []
         else:
             folder = resolve(params["slides"]) if params["slides"] else ""
-            encoded = with_features(folder_of(params["study"], params["outputs"]))
+            encoded = with_features(folder_of(params["study"], params["outputs"]), _store(params))
             cohort, failures = load_cohort(
                 resolve(params["cohort"]), folder, not params["features"], True, notes.append, encoded=encoded
             )
@@ -253,9 +255,28 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
         return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
     if params["cohort"] in PAINTED:
         raise InputError("a painted cohort makes its own features: leave the key 'features' empty")
-    store = Store(resolve(params["outputs"]), params["tile_px"], tuple(params["scales"]), params["encoder"])
+    store = _store(params)
     found = open_source(store, resolve(params["features"]), cohort, params["mpp"])
     return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
+
+
+def _without_features(params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
+    """The slides whose features, made elsewhere, are not there at every scale, or are there more than once."""
+    found = open_source(_store(params), resolve(params["features"]), cohort, params["mpp"])
+    whole = 0
+    for slide_id in cohort.slide_id:
+        problem = unclear(slide_id, found.of(slide_id))
+        whole += not problem
+        if problem:
+            yield False, f"slide    {problem}"
+    scales = " and ".join(f"{scale}x" for scale in params["scales"])
+    yield True, f"features {whole} of {many(len(cohort), 'slide')} have them at {scales}"
+
+
+def _store(params: dict) -> Store:
+    """Where the tiles and features of the study are or will be."""
+    home = folder_of(params["study"], params["outputs"])
+    return Store(home, params["tile_px"], tuple(params["scales"]), params["encoder"])
 
 
 def _room(params: dict, slides: int, channels: int, to_fetch: float, home: Path) -> Iterator[Finding]:

@@ -40,6 +40,14 @@ def test_one_slide_is_itself(folder):
     assert list(slides.slide_id) == ["a"] and slides.path[0] == str(folder / "a.svs")
 
 
+@pytest.mark.parametrize("name", ["photo.png", "scan.qptiff"])
+def test_a_file_that_is_neither_is_said_to_be(folder, name):
+    (folder / name).touch()
+    with pytest.raises(InputError, match=f"{name} is no slide that is read .*.svs.* and no table .*.csv") as caught:
+        read(folder / name)
+    assert_one_line(caught, name)
+
+
 def test_two_files_of_one_name_are_rows_and_the_others_go_on(folder):
     (folder / "below/A.svs").write_text("")
     slides, failures = read(folder)

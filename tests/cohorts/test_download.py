@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from dmsmil.cohorts import download, fetching, server
-from dmsmil.cohorts.download import Remote
+from dmsmil.cohorts.download import Remote, drop_claimed
 from dmsmil.cohorts.fetching import downloadable, fetch_all, slide_path
 from dmsmil.cohorts.ids import plain_name
 from dmsmil.cohorts.server import amount, duration
@@ -56,6 +56,24 @@ def get(gdc, path, content=BIG, **options):
     file_id, notes = gdc.add(path.name, content), []
     quick(gdc, **options).fetch(file_id, path, len(content), md5(content), notes.append)
     return path, notes
+
+
+def test_what_a_fetch_brought_can_be_dropped_and_nothing_else(gdc, tmp_path):
+    path, claim = tmp_path / "a.svs", tmp_path / ".a.svs.fetched"
+    arguments = gdc.add("a.svs", BIG), path, len(BIG), md5(BIG)
+    quick(gdc).fetch(*arguments, claim=claim)
+    drop_claimed(path, claim)
+    assert not list(tmp_path.iterdir())
+    path.write_bytes(BIG)
+    quick(gdc).fetch(*arguments, claim=claim)
+    drop_claimed(path, claim)
+    assert path.exists() and not claim.exists(), "it was there: it is somebody's"
+    path.unlink()
+    quick(gdc).fetch(*arguments, claim=claim)
+    path.unlink()
+    path.write_bytes(BIG)
+    drop_claimed(path, claim)
+    assert path.exists() and not claim.exists(), "another file of the same content"
 
 
 def left(folder):

@@ -46,6 +46,17 @@ def test_two_files_of_one_name_are_refused_and_both_named(cohort, files):
     assert cohort("S3", path=[files[1]])[0]["S3"] == str(cohort.home / files[1]), "a path says which"
 
 
+def test_pictures_of_scores_are_no_slides(cohort):
+    """A study below the table's folder draws them, under the names of its slides."""
+    cohort.touch(
+        "S3.svs", "outputs/mine/qupath/S3.ome.tif", "outputs/mine/folds.csv", "outputs/new/qupath/ok-1.ome.tif"
+    )
+    cohort.touch("outputs/new/tables/10_apply.csv", "qupath/S4.ome.tif")
+    paths, reasons = cohort("S3", "S4")
+    assert not reasons and paths["S3"] == str(cohort.home / "S3.svs") and "ok-1" in paths
+    assert paths["S4"] == str(cohort.home / "qupath/S4.ome.tif"), "a folder of that name may be anybody's"
+
+
 def test_linked_folders_are_looked_in_once_and_what_macos_leaves_is_no_slide(cohort, tmp_path_factory):
     disk = tmp_path_factory.mktemp("disk")
     (disk / "S3.svs").touch()

@@ -370,6 +370,21 @@ def test_a_manifest_of_something_else_is_refused(gdc, tmp_path):
         tcga_table("tcga-brca", tmp_path)
 
 
+def test_sizes_that_a_spreadsheet_wrote_into_a_manifest(gdc, tmp_path):
+    fill(gdc)
+    tcga_table("tcga-brca", tmp_path, remote=quick(gdc), report=silent)
+    kept = pd.read_csv(tmp_path / "manifest.csv", dtype=str)
+    kept.assign(size=kept["size"] + ".0").to_csv(tmp_path / "manifest.csv", index=False)
+    assert read_manifest(tmp_path, "tcga-brca")[0]["size"].tolist() == kept["size"].tolist()
+    for size in ("1.2E+09", "0", ""):
+        kept.assign(size=size).to_csv(tmp_path / "manifest.csv", index=False)
+        with pytest.raises(
+            InputError, match="gives TCGA-.*svs the size .* no number of bytes: put the whole"
+        ) as caught:
+            read_manifest(tmp_path, "tcga-brca")
+        assert_one_line(caught, "manifest.csv")
+
+
 def test_a_name_in_a_manifest_that_leads_elsewhere_is_one_row_of_failures(gdc, tmp_path):
     fill(gdc)
     tcga_table("tcga-brca", tmp_path, remote=quick(gdc), report=silent)

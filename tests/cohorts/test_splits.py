@@ -147,6 +147,26 @@ def test_stamp_splits_have_patients_and_no_validation_part(made, tmp_path):
     assert "Without a validation part: fold 0, 1, 2." in note
 
 
+@pytest.mark.parametrize("stamp", [True, False])
+def test_a_patient_with_the_name_of_a_slide_brings_all_of_their_slides(tmp_path, stamp):
+    frame = pd.DataFrame({"patient_id": [f"P{i // 2}" for i in range(16)], "label": list("ab") * 8})
+    frame["label"] = [label for label in "ab" * 4 for _ in range(2)]
+    frame["slide_id"] = [patient if i % 2 else f"{patient}_2" for i, patient in enumerate(frame.patient_id)]
+    halves = [f"P{i}" for i in range(4)], [f"P{i}" for i in range(4, 8)]
+    path = tmp_path / ("splits.json" if stamp else "k=all.tsv")
+    if stamp:
+        splits = [{"train_patients": halves[fold], "test_patients": halves[1 - fold]} for fold in (0, 1)]
+        path.write_text(json.dumps({"splits": splits}))
+    else:
+        parts = ["train"] * 4 + ["test"] * 4
+        pd.DataFrame({"case_id": halves[0] + halves[1], "fold_0": parts, "fold_1": parts[::-1]}).to_csv(
+            path, sep="\t", index=False
+        )
+    table, note = read_split_table(path, frame)
+    assert "0 slides of the cohort are in no fold" not in note and (table[["fold_0", "fold_1"]] != "").all(axis=None)
+    assert (table.groupby("patient_id").fold_0.nunique() == 1).all()
+
+
 def test_clam_tables_come_back_and_say_what_they_hold(made, tmp_path):
     frame, folds = made
     folds.loc[3, "fold_1"] = ""  # takes no part in one fold

@@ -230,6 +230,18 @@ def test_what_is_not_what_a_server_has_is_left_out_for_that_reason(tmp_path):
     assert failures == {"S3": missed[0]["reason"]}
 
 
+@pytest.mark.parametrize("size", ["1.23E+06", "inf", "12 MB"])
+def test_a_size_that_a_spreadsheet_rounded_is_its_rows_fault(tmp_path, size):
+    columns = "slide_id,patient_id,label,path,file_id,md5,size\n"
+    text = columns + f"S1,P1,a,S1.svs,1,2,{size}\nS2,P2,b,S2.svs,1,2,1234567.0\nS3,P3,a,S3.svs,1,2,3\n"
+    (tmp_path / "mine.csv").write_text(text)
+    cohort, failures = load_cohort(tmp_path / "mine.csv", fetched_later=True)
+    assert list(cohort["size"]) == [1234567, 3] and cohort["size"].dtype == int
+    assert [row["reason"] for row in failures] == [
+        f"its size '{size}' is no whole number of bytes (a spreadsheet rounds long ones): write it out"
+    ]
+
+
 def test_the_size_of_a_file_is_not_taken_for_its_site(tmp_path):
     said = rows(tmp_path, "slide_id,patient_id,label,file_id,md5,size\nS1,P1,a,1,2,3\nS2,P2,b,1,2,3\n")[2]
     assert not any("size" in line for line in said)

@@ -304,6 +304,31 @@ def test_clam_tells_no_magnification_and_the_table_may_contradict_it(store, tmp_
         take(other, source, cohort(["one"], 0.5))
 
 
+def test_the_tables_magnification_may_not_contradict_that_of_the_features(store, tmp_path):
+    source = trident(tmp_path / "job", "one", grids("one"))  # of 40x
+    with pytest.raises(InputError, match="slide one is of 40x by its features and of 20x by the `mpp` of the cohort"):
+        take(store, source, cohort(["one"], 0.5))
+    take(store, source, cohort(["one"], 0.26))
+
+
+def test_clams_features_are_read_again_when_the_slide_that_tells_their_size_has_come(store, tmp_path):
+    source = clam(tmp_path / "feats_{scale}x", "one", grids("one"))
+    take(store, source, cohort(["one"], 0.0))
+    path = make_slide(tmp_path / "one.svs", objective=20, mpp=0.5)
+    with pytest.raises(InputError, match="slide one has tiles of 1024 level-0 px, 256 px at 5x, not at 10x"):
+        take(store, source, cohort(["one"], 0.0, str(path)))
+
+
+def test_attributes_as_bytes_and_numbers_that_are_none(store, tmp_path):
+    def change(file, scale):
+        file["coords"].attrs["level0_width"] = np.nan
+        if "features" in file:
+            file["features"].attrs["encoder"] = np.bytes_(b"uni_v1")
+
+    source = trident(tmp_path / "job", "one", grids("one"), change=change)
+    assert take(store, source, cohort(["one"])).tiles[0] == K
+
+
 def test_pt_files_without_patches_say_nothing_of_places_and_h5_files_do(store, tmp_path):
     with pytest.raises(InputError, match="one.pt does not say where its tiles are"):
         take(store, clam(tmp_path / "feats_{scale}x", "one", grids("one"), pt=True, patches=False), cohort(["one"]))
@@ -685,7 +710,7 @@ WRONG = {  # a line that says what is wrong, and what is there
         same_scale_twice,
         "slide one at 20x has tiles of 1024 level-0 px, which do not fit those of 1024 px",
     ),
-    "CLAM's overlap": (overlapping, "tiles of 1024 level-0 px every 512 px: overlapping tiles"),
+    "CLAM's overlap": (overlapping, "tiles of 1024 level-0 px, of which 48 of 48 overlap another: overl"),
     "two slides": (two_slides, "slide one has no tile at 10x that holds one of every other scale"),
 }
 

@@ -1,14 +1,17 @@
 """A cohort with everything wrong in it: the good slides are done, each bad one is a row and a line, nothing is lost."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from dmsmil.cohorts.download import _identity
 from dmsmil.cohorts.table import load_cohort, read_cohort
 from dmsmil.features.bags import load_bags
 from dmsmil.features.probes import linked_similarity, project
-from dmsmil.features.stages import _at_hand, _check_precision, _fetched_mark, _finish_fetched, encode_cohort
+from dmsmil.features.stages import _at_hand, _check_precision, _claim, _finish_fetched, encode_cohort
 from dmsmil.features.views import pair_views, slide_views
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
@@ -231,14 +234,22 @@ def test_folds_stay_when_a_slide_fails_later(cohort_folder, smoke):
     assert list(cohort.slide_id) == list(folds.slide_id)
 
 
+def bring(path, claim):
+    """What `Remote.fetch` does where no slide is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("whole")
+        claim.write_text(_identity(path))
+
+
 def test_a_slide_that_was_there_is_compared_with_the_servers_and_stays(tmp_path):
     path, asked = tmp_path / "S1.svs", []
 
-    def fetch():
+    def fetch(claim):
         asked.append(path.exists())
         if path.exists() and path.read_text() != "whole":
             raise InputError("S1.svs is there but has 3 bytes where 5 are due")
-        path.write_text("whole")
+        bring(path, claim)
 
     with _at_hand(str(path), fetch):
         assert path.read_text() == "whole"
@@ -258,11 +269,34 @@ def test_a_slide_that_was_there_is_compared_with_the_servers_and_stays(tmp_path)
 
 def test_what_a_killed_process_had_fetched_is_gone_after_the_next(tmp_path):
     path = tmp_path / "slides/S1.svs"
-    killed = _at_hand(str(path), lambda: path.write_text("whole"))
+    killed = _at_hand(str(path), partial(bring, path))
     killed.__enter__()  # and never left
-    with _at_hand(str(path), lambda: None):
+    with _at_hand(str(path), partial(bring, path)):
         assert path.exists(), "it need not be fetched again"
     assert not list(path.parent.iterdir())
+
+
+def test_a_slide_that_a_person_put_there_after_a_kill_is_theirs(tmp_path):
+    path = tmp_path / "slides/S1.svs"
+    killed = _at_hand(str(path), partial(bring, path))
+    killed.__enter__()
+    path.unlink()
+    path.write_text("whole")  # with gdc-client, the same file
+    with _at_hand(str(path), partial(bring, path)):
+        pass
+    assert list(path.parent.iterdir()) == [path], "and the claim is gone"
+
+
+def test_a_link_to_a_disk_that_is_away_stays(tmp_path):
+    path = tmp_path / "S1.svs"
+    path.symlink_to(tmp_path / "away/S1.svs")
+
+    def fetch(claim):
+        raise InputError("S1.svs is a link to a file that is not there: mend the link, or remove it")
+
+    with pytest.raises(InputError, match="mend the link"), _at_hand(str(path), fetch):
+        pass
+    assert path.is_symlink()
 
 
 def test_a_fetched_slide_that_was_encoded_before_a_kill_is_deleted_and_the_persons_own_is_not(done, tmp_path):
@@ -272,7 +306,7 @@ def test_a_fetched_slide_that_was_encoded_before_a_kill_is_deleted_and_the_perso
         (tmp_path / f"{name}.svs").touch()
         units[name] = (None, None, str(tmp_path / f"{name}.svs"), None, None, None, store.features_made_by(name).config)
     first, second = (tmp_path / f"{name}.svs" for name in cohort.slide_id[:2])
-    _fetched_mark(str(first)).touch()
+    _claim(str(first)).write_text(_identity(first))
     _finish_fetched(store, units)
     assert list(tmp_path.iterdir()) == [second]
 

@@ -217,9 +217,13 @@ def test_what_is_wrong_with_a_slides_tiles_is_its_row(slides, tmp_path, change, 
 
 def test_tiles_that_overlap_are_not_taken(slides, tmp_path):
     grid = np.stack(np.meshgrid(np.arange(0, 1100, 64), np.arange(0, 700, 64)), -1).reshape(-1, 2)
-    with pytest.raises(InputError, match="lie every 64 level-0 px, and one of 64 px at 10x has 128") as caught:
+    said = "198 of 198 tiles overlap another, for one of 64 px at 10x has 128 level-0 px"
+    with pytest.raises(InputError, match=said) as caught:
         tile(Store(tmp_path, PX), cohort_of(slides, ["one"]), written(tmp_path / "mine.csv", {"one": grid}))
     assert_one_line(caught, "one.svs")
+    rows = np.stack(np.meshgrid(np.arange(0, 1100, 128), np.arange(0, 700, 32)), -1).reshape(-1, 2)
+    with pytest.raises(InputError, match="198 of 198 tiles overlap"):  # down a column alone
+        tile(Store(tmp_path, PX), cohort_of(slides, ["one"]), written(tmp_path / "mine.csv", {"one": rows}))
 
 
 @pytest.mark.parametrize(

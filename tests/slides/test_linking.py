@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.linking import Part, containing, draw_children, grid_step, link
+from dmsmil.slides.linking import Part, containing, draw_children, grid_step, link, overlapping
 from dmsmil.slides.tiles import child_corner
 
 
@@ -140,6 +140,19 @@ def test_parents_of_the_file_stand_above_places():
     found[20].parent[:] = -1
     with pytest.raises(InputError, match="slide s has no tile at 10x that holds one of every other scale"):
         link("s", found, 256, 50, 0, 40.0)
+
+
+def test_tiles_that_overlap_are_counted_whatever_grid_they_lie_on():
+    rng = np.random.default_rng(0)
+    tissue = grid(30, 30, 384)
+    assert overlapping(tissue, 384) == 0 and overlapping(tissue, 390) == 0, "rounding is no overlap"
+    assert overlapping(tissue, 512) == 900
+    seam = np.concatenate([tissue, tissue[:5] + [100, 30 * 384 - 100]])  # another outline begins 100 px above
+    assert 5 <= overlapping(seam, 384) <= 15
+    corners = rng.integers(0, 3000, (60, 2))
+    apart = np.abs(corners[:, None] - corners).max(-1) + 10**6 * np.eye(60, dtype=int)
+    assert overlapping(corners, 300) == (apart.min(1) < 0.98 * 300).sum()
+    assert overlapping(tissue[:1], 384) == overlapping(tissue[:0], 384) == overlapping(tissue, 0) == 0
 
 
 def test_the_step_of_a_grid():

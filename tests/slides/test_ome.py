@@ -74,6 +74,25 @@ def test_a_size_that_is_none_is_said(tmp_path, said, reason):
         assert reason in slide.warnings[0]
 
 
+def test_why_a_size_was_not_taken_is_said_where_there_is_no_other(tmp_path):
+    path = write_ome(tmp_path / "a.ome.tif", IMAGE, **FLAT, PhysicalSizeX=0.5, PhysicalSizeXUnit="micron")
+    with pytest.raises(InputError, match="states no magnification.*in 'micron', which is no length, and was ignored"):
+        open_slide(path)
+
+
+def test_pixels_that_are_not_square_are_refused_or_said(tmp_path):
+    path = write_ome(tmp_path / "a.ome.tif", IMAGE, **FLAT, PhysicalSizeX=0.5, PhysicalSizeY=0.25)
+    with pytest.raises(InputError, match="a.ome.tif has pixels of 0.5 x 0.25 micrometres by its file, and only square"):
+        open_slide(path)
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5, "the person knows better"
+    path = write_ome(tmp_path / "b.ome.tif", IMAGE, **FLAT, PhysicalSizeX=0.5, PhysicalSizeY=0.52)
+    with open_slide(path) as slide:
+        assert slide.warnings == [
+            "slide b.ome.tif: pixels of 0.5 x 0.52 micrometres by its file; they are read as square ones of 0.5"
+        ]
+
+
 @pytest.mark.slow
 def test_tiff_tags_count_as_before_unless_they_are_absurd(tmp_path):
     for dots, mpp in ((20000, 0.5), (28.35, 0.25)):  # a centimetre: half micrometres, and 72 an inch

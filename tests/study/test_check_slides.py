@@ -1,11 +1,51 @@
 """What `dmsmil check` says of slides: which disagree with themselves, which have not the tiles asked for, and why."""
 
+import shutil
+
 import pytest
 import tifffile
 import yaml
 
+from dmsmil.slides.store import Store
 from dmsmil.study.cli import main
+from dmsmil.study.opening import with_features
+from tests.features.test_formats import PX, grids, trident
 from tests.slides.pyramids import describe, make_slide, texture
+
+
+def test_check_names_the_slides_whose_features_are_not_there(tmp_path, capsys):
+    for name in ("one", "two", "three", "four"):
+        trident(tmp_path / "job", name, grids(name))
+    (tmp_path / f"job/20x_{PX}px_0px_overlap/features_uni_v1/two.h5").unlink()
+    rows = [f"{name},{name},{'xy'[number % 2]}" for number, name in enumerate(["one", "two", "three", "four", "five"])]
+    (tmp_path / "cohort.csv").write_text("\n".join(["slide_id,patient_id,label", *rows]))
+    params = {
+        "study": "mine",
+        "cohort": str(tmp_path / "cohort.csv"),
+        "features": str(tmp_path / "job"),
+        "encoder": "uni_v1",
+        "outputs": str(tmp_path),
+        "folds": 2,
+        "k": 4,
+        "tile_px": PX,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(params))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 1
+    said = capsys.readouterr().out
+    assert "slide two has no file of features at 20x" in said and "slide five has no file of features at 10x" in said
+    assert "features 3 of 5 slides have them at 10x and 20x" in said
+    shutil.copytree(tmp_path / "job", tmp_path / "mine/features")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(params | {"features": str(tmp_path / "mine/features")}))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 1
+    assert "the key 'features' names this study's own folder" in capsys.readouterr().out
+
+
+def test_features_by_another_encoder_are_none_of_a_studys(tmp_path):
+    trident(tmp_path / "features", "one", grids("one"))
+    trident(tmp_path / "features", "two", {10: grids("two")[10]})
+    assert with_features(tmp_path) == {"one", "two"}
+    assert with_features(tmp_path, Store(tmp_path, PX, (10, 20), "uni_v1")) == {"one"}
+    assert with_features(tmp_path, Store(tmp_path, PX, (10, 20), "resnet50")) == set()
 
 
 @pytest.mark.slow

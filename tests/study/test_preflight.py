@@ -8,6 +8,7 @@ import yaml
 
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.jobs.files import ROOT, InputError, write_text
+from dmsmil.slides.store import Store
 from dmsmil.study.cli import main
 from dmsmil.study.params import read_params
 from dmsmil.study.preflight import findings
@@ -233,7 +234,13 @@ def test_slides_that_were_encoded_and_moved_away_are_no_fault(said, tmp_path):
     table.write_text("\n".join(["slide_id,patient_id,label", *rows]))
     params = dict(cohort=str(table), slides=str(tmp_path), study="mine")
     assert "no usable slide" in said(**params)["cohort"][1]
+    smoke = read_params(ROOT / "params/smoke.yaml")
+    store = Store(tmp_path / "mine", smoke["tile_px"], tuple(smoke["scales"]), smoke["encoder"])
     for name in ("s0", "s1", "s2", "s3"):
-        write_text("", tmp_path / "mine/features/10x_256px_0px_overlap/features_x" / f"{name}.h5")
+        write_text("", store.features_path(10, name))
+    assert "no usable slide" in said(**params)["cohort"][1], "one scale is not enough"
+    for name in ("s0", "s1", "s2", "s3"):
+        write_text("", store.features_path(20, name))
     good, line = said(**params)["slides"]
     assert good and line == "slides   4 slides without a file, of which features are here"
+    assert "no usable slide" in said(**params, encoder="resnet50")["cohort"][1], "they are by another encoder"
