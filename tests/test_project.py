@@ -213,7 +213,7 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "interpret": "explain nuclei faithfulness morphology export viewer",
     "cost": "meter tables growth",
     "figures": "",  # one file a notebook
-    "apply": "words folder members known novelty kit card travel incoming features predict external pages",
+    "apply": "words folder members known novelty finished kit card travel incoming features predict external pages",
     "book": "results names grid best blocks several readme reference pages build publish",
     "study": "place times rules params terminal lock execute environment "
     "unchanged opening trial forecast watch preflight run applying choice bench cli",

@@ -14,7 +14,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, configure_all
 from dmsmil.training.metrics import class_names
-from dmsmil.training.results import marked_sentences, pretty, result_table
+from dmsmil.training.results import marked_sentences, no_result, pretty, result_table
 from dmsmil.training.runs import Runs
 
 PARTS = ("fusion", "ot", "deformable")
@@ -73,12 +73,12 @@ def pretty_ablation(table: pd.DataFrame, paper: str = "") -> pd.DataFrame:
 
 
 def part_gains(table: pd.DataFrame) -> pd.DataFrame:
-    """What each part adds, from every two rows of `ablation_table` that differ in it alone and did not collapse.
+    """What each part adds, from every two rows of `ablation_table` that differ in it alone; none that is `no_result`.
 
     Columns: part, without, with (names of rows), ACC_gain. Rows of one scale are paired with rows of the same scale,
     but for fusion, whose partner is each single scale.
     """
-    whole, pairs = table[table.fusion.notna() & (table.collapsed == 0)].astype(dict.fromkeys(PARTS, bool)), []
+    whole, pairs = table[table.fusion.notna() & ~no_result(table)].astype(dict.fromkeys(PARTS, bool)), []
     for part in PARTS:
         rest = [p for p in PARTS if p != part]
         for _, new in whole[whole[part]].iterrows():

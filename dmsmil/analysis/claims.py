@@ -26,7 +26,16 @@ from dmsmil.analysis.sweep import lam_name
 from dmsmil.analysis.variants import PARTS as SELECT_PARTS
 from dmsmil.analysis.verdicts import best_other, cheap_sentences
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.results import COLLAPSED, all_scales_mean, multi_scale, part, plain_row, verdict
+from dmsmil.training.results import (
+    COLLAPSED,
+    NOTHING,
+    all_scales_mean,
+    multi_scale,
+    no_result,
+    part,
+    plain_row,
+    verdict,
+)
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
 VERDICTS = (HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN)
@@ -64,7 +73,7 @@ def worth(home: str | Path, results: pd.DataFrame) -> str:
     results: `report.saved_results`; where nothing was tested, or the method collapsed, `report.verdict` speaks.
     """
     tests = saved_tables(home, "04_tests*")
-    if "04_tests_cheap" not in tests or results[COLLAPSED].iloc[0]:
+    if "04_tests_cheap" not in tests or no_result(results).iloc[0]:
         return verdict(results)
     cheap = tests["04_tests_cheap"]
     mean = seen_from(tests["04_tests"], cheap.reference[0]) if "04_tests" in tests else cheap[:0]
@@ -167,12 +176,22 @@ def _p(tables: Tables, tests: str, mine: str, other: str) -> tuple[float, float,
     return row.ACC_p_holm, row.get("ACC_p_equivalent_holm", math.nan), sentence(row, mine, "ACC")
 
 
+def _empty(row: pd.Series, name: str) -> str:
+    """Why the numbers of a row say nothing of its method (`no_result`), "" where they do."""
+    if not no_result(row.to_frame().T).iloc[0]:
+        return ""
+    word, count = ("collapsed", row[COLLAPSED]) if row[COLLAPSED] else ("learned nothing", row[NOTHING])
+    return f"{name} {word} in {count} of {row.runs} runs"
+
+
 def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Judged:
     """Has `mine` a higher ACC than `other`?"""
-    if mine[COLLAPSED]:
-        return NOT_HELD, f"{mine['name']} collapsed in {mine[COLLAPSED]} of {mine.runs} runs"
-    gap = mine.ACC_mean - other.ACC_mean
+    if empty := _empty(mine, mine["name"]):
+        return NOT_HELD, empty
+    gap, row = mine.ACC_mean - other.ACC_mean, _test(tables, tests, mine["name"], other["name"])
     p, p_equivalent, said = _p(tables, tests, mine["name"], other["name"])
+    if row is not None and gap * row.ACC_difference < 0:  # the test is of the folds that both have, the means of more
+        p = p_equivalent = math.nan
     number = f"ACC {mine.ACC_mean:.3f} against {other.ACC_mean:.3f} of {other['name']}, the best other"
     return decide(gap, p, p_equivalent), f"{number}. {said}"
 
@@ -205,13 +224,13 @@ def _adds(tables: Tables, place: int) -> Judged:
     """
     gains, p, p_equivalent, said = [], math.nan, math.nan, "Not tested."
     for old, new in _pairs(_rows(tables), place):
-        if new[COLLAPSED]:
-            return NOT_HELD, f"{new['name']} collapsed in {new[COLLAPSED]} of {new.runs} runs"
+        if empty := _empty(new, new["name"]):
+            return NOT_HELD, empty
         gains.append(new.ACC_mean - old.ACC_mean)
         if all(new[name] for name in PARTS) and new.scales == old.scales:
             p, p_equivalent, said = _p(tables, "05_tests", new["name"], old["name"])
     if not gains:
-        raise _Absent("no row with it and without it, or those without it collapsed")
+        raise _Absent("no row with it and without it, or those without it have learned nothing")
     number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
     if PARTS[place] == "ot" and "05_null" in tables:
         said += " Control: OT on frozen features " + (
@@ -222,21 +241,21 @@ def _adds(tables: Tables, place: int) -> Judged:
 
 
 def _pairs(rows: dict[tuple[bool, ...], pd.DataFrame], place: int) -> Iterator[tuple[pd.Series, pd.Series]]:
-    """(without, with) part `place`, of the same scale where neither has fusion; none without it that collapsed."""
+    """(without, with) part `place`, of the same scale where neither has fusion; none without it that is `no_result`."""
     for key, after in rows.items():
         before = rows.get((*key[:place], False, *key[place + 1 :]))
         if key[place] and before is not None:
             for _, new in after.iterrows():
-                same = before[((before.scales == new.scales) | key[0]) & (before[COLLAPSED] == 0)]
+                same = before[((before.scales == new.scales) | key[0]) & ~no_result(before)]
                 yield from ((old, new) for _, old in same.iterrows())
 
 
 def _full(tables: Tables) -> Judged:
     rows = _rows(tables)
     mine = _row(rows.pop((True,) * 3, pd.DataFrame()), "the full model")
-    others = pd.concat([row[row[COLLAPSED] == 0] for row in rows.values()] or [pd.DataFrame()])
+    others = pd.concat([row[~no_result(row)] for row in rows.values()] or [pd.DataFrame()])
     if others.empty:
-        raise _Absent("no other row was run, or all collapsed")
+        raise _Absent("no other row was run, or none has learned anything")
     found, number = _better(tables, mine, others.loc[others.ACC_mean.idxmax()], "05_tests")
     readings = tables.get("05_variants", pd.DataFrame({"name": []}))
     if len(readings) and set(readings.name).isdisjoint(SELECT_PARTS):  # which are no readings of the paper
@@ -255,11 +274,11 @@ def _lam(tables: Tables) -> Judged:
     the best of them only where that is shown by AUC, too."""
     table = _table(tables, "06_lambda")
     one = _row(table[table.lam == 1], "λ = 1")
-    if one[COLLAPSED]:
-        return NOT_HELD, f"λ = 1 collapsed in {one[COLLAPSED]} of {one.runs} runs"
-    others = table[(table.lam != 1) & (table[COLLAPSED] == 0)]
+    if empty := _empty(one, "λ = 1"):
+        return NOT_HELD, empty
+    others = table[(table.lam != 1) & ~no_result(table)]
     if others.empty:
-        raise _Absent("no other λ was run, or all collapsed")
+        raise _Absent("no other λ was run, or none has learned anything")
     if undefined := [called(metric, one) for metric in METRICS if math.isnan(one[f"{metric}_mean"])]:
         raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}

@@ -291,7 +291,9 @@ def equivalents(table: pd.DataFrame) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p value in words."""
+    """A p value in words; beside ALPHA with so many digits that it is seen on which side it lies."""
+    if f"{p:.3f}" == f"{ALPHA:.3f}":
+        return f"p = {p:.4f}" if f"{p:.4f}" != f"{ALPHA:.4f}" else f"p {'<' if p < ALPHA else '≥'} {ALPHA:g}"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
 
 
@@ -319,8 +321,12 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
         direction = "worse" if worse else "better"
         return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {p_value(p)}."
     if equivalent(row, metric):
+        law = stats.t(row.get("folds", np.nan) - 1)
+        narrower = law.ppf(1 - ALPHA) / law.ppf(1 - ALPHA / 2)  # two one-sided tests go with the 90 % interval
+        ends = [difference + narrower * (end - difference) for end in (low, high)]
+        ninety = "" if np.isnan(ends).any() else f" [90 %: {ends[0]:.3f}, {ends[1]:.3f}]"
         return (
             f"{name} and {other} are equivalent: they differ by less than {EQUIVALENT_WITHIN:g} {unit}, "
-            f"{difference:+.3f}{interval}, corrected {p_value(row[f'{metric}_p_equivalent_holm'])}."
+            f"{difference:+.3f}{ninety}, corrected {p_value(row[f'{metric}_p_equivalent_holm'])}."
         )
     return f"{name} is not shown to be better than {other}: {difference:+.3f} {unit}{interval}, corrected {p_value(p)}."

@@ -33,7 +33,7 @@ def friedman_nemenyi(table: pd.DataFrame, times: float = 1.0) -> Ranks:
     are averaged too, but N is the number of folds by `times`, the folds of one repeat.
     p is NaN when all methods tie in all blocks. Raises InputError below three methods or two blocks.
     """
-    whole = table.dropna(axis=1)
+    whole = table.dropna(axis=1).round(12)  # one AUC comes out in two ways that differ in the last bit
     k, n = whole.shape
     if k < 3 or n < 2:
         raise InputError(f"{k} methods and {n} complete folds: ranks need at least 3 methods and 2 folds")

@@ -14,16 +14,17 @@ from dmsmil.jobs.text import as_written
 from dmsmil.training.baselines import MAJORITY, baseline_predictions
 from dmsmil.training.config import scales_name
 from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_fold
-from dmsmil.training.results import COLLAPSED, is_pooling, is_published, part, run_names
+from dmsmil.training.results import is_pooling, is_published, no_result, note, part, run_names
 from dmsmil.training.runs import Runs
 
 
 def best_other(table: pd.DataFrame, name: str, pooling: bool = False) -> pd.Series | None:
-    """The row with the highest ACC among other published methods than `name` (registry key), collapsed ones left out.
+    """The row with the highest ACC among other published methods than `name` (registry key), without those that are
+    `no_result`.
 
     table: a result table or a part of one; pooling: whether plain pooling counts. None where there is no such row.
     """
-    rows = table[(table.method != "") & (table.method != name) & (table[COLLAPSED] == 0)]
+    rows = table[(table.method != "") & (table.method != name) & ~no_result(table)]
     rows = rows[(~rows.method.map(is_pooling).astype(bool) | pooling) & rows.method.map(is_published).astype(bool)]
     return rows.loc[rows.ACC_mean.idxmax()] if len(rows) else None
 
@@ -59,7 +60,7 @@ def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         scale = int(scales.removesuffix("x"))
         best, lead = best_other(part(table, scale), "damil"), LEADS.get(scale)
         said = (
-            "no other published method was run, or all collapsed."
+            "no other published method was run, or none has learned anything."
             if best is None
             else "of the others the best is "
             + best["name"]
@@ -67,8 +68,9 @@ def scale_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
             + sentence(rows.loc[best["name"]], name, "ACC")
             + (f" The paper: ahead of the second best by {lead}." if lead else "")
         )
-        if table.loc[table.name == name, COLLAPSED].iloc[0]:
-            said = f"{name} collapsed, and so is no result."
+        mine = table[table.name == name]
+        if no_result(mine).iloc[0]:
+            said = f"{name} is no result: {note(mine.iloc[0])}."
         lines.append(f"**{scales}**: {as_written(said)}")
         mean = table.name[(table.method == "meanpool") & (table.scales == scales)]
         lines += [f"**{scales}**: {as_written(sentence(rows.loc[m], name, 'ACC'))}" for m in mean]

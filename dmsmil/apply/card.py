@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.text import as_written, listed, many
 from dmsmil.slides.given import BY
 from dmsmil.training.metrics import METRICS, called
+from dmsmil.training.results import number
 
 
 def made_in_words(made: dict) -> str:
@@ -40,7 +43,7 @@ def card(kit: Kit) -> str:
         "| --- " * (1 + len(METRICS)) + "|",
     ]
     for _, row in kit.results.iterrows():
-        cells = [f"{row[f'{m}_mean']:.3f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in METRICS]
+        cells = [_cell(row, metric) for metric in METRICS]
         lines.append(f"| {as_written(row['name'])} | " + " | ".join(cells) + " |")
     if about["note"]:
         lines += ["", f"**Note** on {as_written(first['name'])}: {as_written(about['note'])}."]
@@ -51,3 +54,13 @@ def card(kit: Kit) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _cell(row, metric: str) -> str:
+    """A number of the study and its interval: the pooled one where no run has it, as in leave-one-out."""
+    name, value = number(row, metric)
+    if math.isnan(value):
+        return "not defined"
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    return f"{'pooled ' if name.startswith('pooled') else ''}{value:.3f}{interval}"

@@ -65,6 +65,8 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
             ("one", one, each[name]),
             ("mean", score(means[name], positive), means[name]),
         ):
+            if math.isnan(values["AUC"]):  # of one class F1 is 0, 1 or nothing, by which class it is
+                values = {**values, "F1": math.nan}
             rows.append(
                 {
                     "name": name,
@@ -111,8 +113,16 @@ def external_sentences(table: pd.DataFrame) -> str:
     lines = [f"{many(one.slides, 'slide')} of {many(one.patients, 'patient')} that the study does not know."]
     metric = "ACC" if math.isnan(one.AUC) or math.isnan(study.AUC) else "AUC"
     name = called(metric, table)
+    if math.isnan(one.AUC):  # the share of one class that is told is no ACC of all classes, and 0 or 1 of the majority
+        lines += [
+            "AUC and F1 are not defined, one class was tested: ACC is the share of its slides that are told rightly, "
+            "and neither the study's ACC nor that of *always the majority* can be set beside it.",
+            f"One model of {title} reaches {_cell(one, metric)} here, the mean of its models "
+            f"{_cell(rows['mean'], metric)}.",
+        ]
+        return "\n".join(f"- {line}" for line in lines)
     if metric == "ACC":
-        lines.append("AUC is not defined, one class was tested.")
+        lines.append("AUC is not defined in the study.")
     gap, inside = study[metric] - one[metric], one[f"{metric}_low"] <= study[metric] <= one[f"{metric}_high"]
     word = f"{gap:.3f} lower" if gap > 0 else f"{-gap:.3f} higher" if gap < 0 else "the same"
     told = "holds the study's value: no change is shown" if inside else "does not hold the study's value"

@@ -24,8 +24,8 @@ def read_slides(
     """(slides, failures) of a slide file, of all slide files below a folder, or of a table as `load_cohort` reads it,
     in which slide_id alone must be filled in; files are found by a column path, or below the table's own folder.
 
-    slides: columns slide_id, patient_id, label, site, path, mpp; what is not known is empty. Of a file's name that is a
-    TCGA barcode the patient is known. classes: those of the study, of which every label must be one. slides_needed:
+    slides: columns slide_id, patient_id, label, site, path, mpp; what is not known is empty. Of a name that is a TCGA
+    barcode the patient is known. classes: those of the study, of which every label must be one. slides_needed:
     False where features are there already. Raises InputError when there is nothing to apply to.
     """
     place = Path(place)
@@ -38,6 +38,7 @@ def read_slides(
         )
     if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
         slides, failures = load_cohort(place, "", slides_needed, report=report, required=("slide_id",))
+        slides["patient_id"] = slides.patient_id.where(slides.patient_id != "", slides.slide_id.map(_patient))
     else:
         slides, failures = _files(place)
     if strange := sorted(set(slides.label) - {"", *classes}):
@@ -46,6 +47,12 @@ def read_slides(
             ": write the labels as the study does, or leave them empty"
         )
     return slides, failures
+
+
+def _patient(name: str) -> str:
+    """The patient whom a TCGA barcode names; "" of other names."""
+    found = re.match(TCGA, name)
+    return found["patient"] if found else ""
 
 
 def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
@@ -61,8 +68,7 @@ def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
         try:
             if counts[alike(name)] > 1:
                 raise InputError(f"{counts[alike(name)]} slide files are called {name}: keep one, or write a table")
-            patient = re.match(TCGA, plain_name(name, LONGEST_ID))
-            rows.append([name, patient["patient"] if patient else "", "", "", str(path), 0.0])
+            rows.append([plain_name(name, LONGEST_ID), _patient(name), "", "", str(path), 0.0])
         except InputError as error:
             failures.append(failure_row(name, "cohort", error))
     if not rows:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dmsmil.apply.finished import finished_runs
 from dmsmil.apply.known import trained_on
 from dmsmil.apply.members import Colour, Member, Network, Shares
 from dmsmil.apply.novelty import left_out, slide_vectors
-from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.hdf5 import reading
@@ -23,7 +23,7 @@ from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.fit import load_model
 from dmsmil.training.metrics import METRICS, asked_class
 from dmsmil.training.results import note, result_table, run_names
-from dmsmil.training.runs import Runs, check_seeds, finished, get_runs, run_folder
+from dmsmil.training.runs import Runs
 
 # what made a slide's features, and is not the study's
 OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
@@ -83,14 +83,14 @@ def study_kit(
     Arguments as for `configure` and `get_runs`. Raises InputError where a run is absent.
     """
     config = configure(bags, folds, method, scale, options, lam, **settings)
-    runs = _finished(home, bags, folds, config, seeds)
+    runs = finished_runs(home, bags, folds, config, seeds)
     if runs is None:
         raise InputError(
             f"study '{Path(home).name}' has not all the runs of {method} with these settings: run its "
             "03_train first, with the same params"
         )
     rival = configure(bags, folds, RIVAL, scale, None, lam, **settings)
-    pooled = None if method == RIVAL else _finished(home, bags, folds, rival, seeds)
+    pooled = None if method == RIVAL else _rivals(home, bags, folds, rival, seeds)
     trained = [runs, *([pooled] if pooled else [])]
     table, dim = result_table(trained, bags, folds, cohort, positive), bags.x.shape[-1]
     panels = {
@@ -129,19 +129,12 @@ def study_kit(
     )
 
 
-def _finished(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -> Runs | None:
-    """The runs of a configuration, read; None where one is absent or damaged."""
+def _rivals(home, bags: Bags, folds: pd.DataFrame, config: RunConfig, seeds) -> Runs | None:
+    """The runs of mean pooling, which a study need not have."""
     try:
-        there = [
-            finished(run_folder(home, config, fold, seed), config)
-            for fold in range(fold_count(folds))
-            for seed in check_seeds(seeds)
-        ]
+        return finished_runs(home, bags, folds, config, seeds)
     except InputError:
-        there = [None]
-    if not all(there):
         return None
-    return get_runs(home, bags, folds, config, seeds, report=lambda line: None, stage="apply")[0]
 
 
 def _colour(bags: Bags, folds: pd.DataFrame, fold: int) -> Colour:

@@ -52,7 +52,8 @@ def trained_on(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
 
 def recognise(trained: pd.DataFrame, slides: pd.DataFrame, store: Store) -> pd.DataFrame:
     """One row a slide, by slide_id: known, by what the study knows it ("slide, patient", ... or ""), and seen, the
-    folds whose models have seen it. trained: `trained_on`; slides: with features in `store`."""
+    folds whose models have seen it. A patient of whom the study knows one slide, under whatever name, is known by all.
+    trained: `trained_on`; slides: with features in `store`."""
     rows, folds = {}, [name for name in trained if name.startswith("fold_")]
     for row in slides.itertuples():
         own = {
@@ -66,4 +67,13 @@ def recognise(trained: pd.DataFrame, slides: pd.DataFrame, store: Store) -> pd.D
             "known": ", ".join(what for what, hits in same.items() if hits.any()),
             "seen": [int(name[5:]) for name in folds if mine[name].any()],
         }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["known", "seen"])
+    patients: dict[str, set[str]] = {}
+    for row in slides.itertuples():
+        patients.setdefault(mark("patient", row.patient_id) or row.slide_id, set()).add(row.slide_id)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["known", "seen"])
+    for names in map(list, patients.values()):
+        if table.known[names].any():
+            seen = sorted(set().union(*table.seen[names]))
+            for name in names:
+                table.at[name, "known"], table.at[name, "seen"] = table.known[name] or "patient", seen
+    return table

@@ -55,6 +55,9 @@ def make_pages(
         for said in applied.table.to_dict("records")
         for name in [said["slide_id"]]
     }
+    for left in (home / "pages").glob("*.html"):
+        if left.stem not in units:
+            left.unlink()  # of slides that were asked about before
     failures, done = [], run_units(_page, units, workers, scheduler=scheduler)
     for number, (name, seconds, error) in enumerate(progress(done, len(units), "pages"), 1):
         if error is not None:
@@ -70,7 +73,10 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
     started, home, name = time.perf_counter(), store.home, said["slide_id"]
     view = slide_views(row, store, slide_ids=[name], mpp=about["made"].get("fallback_mpp", 0.0))[0]
     parts = [_said(said, about)]
-    if scores is not None:
+    if scores is None:  # what was drawn of it by other models
+        for left in (f"qupath/{name}.geojson", f"qupath/{name}_flat.geojson", f"qupath/{name}.ome.tif"):
+            (home / left).unlink(missing_ok=True)
+    else:
         scales = sorted(scores.scale.unique())
         view["coords"] = {scale: scores.loc[scores.scale == scale, ["x", "y"]].to_numpy() for scale in scales}
         drawn = {scale: scores.normalised[scores.scale == scale].to_numpy() for scale in scales}
@@ -84,7 +90,8 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
         )
         write_heatmap(scores, view["side"], view["bounds"], view["mpp"], home / f"qupath/{name}.ome.tif")
         parts.append(
-            f'<p>For QuPath: <a href="../qupath/{quote(tiles[0].name)}">tiles with scores</a>, '
+            f"<p>{'For other programs' if qupath == 'flat' else 'For QuPath'}: "
+            f'<a href="../qupath/{quote(tiles[0].name)}">tiles with scores</a>, '
             f'<a href="../qupath/{quote(name)}.ome.tif">heatmap</a>. A score says what the models attended to, not '
             "why.</p>"
         )
@@ -102,6 +109,8 @@ def warnings_of(said: dict) -> Iterator[str]:
         )
     if said["known"] and said["models"]:
         yield f"The study knows this slide ({known_by(said['known'])}): only models that have not seen it were asked."
+    if said["known"] and "content" not in said["known"]:
+        yield "Its tiles are none of the study's: if it is another slide or patient of that name, give it its own."
     if not said["models"]:
         yield "Every model of the study has seen this slide or its patient: nothing is predicted."
 

@@ -145,10 +145,11 @@ def said_sentences(table: pd.DataFrame) -> str:
     """Markdown: how many slides are predicted, on how many the models disagree, what is known and what unlike."""
     asked = table[table.models > 0]
     counts = asked.pred.value_counts().sort_index()
+    told = ", ".join(f"{count} {as_written(name)}" for name, count in counts.items())
     lines = [
-        f"{len(asked)} of {len(table)} slides are predicted: "
-        + ", ".join(f"{count} {as_written(name)}" for name, count in counts.items())
-        + "."
+        f"{len(asked)} of {len(table)} slides are predicted: {told}."
+        if len(asked)
+        else f"None of {len(table)} slides is predicted: every model has seen them, or their patients."
     ]
     if "note" in table:
         lines.insert(0, f"**{as_written(table.note.iloc[0])}**")  # before any answer
@@ -156,7 +157,8 @@ def said_sentences(table: pd.DataFrame) -> str:
     if len(torn):
         lines.append(f"On {len(torn)} of them the models do not agree about the class.")
     if (known := table.known != "").any():
-        lines.append(f"The study knows {known.sum()} of the slides; only models that have not seen them were asked.")
+        who = "; only models that have not seen them were asked" if len(asked) else ""
+        lines.append(f"The study knows {known.sum()} of the slides{who}.")
     odd = table[table.unlike != ""]
     lines.append(
         f"**Unlike the training slides**: {', '.join(map(as_written, odd.slide_id[:8]))}"

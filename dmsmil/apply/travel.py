@@ -29,19 +29,25 @@ from dmsmil.apply.folder import FORMAT, MODEL, read_model
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.members import Colour, Member, Network, Shares
 from dmsmil.features.bags import Bags, toy_bags
-from dmsmil.jobs.files import InputError, atomic, fingerprint, write_csv, write_json, write_text
+from dmsmil.jobs.files import InputError, atomic, fingerprint, sweep, write_csv, write_json, write_text
 from dmsmil.models import create
 
 WEIGHTS, REFERENCE = "weights.safetensors", "reference.safetensors"
 TABLES = {"trained": "trained_on.csv", "results": "results.csv", "tested": "out_of_fold.csv"}
+FILES, CARD = (WEIGHTS, REFERENCE, *TABLES.values()), "MODEL_CARD.md"
 NEAR = 1e-4  # how far a probability may be from what it was on another machine
 RULES = {"Colour": Colour, "Shares": Shares}
 
 
 def write_kit(kit: Kit, folder: str | Path) -> Path:
-    """Write a kit into a new folder. Raises InputError where something is there that is none."""
+    """Write a kit into a new folder, or over one, whole or begun. Raises InputError where something else is there."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / MODEL).is_file()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder.name} cannot be made ({error.strerror}): name another place") from error
+    sweep(folder)
+    if not (folder / MODEL).is_file() and {path.name for path in folder.iterdir()} - {*FILES, CARD}:
         raise InputError(f"{folder.name} is there and is no exported model: name a new folder")
     (folder / MODEL).unlink(missing_ok=True)  # written last: a folder without it is none
     weights, rules, said = {}, {}, {}
@@ -66,7 +72,7 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
         )
     for what, name in TABLES.items():
         write_csv(getattr(kit, what), folder / name, digits=9)
-    write_text(card(kit), folder / "MODEL_CARD.md")
+    write_text(card(kit), folder / CARD)
     panels = {panel: [[member.fold, member.seed] for member in members] for panel, members in kit.panels.items()}
     whole = {
         "format": FORMAT,
@@ -74,7 +80,7 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
         "panels": panels,
         "rules": rules,
         "said": said,
-        "files": {name: _digest(folder / name) for name in (WEIGHTS, REFERENCE, *TABLES.values())},
+        "files": {name: _digest(folder / name) for name in FILES},
     }
     write_json({**whole, "fingerprint": fingerprint(whole, 64)}, folder / MODEL)
     return folder

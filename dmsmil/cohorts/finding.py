@@ -171,13 +171,15 @@ def _shared(frame: pd.DataFrame) -> list[tuple[int, str]]:
     return problems
 
 
-def without_file(expected: pd.DataFrame, files: SlideFiles, taken: set[str]) -> Reasons:
-    """The rows of `expected` without a slide file, and what may be meant: no file of a slide in `taken`."""
+def without_file(
+    expected: pd.DataFrame, files: SlideFiles, taken: set[str], advice: str = "check the key 'slides'"
+) -> Reasons:
+    """The rows of `expected` without a slide file, what may be meant (no file of a slide in `taken`) and what to do."""
     lost = expected[(expected.path == "") & (expected.slide_id != "")]
     near = files.near(lost.slide_id.to_list(), {bare_name(name) for name in taken}) if len(lost) else {}
     for row, slide_id in lost.slide_id.items():
         hint = f"did you mean {near[slide_id]}? Else " if slide_id in near else ""
-        yield row, f"no slide file named {slide_id}.*: {hint}check the key 'slides', or add a column 'path'"
+        yield row, f"no slide file named {slide_id}.*: {hint}{advice}, or add a column 'path'"
     for row, path in expected.path[expected.path != ""].items():
         if not is_file(path):
             yield row, f"the slide file {Path(path).name[:80]} {_why_not(path)}: check the column 'path'"

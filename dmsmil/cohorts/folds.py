@@ -201,7 +201,8 @@ def _validation(labels: pd.Series, rows: np.ndarray, share: float, seed: int) ->
     if not size or labels.value_counts().min() < 3:
         return rows[:0]
     splitter = StratifiedShuffleSplit(1, test_size=size, random_state=seed)
-    return rows[next(splitter.split(rows, labels))[1]]
+    chosen = next(splitter.split(rows, labels))[1]
+    return rows[chosen] if labels.iloc[chosen].nunique() == n_classes else rows[:0]  # of a rare class it may take none
 
 
 # ------------------------------------------------------------------------------------------------ by site

@@ -60,7 +60,8 @@ def load_cohort(
     if slides_needed:
         expected = frame[frame.file_id == ""] if from_server else frame
         expected = expected[~expected.slide_id.isin(list(encoded))]
-        problems += [*uncertain, *without_file(expected, files, set(frame.slide_id))]
+        advice = "check the key 'slides'" if slides or "label" in required else "put it below the folder of the table"
+        problems += [*uncertain, *without_file(expected, files, set(frame.slide_id), advice)]
     else:
         frame["path"] = [path if is_file(path) else "" for path in frame.path]
     for row, reason in problems:

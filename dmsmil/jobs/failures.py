@@ -21,7 +21,9 @@ def failure_row(unit: str, stage: str, error: BaseException) -> dict:
 def read_failures(folder) -> pd.DataFrame:
     """The failures of a study: columns unit, stage, reason, traceback (empty when there are none)."""
     path = Path(folder) / "failures.csv"
-    return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=FAILURE_COLUMNS)
+    return (
+        pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=FAILURE_COLUMNS)
+    )
 
 
 def write_failures(folder, stage: str, rows: list[dict]) -> pd.DataFrame:

@@ -32,6 +32,7 @@ FREE = (
     "workers",
     "scheduler",
     "qupath",
+    "allow_failures",
 )  # what a model leaves open
 
 
@@ -151,7 +152,9 @@ def export(params: dict, place: str) -> int:
         f"{shown(folder)}   {kit.about['name']}, {many(len(kit.panels[kit.about['name']]), 'model')} of the study "
         f"'{kit.about['study']}'"
     )
-    say(f"dmsmil apply {shown(folder)} SLIDES   asks them, on any machine that has dmsmil")
+    on_gpu = kit.about["made"]["encoder"].get("precision") == "amp"
+    where = "any machine with a GPU, for its features were made on one" if on_gpu else "any machine that has dmsmil"
+    say(f"dmsmil apply {shown(folder)} SLIDES   asks them, on {where}")
     return 0
 
 

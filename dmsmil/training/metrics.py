@@ -118,12 +118,15 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
     Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1; runs in which a metric is not defined are left out),
     ACC_low, ACC_high (bootstrap of patients on the pooled out-of-fold predictions), ACC_pooled (of all predictions of a
     seed and repeat as if one model had made them, mean over these), and so for F1 and AUC; undefined, the runs in which
-    F1 or AUC is not defined. Where AUC is defined in no run, as in leave-one-out, its interval is that of AUC_pooled.
+    F1 or AUC is not defined. Where AUC is defined in no run, as in leave-one-out, F1 is in none either, and intervals
+    are those of the pooled ones.
     Of more than two classes also classes, how many there are: tables then call F1 and AUC what they are (`called`).
     """
     by_fold = score_by_fold(predictions, positive)
     whole = predictions.assign(fold=predictions.fold.map(repeat_of(predictions)))
     pooled = score_by_fold(whole, positive)
+    if by_fold.AUC.isna().all():  # each run tests one class: its F1 counts no true negative, and is no F1
+        by_fold["F1"] = np.nan
     low, high = bootstrap(predictions if by_fold.AUC.notna().any() else whole, positive, draws, seed)
     result = {}
     for name in METRICS:
@@ -167,10 +170,12 @@ def mean_interval(
     values, patients, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
     """Mean over patients of a value a slide (a patient's slides averaged first), and its interval when patients are
-    drawn again: (mean, low, high). NaN values are left out; all NaN where none is left."""
+    drawn again: (mean, low, high). NaN values are left out; all NaN where none is left, the interval where one is."""
     means = pd.Series(np.asarray(values, float)).groupby(np.asarray(patients)).mean().dropna().to_numpy()
     if not len(means):
         return float("nan"), float("nan"), float("nan")
+    if len(means) == 1:
+        return float(means[0]), float("nan"), float("nan")
     drawn = np.random.default_rng(seed).choice(means, (draws, len(means))).mean(1)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(means.mean()), float(low), float(high)
@@ -234,11 +239,15 @@ def calibration(predictions: pd.DataFrame, positive: str = "", bins: int = 5) ->
     """Reliability in bins of equal count, and the expected calibration error.
 
     Returns (table with columns predicted, observed, predictions, how many there are in a bin; ECE = sum over bins of
-    share x |observed - predicted|). A slide counts as often as it was predicted.
+    share x |observed - predicted|). A slide counts as often as it was predicted; equal probabilities share a bin.
     """
     name = positive_class(class_names(predictions), positive)
     ordered = predictions.sort_values(f"prob_{name}", kind="stable")
-    parts = [p for p in np.array_split(np.arange(len(ordered)), min(bins, len(ordered))) if len(p)]
+    value = ordered[f"prob_{name}"].to_numpy()
+    edges = [part[0] for part in np.array_split(np.arange(len(value)), min(bins, len(value)))[1:]]
+    ties = [(np.searchsorted(value, value[at]), np.searchsorted(value, value[at], side="right")) for at in edges]
+    cuts = {int(min(ends, key=lambda end: abs(end - at))) for at, ends in zip(edges, ties)} - {0, len(value)}
+    parts = np.split(np.arange(len(value)), sorted(cuts))
     table = pd.DataFrame(
         [
             {

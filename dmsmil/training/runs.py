@@ -148,7 +148,7 @@ def get_runs(
             report(f"[{number}/{len(missing)}] {line}")
     write_failures(study, stage, rows)
     return [
-        _gather(config, [(args, records[name]) for name, args in wanted.items() if name.startswith(f"{config.name}/")])
+        gather(config, [(args, records[name]) for name, args in wanted.items() if name.startswith(f"{config.name}/")])
         for config in configs
     ]
 
@@ -296,7 +296,7 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     )
 
 
-def _gather(config: RunConfig, made: list[tuple[tuple, dict | None]]) -> Runs:
+def gather(config: RunConfig, made: list[tuple[tuple, dict | None]]) -> Runs:
     """The runs of one configuration from (unit, record) of each; those without a record failed."""
     predictions, history, records, folders = [], [], [], {}
     for (_, fold, seed, folder, _), record in made:

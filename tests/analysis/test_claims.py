@@ -192,6 +192,31 @@ def test_a_collapse_holds_nothing(tmp_path):
     assert found(tmp_path, "of all methods") == (NOT_HELD, "DMSMIL collapsed in 2 of 5 runs")
 
 
+def test_who_learned_nothing_holds_nothing_and_is_no_yardstick(tmp_path):
+    compared(tmp_path)
+    table = pd.read_csv(tmp_path / "tables/04_compare.csv").fillna({"method": "", "scales": ""})
+    mine = table.assign(learned_nothing=table.runs.where(table.name == "DMSMIL", 0))
+    save_table(mine, tmp_path, "04_compare")
+    verdict, number = found(tmp_path, "highest ACC of the multi-scale")
+    runs = mine.runs[0]
+    assert (verdict, number) == (NOT_HELD, f"DMSMIL learned nothing in {runs} of {runs} runs")
+    theirs = table.assign(learned_nothing=table.runs.where(table.name == "Mean pooling", 0))
+    save_table(theirs, tmp_path, "04_compare")
+    assert (
+        "of DSMIL" in found(tmp_path, "highest ACC of all")[1] or "of DAMIL" in found(tmp_path, "highest ACC of all")[1]
+    )
+
+
+def test_the_difference_is_that_of_the_folds_that_both_have(tmp_path):
+    """A run that failed moves a mean, and not the paired difference."""
+    compared(tmp_path)
+    tests = pd.read_csv(tmp_path / "tables/04_tests.csv")
+    tests["ACC_difference"] = tests.ACC_difference.where(tests.name != "DSMIL", -0.02)
+    save_table(tests, tmp_path, "04_tests")
+    verdict, number = found(tmp_path, "highest ACC of the multi-scale")
+    assert verdict == NOT_SHOWN and "DMSMIL is worse than DSMIL" in number
+
+
 def test_without_its_test_no_difference_is_held(tmp_path):
     compared(tmp_path)
     (tmp_path / "tables/04_tests.csv").unlink()

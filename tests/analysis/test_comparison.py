@@ -14,6 +14,7 @@ from dmsmil.analysis.comparison import (
     equivalents,
     holm,
     metric_table,
+    p_value,
     seen_from,
     sentence,
 )
@@ -503,7 +504,7 @@ def test_the_sentence_follows_from_the_numbers():
     row = table.loc["mean"].copy()
     assert "pooled AUC" in sentence(row, "DMSMIL", "DeLong")
     row["AUC_p_holm"] = 0.0501  # significant before the correction is not enough
-    assert "not shown" in sentence(row, "DMSMIL") and sentence(row, "DMSMIL").endswith("corrected p = 0.050.")
+    assert "not shown" in sentence(row, "DMSMIL") and sentence(row, "DMSMIL").endswith("corrected p = 0.0501.")
     row["AUC_p_holm"] = 0.0499
     assert "is better than" in sentence(row, "DMSMIL")
 
@@ -560,3 +561,21 @@ def test_where_none_of_three_classes_is_named_the_pooled_test_needs_two():
         "DMSMIL against other by pooled AUC is not tested: it needs two classes, or one that the key positive "
         "sets against the rest."
     )
+
+
+def test_a_p_beside_alpha_shows_its_side():
+    assert [p_value(p) for p in (0.0002, 0.0494, 0.0498, 0.0502, 0.0506, 0.3)] == [
+        "p < 0.001",
+        "p = 0.049",
+        "p = 0.0498",
+        "p = 0.0502",
+        "p = 0.051",
+        "p = 0.30",
+    ]
+    assert (p_value(0.049999), p_value(0.050001)) == ("p < 0.05", "p ≥ 0.05")
+
+
+def test_equal_values_that_differ_in_the_last_bit_share_a_rank():
+    u = 0.6388888888888888
+    table = pd.DataFrame([[u, 0.7, 0.8], [u + 2e-16, 0.6, 0.9], [0.5, 0.5, 0.5]], index=list("abc"))
+    assert u + 2e-16 != u and friedman_nemenyi(table).ranks.to_dict() == {"a": 1.5, "b": 1.5, "c": 3.0}

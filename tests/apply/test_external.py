@@ -65,7 +65,11 @@ def test_one_class_has_no_auc_and_says_so(made, labelled):
     one = replace(labelled, table=labelled.table[keep].reset_index(drop=True))
     table = external_table(made.kit, one)
     assert table[table["where"] == "mean"].AUC.isna().all() and "AUC is not defined" in external_sentences(table)
-    assert (external_shown(table).AUC[1:3] == "not defined").all()
+    shown = external_shown(table)
+    assert (shown.AUC[1:3] == "not defined").all() and (shown.F1[1:3] == "not defined").all()
+    said = external_sentences(table)
+    assert "lower" not in said and "higher" not in said and "above" not in said, "the study's ACC is of both classes"
+    assert "share of its slides that are told rightly" in said
 
 
 def row(where, auc, low, high, name="DMSMIL"):

@@ -40,6 +40,15 @@ def test_one_slide_is_itself(folder):
     assert list(slides.slide_id) == ["a"] and slides.path[0] == str(folder / "a.svs")
 
 
+def test_the_patient_of_a_barcode_is_known_in_a_table_too(folder):
+    slides, _ = read(table(folder, "slide_id,patient_id\nTCGA-A7-A0CD-01Z-00-DX1.abc,\na,\nb,mine\n"))
+    assert slides.set_index("slide_id").patient_id.to_dict() == {
+        "TCGA-A7-A0CD-01Z-00-DX1.abc": "TCGA-A7-A0CD",
+        "a": "",
+        "b": "mine",
+    }
+
+
 @pytest.mark.parametrize("name", ["photo.png", "scan.qptiff"])
 def test_a_file_that_is_neither_is_said_to_be(folder, name):
     (folder / name).touch()

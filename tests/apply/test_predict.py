@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dmsmil.apply.kit import check_same, made_by, study_kit
 from dmsmil.apply.known import recognise
@@ -16,6 +17,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.training.baselines import colour_predictions, majority_predictions
 from dmsmil.training.fit import load_model, predict
+from dmsmil.training.record import read_record, write_record
 from dmsmil.training.runs import read_predictions
 from tests.apply.conftest import ENCODER, NEW, SCALES, SETTINGS, TILE, K
 from tests.conftest import assert_one_line
@@ -94,6 +96,49 @@ def test_a_patient_and_a_copy_are_recognised_as_well(made, tmp_path):
     )
 
 
+def test_all_slides_of_a_patient_are_known_when_one_is(made, whole):
+    """A training patient under a new pseudonym: one slide is a copy, and another one of theirs is new."""
+    _, bags = whole
+    copy, other = made.cohort.slide_id[0], NEW[0]
+    slides = pd.DataFrame({"slide_id": bags.slide_ids, "patient_id": "", "label": ""})
+    slides.loc[slides.slide_id.isin([copy, other]), "patient_id"] = "N1"
+    marks = recognise(made.kit.trained, slides, bags.store)
+    assert marks.known[other] == "patient" and marks.seen[other] == marks.seen[copy] != []
+    assert marks.known[NEW[1]] == "" and marks.seen[NEW[1]] == []
+
+
+def test_models_of_another_version_are_asked_while_they_say_what_they_said(made, tmp_path):
+    """After every update of dmsmil a study had to be trained again before it could be applied."""
+    home = shutil.copytree(made.home, tmp_path / "mine")
+    folders = sorted(path for path in home.glob("runs/dmsmil-*") if path.is_dir())
+    for folder in folders:
+        for run in folder.iterdir():
+            record = {name: value for name, value in read_record(run).items() if name != "files"}
+            write_record({**record, "config": {**record["config"], "code": "of 2025"}}, run)
+        folder.rename(folder.with_name("dmsmil-0123456789"))
+    kit = study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
+    assert list(kit.panels) == list(made.kit.panels)
+    pd.testing.assert_frame_equal(kit.results, made.kit.results)
+    run = home / "runs/dmsmil-0123456789/fold1-seed0"
+    weights = load_file(run / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, run / "model.safetensors")
+    with pytest.raises(InputError, match="model.safetensors is not what was written"):
+        study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
+    record = {name: value for name, value in read_record(run).items() if name != "files"}
+    write_record(record, run)
+    with pytest.raises(InputError, match="trained by another version of dmsmil, and their models say someth") as caught:
+        study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
+    assert_one_line(caught, "dmsmil in study 'mine'")
+
+
+def test_a_run_that_was_changed_is_named(made, tmp_path):
+    home = shutil.copytree(made.home, tmp_path / "mine")
+    table = sorted(home.glob("runs/dmsmil-*/fold1-seed0/predictions.csv"))[0]
+    table.write_text(table.read_text() + " ")
+    with pytest.raises(InputError, match="fold 1, seed 0 of dmsmil in study 'mine': predictions.csv is not what was"):
+        study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
+
+
 def test_where_every_model_has_seen_a_slide_nothing_is_predicted(made, whole):
     _, bags = whole
     trained = made.kit.trained.assign(fold_0=True, fold_1=True)
@@ -105,6 +150,8 @@ def test_where_every_model_has_seen_a_slide_nothing_is_predicted(made, whole):
     assert own[[f"prob_{name}" for name in made.kit.classes]].isna().to_numpy().all()
     assert sorted(applied.means["DMSMIL"].slide_id) == NEW and set(applied.scores.slide_id) == set(NEW)
     assert "3 of 10 slides are predicted" in said_sentences(applied.table)
+    none = said_sentences(applied.table[applied.table.models == 0])
+    assert "None of 7 slides is predicted: every model has seen them" in none and "only models" not in none
 
 
 def test_scores_are_the_mean_of_shares(made, whole):

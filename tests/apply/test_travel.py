@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmsmil.apply.card import card
 from dmsmil.apply.folder import MODEL, is_kit, read_model
 from dmsmil.apply.travel import WEIGHTS, read_kit, write_kit
 from dmsmil.apply.words import NOT_FOR
@@ -185,6 +187,22 @@ def test_it_takes_no_folder_that_is_something_else(made, tmp_path):
         write_kit(made.kit, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert not is_kit(tmp_path / "mine")
+
+
+def test_an_export_that_was_cut_short_is_begun_again(made, folder, tmp_path):
+    (folder / "model.json").unlink()
+    (folder / "results.csv").unlink()
+    assert read_kit(write_kit(made.kit, folder)).about == made.kit.about
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="the folder out cannot be made .*: name another place") as caught:
+        write_kit(made.kit, tmp_path / "file/out")
+    assert_one_line(caught, "out")
+
+
+def test_the_card_of_a_study_that_left_one_out_has_no_nan(made):
+    results = made.kit.results.assign(AUC_mean=float("nan"), AUC_pooled=0.75, AUC_low=0.5, AUC_high=0.9)
+    assert "| pooled 0.750 [0.50, 0.90] |" in card(replace(made.kit, results=results))
+    assert "nan" not in card(replace(made.kit, results=results.assign(F1_mean=float("nan"), F1_pooled=float("nan"))))
 
 
 def test_it_is_written_again_over_itself(made, folder):

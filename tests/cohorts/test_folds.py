@@ -334,3 +334,13 @@ def test_the_largest_share_leaves_patients_of_each_class_to_train_on():
     frame = cohort()
     table = make_folds(frame, 2, val_share=0.99)
     assert all(table.label[table[f"fold_{fold}"] == "train"].nunique() == 2 for fold in range(2))
+
+
+def test_a_validation_part_without_a_rare_class_is_none():
+    labels = ["A"] * 117 + ["B"] * 5
+    names = [f"p{i}" for i in range(122)]
+    frame = pd.DataFrame({"slide_id": names, "patient_id": names, "label": labels, "site": ""})
+    table = make_folds(frame, 5, val_share=0.1)
+    for name in [c for c in table if c.startswith("fold_")]:
+        chosen = table.label[table[name] == "val"]
+        assert chosen.nunique() in (0, 2)

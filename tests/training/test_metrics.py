@@ -16,6 +16,7 @@ from dmsmil.training.metrics import (
     confusion,
     curve_classes,
     draw_metrics,
+    mean_interval,
     patient_draws,
     positive_class,
     predicted_times,
@@ -253,3 +254,31 @@ def test_calibration_of_a_calibrated_and_of_a_boastful_model():
     bold = predictions_table(range(p.size), range(p.size), label, np.stack([1 - bold_p, bold_p], 1), CLASSES)
     assert calibration(good)[1] < 0.02 and calibration(bold, bins=2)[1] == pytest.approx(0.25, abs=0.02)
     assert calibration(good)[0].predictions.sum() == p.size
+
+
+def test_equal_probabilities_share_a_bin_whatever_their_order():
+    label = np.array(["IDC", "ILC"] * 50)
+    half = np.full((100, 2), 0.5)
+    for order in (np.arange(100), np.argsort(label)):
+        table_, error = calibration(predictions_table(order, order, label[order], half, CLASSES))
+        assert error == pytest.approx(0) and list(table_.predictions) == [100]
+    p = np.repeat([0.1, 0.4, 0.9], [40, 50, 10])
+    said = predictions_table(range(100), range(100), label, np.stack([1 - p, p], 1), CLASSES)
+    table_, error = calibration(said)
+    assert list(table_.predictions) == [40, 50, 10] and list(table_.predicted) == pytest.approx([0.1, 0.4, 0.9])
+    assert error == pytest.approx(0.4 * 0.4 + 0.5 * 0.1 + 0.1 * 0.4)
+
+
+def test_where_each_run_tests_one_class_f1_is_the_pooled_one():
+    """A mean over one-slide folds counts no true negative: it is TP / (TP + FP + FN), below F1."""
+    t = table(40, slides_a_patient=1)
+    alone = summarise(t.assign(fold=np.arange(40)), draws=20)
+    assert np.isnan([alone["F1_mean"], alone["F1_std"], alone["AUC_mean"]]).all()
+    assert alone["F1_pooled"] == pytest.approx(f1_score(t.label == "ILC", t.pred == "ILC"))
+    assert alone["F1_low"] <= alone["F1_pooled"] <= alone["F1_high"] and alone["undefined"] == 40
+
+
+def test_one_patient_has_no_interval():
+    mean, low, high = mean_interval([0.2, 0.4], ["p", "p"])
+    assert mean == pytest.approx(0.3) and np.isnan([low, high]).all()
+    assert np.isnan(mean_interval([np.nan], ["p"])).all() and not np.isnan(mean_interval([1, 2], ["p", "q"])).any()
