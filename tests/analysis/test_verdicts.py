@@ -121,7 +121,7 @@ def test_the_sentence_about_damil_turns_with_the_number():
     assert bad.count("is not shown to be better") == 2
     fallen = grid()
     fallen.loc[fallen.name == "DAMIL 10x", "collapsed"] = 2
-    assert "DAMIL 10x collapsed, and so is no result" in scale_sentences(fallen, both)
+    assert "DAMIL 10x is no result: 2 of 5 runs collapsed." in scale_sentences(fallen, both)
     assert "not compared" in scale_sentences(grid(), both[:0])
 
 
