@@ -100,7 +100,8 @@ def marked_sentences(table: pd.DataFrame) -> list[str]:
         lines.append(f"Learned nothing: {as_written('; '.join(names))}.")
     if len(gathered):
         names = [
-            f"{row['name']} ({row[GATHERED]} of {row.runs} runs; over all of them on {row[EFFECTIVE]:.0%} of the tiles)"
+            f"{row['name']} ({row[GATHERED]} of {row.runs} runs{', ' if row[GATHERED] == row.runs else '; all on '}"
+            f"{row[EFFECTIVE]:.0%} of the tiles)"
             for _, row in gathered.iterrows()
         ]
         lines.append(f"Attention gathered on few tiles: {as_written('; '.join(names))}.")
@@ -216,7 +217,7 @@ def note(row: pd.Series) -> str:
     if row.get(GATHERED, 0):
         where = f", on {row[EFFECTIVE]:.0%} of the tiles"
         if row[GATHERED] < row.runs:
-            where = f" (over all runs it is spread over {row[EFFECTIVE]:.0%} of the tiles)"
+            where = f" (all runs: on {row[EFFECTIVE]:.0%} of the tiles)"
         said.append(f"attention gathered in {row[GATHERED]} of {row.runs} runs{where}")
     if row.get("undefined", 0):
         f1, auc = called("F1", row), called("AUC", row)

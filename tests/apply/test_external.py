@@ -64,7 +64,9 @@ def test_one_class_has_no_auc_and_says_so(made, labelled):
     keep = labelled.table.slide_id.isin(NEW[:2])
     one = replace(labelled, table=labelled.table[keep].reset_index(drop=True))
     table = external_table(made.kit, one)
-    assert table[table["where"] == "mean"].AUC.isna().all() and "AUC and F1 are not defined" in external_sentences(table)
+    assert table[table["where"] == "mean"].AUC.isna().all() and "AUC and F1 are not defined" in external_sentences(
+        table
+    )
     shown = external_shown(table)
     assert (shown.AUC[1:3] == "not defined").all() and (shown.F1[1:3] == "not defined").all()
     said = external_sentences(table)

@@ -70,7 +70,7 @@ def test_the_sentence_on_health_divides_means_over_runs():
 
 def test_marks_are_named_and_a_method_without_the_terms_has_none():
     said = health_sentences(runs_of(learned_nothing=[True, False], gathered=[False, True]), bags_of(8, 8))
-    assert said.endswith("attention gathered in 1 of 2 runs (over all runs it is spread over 15% of the tiles).")
+    assert said.endswith("attention gathered in 1 of 2 runs (all runs: on 15% of the tiles).")
     runs = runs_of()
     no_gradient = [one | {"gradient_ot": 0.0} for one in runs.records.start]
     for history, start in (
@@ -89,7 +89,7 @@ def test_marks_are_named_and_a_method_without_the_terms_has_none():
             {"gathered": 4, "effective": 0.06},
             "- **Its attention has gathered in 4 of 5 runs**: at the scale where it is "
             "least it is spread over 6% of a slide's tiles",
-            "attention gathered in 4 of 5 runs (over all runs it is spread over 6% of the tiles)",
+            "attention gathered in 4 of 5 runs (all runs: on 6% of the tiles)",
         ),
         (
             {"gathered": 5, "effective": 0.06},
