@@ -33,8 +33,8 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
 
     What is done already is read, not done again; start the same study again to continue after any interruption. A
     notebook of which nothing has changed is not executed (`unchanged`), unless `only` names it.
-    After the last notebook, the report, the book is built. Status 0: all well; 1: units failed (see failures.csv) and
-    allow_failures is off; 2: a notebook stopped, or the book could not be built (all results are there). Raises
+    After the report and what may follow it, the book is built. Status 0: all well; 1: units failed (see failures.csv)
+    and allow_failures is off; 2: a notebook stopped, or the book could not be built (all results are there). Raises
     InputError before any notebook, for what `only` names and is none, for settings that no method can do with, and when
     another process runs the study.
     """
@@ -53,9 +53,10 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
             write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
             write_json(environment(), home / "environment.json")
         memory = Memory(home, params)
-        if not _notebooks(chosen, bool(only), home, params, memory, say):
-            return 2
+        stopped = _notebooks(chosen, bool(only), home, params, memory, say)
         whole, problem = REPORT in [notebook.stem for notebook in chosen], ""
+        if stopped and not (whole and stopped == APPLY):  # what was asked of new slides costs the study no book
+            return 2
         if whole and not memory.knows_book():
             problem = _build_book(home, say)
             if not problem:
@@ -70,7 +71,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         + ", and the other notebooks beside it"
     )
     say(f"  {shown(home)}/tables/ and figures/   every number and figure so far, with the data behind each")
-    if applies:
+    if applies and not stopped:
         say(f"  {shown(home / OTHERS)}/index.html   a page for each slide that was asked about")
     if problem:
         say(f"the book could not be built: {problem}")
@@ -82,7 +83,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
             say(f"{many(len(failures), 'unit')} failed: see {shown(place)}/failures.csv")
         for row in failures.head(5).itertuples():
             say(f"  {row.unit} ({row.stage}): {row.reason}")
-    if problem:
+    if problem or stopped:
         return 2
     return 1 if any(map(len, failed.values())) and not params["allow_failures"] else 0
 
@@ -108,9 +109,9 @@ def choose(only: list[str] | None) -> list[Path]:
 
 def _notebooks(
     chosen: list[Path], asked: bool, home: Path, params: dict, memory: Memory, say: Callable[[str], None]
-) -> bool:
-    """Execute notebooks one after the other, and say so; False when one stopped. asked: whether the person named them;
-    of others those are passed over that would give what they gave."""
+) -> str:
+    """Execute notebooks one after the other, and say so; returns the name of the one that stopped, "" where none did.
+    asked: whether the person named them; of others those are passed over that would give what they gave."""
     watch = None
     for number, notebook in enumerate(chosen, 1):
         if not asked and memory.knows(notebook):
@@ -129,14 +130,14 @@ def _notebooks(
         if problem:
             say(f"{notebook.stem} stopped: {problem}")
             say(f"the notebook as far as it came: {shown(home)}/notebooks/{notebook.stem}.failed.ipynb")
-            return False
+            return notebook.stem
         memory.end(notebook)
         seconds = time.perf_counter() - clock
         end_time(home, notebook.stem, seconds, first)
         say(f"{notebook.stem}  done in {seconds:.0f} s")
         for line in result_lines(home, notebook.stem) if trains else ():
             say(line)
-    return True
+    return ""
 
 
 def _build_book(home: Path, say: Callable[[str], None]) -> str:

@@ -76,6 +76,20 @@ def test_slides_are_predicted_only_where_some_are_named(quick, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_a_mistake_in_apply_to_costs_the_study_no_book(quick, tmp_path, monkeypatch):
+    from dmsmil.study import run as room
+
+    built, whole = [], room.execute
+    monkeypatch.setattr(book, "build", lambda home, say: built.append(home))
+    monkeypatch.setattr(
+        room, "execute", lambda notebook, *rest: "no such table" if "10" in notebook.stem else whole(notebook, *rest)
+    )
+    status, said, home = quick(["00", "09", "10"], apply_to="params/demo_nwe.csv")
+    assert status == 2 and built == [home] and any("10_apply stopped: no such table" in line for line in said)
+    assert any("book/index.html" in line for line in said) and not any("apply/index.html" in line for line in said)
+
+
+@pytest.mark.slow
 def test_by_itself_it_changes_nothing_that_is_the_studys(quick, tmp_path):
     """Neither params.yaml nor the settings of its methods: it may be refused for what is named here."""
     _, _, home = quick()
