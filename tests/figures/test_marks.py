@@ -80,7 +80,7 @@ def test_lam_curves_are_hollow_where_nothing_was_learned(tmp_path):
     assert not figures.lam_curves(table[1:], tmp_path / "n").get_supxlabel()
     said = lam_sentences(table, lam_tests(runs))
     assert "- Learned nothing: λ = 0.1 (2 of 3 runs)." in said
-    assert "- Attention gathered on few tiles: L_ce alone (1 of 3 runs, 50% of the tiles)." in said
+    assert "- Attention gathered on few tiles: L_ce alone (1 of 3 runs; all on 50% of the tiles)." in said
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_the_ranking_names_them():
     said = ranking(rows(learned_nothing=2, gathered=1))
     assert (
         "- Learned nothing: CLAM-SB 10x (2 of 5 runs).\n"
-        "- Attention gathered on few tiles: CLAM-SB 10x (1 of 5 runs, 6% of the tiles)."
+        "- Attention gathered on few tiles: CLAM-SB 10x (1 of 5 runs; all on 6% of the tiles)."
     ) in said
     fallen = ranking(rows(collapsed=1, learned_nothing=2, gathered=1))
     assert "Collapsed, and so no result: CLAM-SB 10x." in fallen, "and no more is said of it"
