@@ -9,7 +9,7 @@ from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.text import as_written, listed, many
 from dmsmil.slides.given import BY
 from dmsmil.training.metrics import METRICS, called
-from dmsmil.training.results import number
+from dmsmil.training.results import in_brackets, number
 
 
 def made_in_words(made: dict) -> str:
@@ -61,6 +61,5 @@ def _cell(row, metric: str) -> str:
     name, value = number(row, metric)
     if math.isnan(value):
         return "not defined"
-    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    interval = in_brackets(row[f"{metric}_low"], row[f"{metric}_high"])
     return f"{'pooled ' if name.startswith('pooled') else ''}{value:.3f}{interval}"

@@ -10,7 +10,7 @@ from dmsmil.apply.kit import Kit
 from dmsmil.apply.predict import Applied
 from dmsmil.jobs.text import as_written, many
 from dmsmil.training.metrics import METRICS, bootstrap, calibration_error, called, counted_classes, score
-from dmsmil.training.results import number
+from dmsmil.training.results import in_brackets, number
 
 WHERE = {"study": "in the study, one model", "one": "here, one model", "mean": "here, the mean of all"}
 
@@ -99,8 +99,7 @@ def external_shown(table: pd.DataFrame) -> pd.DataFrame:
 def _cell(row: pd.Series, metric: str) -> str:
     if math.isnan(row[metric]):
         return "not defined"
-    interval = "" if math.isnan(row[f"{metric}_low"]) else f" [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
-    return f"{row[metric]:.3f}{interval}"
+    return f"{row[metric]:.3f}{in_brackets(row[f'{metric}_low'], row[f'{metric}_high'])}"
 
 
 def external_sentences(table: pd.DataFrame) -> str:

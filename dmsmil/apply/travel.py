@@ -25,6 +25,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from dmsmil.apply.card import card
+from dmsmil.apply.finished import NEAR
 from dmsmil.apply.folder import FORMAT, MODEL, read_model
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.members import Colour, Member, Network, Shares
@@ -35,7 +36,6 @@ from dmsmil.models import create
 WEIGHTS, REFERENCE = "weights.safetensors", "reference.safetensors"
 TABLES = {"trained": "trained_on.csv", "results": "results.csv", "tested": "out_of_fold.csv"}
 FILES, CARD = (WEIGHTS, REFERENCE, *TABLES.values()), "MODEL_CARD.md"
-NEAR = 1e-4  # how far a probability may be from what it was on another machine
 RULES = {"Colour": Colour, "Shares": Shares}
 
 

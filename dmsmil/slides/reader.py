@@ -152,13 +152,13 @@ def _check_square(file: WsiFile | OmeFile) -> list[str]:
     across, down = file.mpp, file.mpp_y
     if not all(SANE_MPP[0] <= size <= SANE_MPP[1] for size in (across, down)) or abs(across / down - 1) <= NEAR:
         return []
-    said = f"slide {file.path.name} has pixels of {across:g} x {down:g} micrometres by its file"
+    name, pixels = file.path.name, f"pixels of {across:g} x {down:g} micrometres by its file"
     if max(across / down, down / across) > AGREE:
         raise InputError(
-            f"{said}, and only square ones are read: give it the right `mpp` in the cohort table if the file is wrong, "
-            "else make its pixels square"
+            f"slide {name} has {pixels}, and only square ones are read: give it the right `mpp` in the cohort table if "
+            "the file is wrong, else make its pixels square"
         )
-    return [f"slide {file.path.name}: {said.split(' has ', 1)[1]}; they are read as square ones of {across:g}"]
+    return [f"slide {name}: {pixels}; they are read as square ones of {across:g}"]
 
 
 def _file_mpp(file: WsiFile | OmeFile, ome: OmeFile | None) -> tuple[float, list[str]]:

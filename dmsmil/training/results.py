@@ -180,10 +180,15 @@ def number(row, metric: str) -> tuple[str, float]:
     return (f"pooled {name}", row[f"{metric}_pooled"]) if math.isnan(mean) else (name, mean)
 
 
+def in_brackets(low: float, high: float) -> str:
+    """An interval as it stands behind its number, nothing where there is none."""
+    return "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+
+
 def cell(row, metric: str) -> str:
     """A metric of a row to read: mean ± deviation [95 % interval]; "not defined" and the pooled one beside it."""
     mean, deviation, low, high = (row[f"{metric}_{part}"] for part in ("mean", "std", "low", "high"))
-    interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    interval = in_brackets(low, high)
     if math.isnan(mean):
         _, pooled = number(row, metric)
         return "not defined" if math.isnan(pooled) else f"not defined, pooled {pooled:.3f}{interval}"
