@@ -168,12 +168,17 @@ def _test(tables: Tables, tests: str, mine: str, other: str) -> pd.Series | None
     return rows.iloc[0] if len(rows) else None
 
 
-def _p(tables: Tables, tests: str, mine: str, other: str) -> tuple[float, float, str]:
-    """The p value, that of equivalence, and the sentence, of `mine` against `other` by ACC; NaN where not tested."""
+def _p(tables: Tables, tests: str, mine: str, other: str, gap: float) -> tuple[float, float, str]:
+    """The p value, that of equivalence, and the sentence, of `mine` against `other` by ACC; NaN where not tested, and
+    where the test says the contrary of `gap`, the difference of the means: these may be of more folds than both have.
+    """
     row = _test(tables, tests, mine, other)
     if row is None:
         return math.nan, math.nan, "Not tested."
-    return row.ACC_p_holm, row.get("ACC_p_equivalent_holm", math.nan), sentence(row, mine, "ACC")
+    said = sentence(row, mine, "ACC")
+    if gap * row.ACC_difference < 0:
+        return math.nan, math.nan, said
+    return row.ACC_p_holm, row.get("ACC_p_equivalent_holm", math.nan), said
 
 
 def _empty(row: pd.Series, name: str) -> str:
@@ -188,10 +193,8 @@ def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Ju
     """Has `mine` a higher ACC than `other`?"""
     if empty := _empty(mine, mine["name"]):
         return NOT_HELD, empty
-    gap, row = mine.ACC_mean - other.ACC_mean, _test(tables, tests, mine["name"], other["name"])
-    p, p_equivalent, said = _p(tables, tests, mine["name"], other["name"])
-    if row is not None and gap * row.ACC_difference < 0:  # the test is of the folds that both have, the means of more
-        p = p_equivalent = math.nan
+    gap = mine.ACC_mean - other.ACC_mean
+    p, p_equivalent, said = _p(tables, tests, mine["name"], other["name"], gap)
     number = f"ACC {mine.ACC_mean:.3f} against {other.ACC_mean:.3f} of {other['name']}, the best other"
     return decide(gap, p, p_equivalent), f"{number}. {said}"
 
@@ -228,7 +231,7 @@ def _adds(tables: Tables, place: int) -> Judged:
             return NOT_HELD, empty
         gains.append(new.ACC_mean - old.ACC_mean)
         if all(new[name] for name in PARTS) and new.scales == old.scales:
-            p, p_equivalent, said = _p(tables, "05_tests", new["name"], old["name"])
+            p, p_equivalent, said = _p(tables, "05_tests", new["name"], old["name"], gains[-1])
     if not gains:
         raise _Absent("no row with it and without it, or those without it have learned nothing")
     number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
@@ -287,7 +290,7 @@ def _lam(tables: Tables) -> Judged:
         f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
         for m, top in tops.items()
     )
-    p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam))
+    p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam), gaps[METRICS.index("ACC")])
     by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))
     alike = by_auc is not None and equivalent(by_auc, "AUC")
     return decide(min(gaps), p, p_equivalent if alike else math.nan), f"{number}, the best others. {said}"

@@ -7,6 +7,7 @@ as long as this code computes with its weights what was computed then, which its
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,12 @@ def finished_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, config: Run
     different = []
     for folder in _of_other_versions(home, config):
         places = {(fold, seed): folder / f"fold{fold}-seed{seed}" for fold, seed in pairs}
-        records = {pair: read_record(place) for pair, place in places.items()}
+        records = {pair: _record(place) for pair, place in places.items()}
         if not all(record and _same_but_code(record, config) for record in records.values()):
             continue
         for pair, place in places.items():
-            check_files(place, records[pair] or {})
+            with _named(Path(home), config, *pair):
+                check_files(place, records[pair] or {})
         if all(_says_the_same(place, bags, config) for place in places.values()):
             return _gathered(config, records, places)
         different.append(folder)
@@ -52,8 +54,24 @@ def finished_runs(home: str | Path, bags: Bags, folds: pd.DataFrame, config: Run
 
 def _own(home: Path, config: RunConfig, fold: int, seed: int) -> dict | None:
     """The record of a run by this version; InputError where a file of it was changed."""
+    with _named(home, config, fold, seed):
+        record = finished(run_folder(home, config, fold, seed), config)
+    return record
+
+
+def _record(folder: Path) -> dict | None:
+    """The record of a run that may be of any configuration; None where it cannot be read, for it is not asked about."""
     try:
-        return finished(run_folder(home, config, fold, seed), config)
+        return read_record(folder)
+    except InputError:
+        return None
+
+
+@contextmanager
+def _named(home: Path, config: RunConfig, fold: int, seed: int) -> Iterator[None]:
+    """What is wrong with a file of a run, said with the run."""
+    try:
+        yield
     except InputError as error:
         raise InputError(
             f"fold {fold}, seed {seed} of {config.method} in study '{home.name}': {error}: run 03_train again, which "

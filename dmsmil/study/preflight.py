@@ -26,6 +26,7 @@ from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source, unclear
 from dmsmil.features.rehearsal import DRAWN
+from dmsmil.features.sources import Source
 from dmsmil.features.stages import fetching
 from dmsmil.jobs.files import InputError, one_line
 from dmsmil.jobs.limits import free_memory
@@ -85,10 +86,11 @@ def findings(params: dict) -> Iterator[Finding]:
     if params["tiles"]:
         yield from _given(params, cohort)
     made = "features" if params["features"] else "encoder"
-    channels, found = counted(made, lambda: _features(params, cohort), CHANNELS)
+    elsewhere: list[Source] = []
+    channels, found = counted(made, lambda: _features(params, cohort, elsewhere), CHANNELS)
     yield found
-    if found[0] and params["features"] not in ("", DRAWN):
-        yield from _without_features(params, cohort)
+    for source in elsewhere:
+        yield from _without_features(source, params, cohort)
     trials = list(settings(params, channels, tuple(classes)))
     yield from trials
     if all(good for good, _ in [found, *trials]):
@@ -245,8 +247,8 @@ def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:
 # ------------------------------------------------------------------------------------------ features and room
 
 
-def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
-    """(channels, what they are) of a study's features."""
+def _features(params: dict, cohort: pd.DataFrame, elsewhere: list[Source]) -> tuple[int, str]:
+    """(channels, what they are) of a study's features; `elsewhere` gets the source of those that are not made here."""
     if not params["features"]:
         weights = str(resolve(params["encoder_weights"])) if params["encoder_weights"] else ""
         channels = check_encoder(params["encoder"], weights, params["encoder_px"])
@@ -255,17 +257,16 @@ def _features(params: dict, cohort: pd.DataFrame) -> tuple[int, str]:
         return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
     if params["cohort"] in PAINTED:
         raise InputError("a painted cohort makes its own features: leave the key 'features' empty")
-    store = _store(params)
-    found = open_source(store, resolve(params["features"]), cohort, params["mpp"])
+    found = open_source(_store(params), resolve(params["features"]), cohort, params["mpp"])
+    elsewhere.append(found)
     return found.dim, f"{found.kind} features, {found.dim} numbers a tile, not made here"
 
 
-def _without_features(params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
+def _without_features(source: Source, params: dict, cohort: pd.DataFrame) -> Iterator[Finding]:
     """The slides whose features, made elsewhere, are not there at every scale, or are there more than once."""
-    found = open_source(_store(params), resolve(params["features"]), cohort, params["mpp"])
     whole = 0
     for slide_id in cohort.slide_id:
-        problem = unclear(slide_id, found.of(slide_id))
+        problem = unclear(slide_id, source.of(slide_id))
         whole += not problem
         if problem:
             yield False, f"slide    {problem}"

@@ -116,13 +116,15 @@ def test_models_of_another_version_are_asked_while_they_say_what_they_said(made,
             record = {name: value for name, value in read_record(run).items() if name != "files"}
             write_record({**record, "config": {**record["config"], "code": "of 2025"}}, run)
         folder.rename(folder.with_name("dmsmil-0123456789"))
+    strange = shutil.copytree(home / "runs/dmsmil-0123456789", home / "runs/dmsmil-damaged")
+    (strange / "fold0-seed0/config.json").write_text("{")  # of a reading, perhaps: nobody asks about it
     kit = study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
     assert list(kit.panels) == list(made.kit.panels)
     pd.testing.assert_frame_equal(kit.results, made.kit.results)
     run = home / "runs/dmsmil-0123456789/fold1-seed0"
     weights = load_file(run / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, run / "model.safetensors")
-    with pytest.raises(InputError, match="model.safetensors is not what was written"):
+    with pytest.raises(InputError, match="fold 1, seed 0 of dmsmil in study 'mine': model.safetensors is not what"):
         study_kit(home, made.bags, made.folds, made.cohort, "dmsmil", **SETTINGS)
     record = {name: value for name, value in read_record(run).items() if name != "files"}
     write_record(record, run)
