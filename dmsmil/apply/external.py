@@ -17,9 +17,12 @@ WHERE = {"study": "in the study, one model", "one": "here, one model", "mean": "
 
 def external_predictions(applied: Applied) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """(each, means) of `Applied` for the slides that have a label and that the study does not know in any way. A slide
-    without a patient counts as a patient of its own."""
-    table = applied.table
-    chosen = set(table.slide_id[(table.label != "") & (table.known == "")])
+    without a patient counts as a patient of its own; of several that show the same one counts, and none where their
+    labels differ."""
+    table = applied.table[(applied.table.label != "") & (applied.table.known == "")]
+    shown = table.copy_of.where(table.copy_of != "", table.slide_id)
+    one_label = table.label.groupby(shown).transform("nunique") == 1
+    chosen = set(table.slide_id[one_label & ~shown.duplicated()])
 
     def mine(predictions: pd.DataFrame) -> pd.DataFrame:
         part = predictions[predictions.slide_id.isin(chosen)].reset_index(drop=True)

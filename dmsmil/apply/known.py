@@ -51,10 +51,12 @@ def trained_on(bags: Bags, folds: pd.DataFrame) -> pd.DataFrame:
 
 
 def recognise(trained: pd.DataFrame, slides: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """One row a slide, by slide_id: known, by what the study knows it ("slide, patient", ... or ""), and seen, the
-    folds whose models have seen it. A patient of whom the study knows one slide, under whatever name, is known by all.
-    trained: `trained_on`; slides: with features in `store`."""
+    """One row a slide, by slide_id: known, by what the study knows it ("slide, patient", ... or ""), seen, the folds
+    whose models have seen it, and copy_of, the first of these slides that shows the same ("" for that one). A patient
+    of whom the study knows one slide, under whatever name, is known by all. trained: `trained_on`; slides: with
+    features in `store`."""
     rows, folds = {}, [name for name in trained if name.startswith("fold_")]
+    first: dict[str, str] = {}
     for row in slides.itertuples():
         own = {
             "slide": mark("slide", row.slide_id),
@@ -66,11 +68,13 @@ def recognise(trained: pd.DataFrame, slides: pd.DataFrame, store: Store) -> pd.D
         rows[row.slide_id] = {
             "known": ", ".join(what for what, hits in same.items() if hits.any()),
             "seen": [int(name[5:]) for name in folds if mine[name].any()],
+            "copy_of": first.get(own["content"], ""),
         }
+        first.setdefault(own["content"], row.slide_id)
     patients: dict[str, set[str]] = {}
     for row in slides.itertuples():
         patients.setdefault(mark("patient", row.patient_id) or row.slide_id, set()).add(row.slide_id)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["known", "seen"])
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["known", "seen", "copy_of"])
     for names in map(list, patients.values()):
         if table.known[names].any():
             seen = sorted(set().union(*table.seen[names]))

@@ -24,11 +24,11 @@ class Applied:
     table: one row a slide: slide_id, patient_id, label ("" where not known), pred, prob_<class>, spread (standard
     deviation over the models), lowest and highest, of the class that `told_class` names; models (how many were asked),
     of more than two classes others (how many of them say another class), known (by what the study knows the slide:
-    slide, patient, content), unlike (in what it is unlike its slides: features, colours), distance_features,
-    distance_colours (1: the border), tiles (of the first scale), note (how the models' runs went, only where that must
-    be known). Where every model has seen a slide nothing is predicted. scores: as `explain.tile_scores`, the mean over
-    the models. each: by panel, a predictions table of every member (fold, seed) on the slides that it has not seen;
-    means: by panel, that of their means.
+    slide, patient, content), copy_of (the slide of this table that shows the same), unlike (in what it is unlike its
+    slides: features, colours), distance_features, distance_colours (1: the border), tiles (of the first scale), note
+    (how the models' runs went, only where that must be known). Where every model has seen a slide nothing is predicted.
+    scores: as `explain.tile_scores`, the mean over the models. each: by panel, a predictions table of every member
+    (fold, seed) on the slides that it has not seen; means: by panel, that of their means.
     """
 
     table: pd.DataFrame
@@ -60,7 +60,7 @@ def apply_kit(kit: Kit, bags: Bags, slides: pd.DataFrame) -> Applied:
         [
             rows[["slide_id", "patient_id", "label"]],
             spread,
-            marks[["known"]].reset_index(drop=True),
+            marks[["known", "copy_of"]].reset_index(drop=True),
             likeness(kit.vectors, kit.own, bags).reset_index(drop=True),
         ],
         axis=1,
@@ -159,11 +159,13 @@ def said_sentences(table: pd.DataFrame) -> str:
     if (known := table.known != "").any():
         who = "; only models that have not seen them were asked" if len(asked) else ""
         lines.append(f"The study knows {known.sum()} of the slides{who}.")
-    odd = table[table.unlike != ""]
-    lines.append(
-        f"**Unlike the training slides**: {', '.join(map(as_written, odd.slide_id[:8]))}"
-        + (f" and {len(odd) - 8} more." if len(odd) > 8 else ".")
-        if len(odd)
-        else "No slide is unlike the training slides."
-    )
+    if copies := table.slide_id[table.copy_of != ""].tolist():
+        lines.append(f"What another of these slides shows, under another name: {_some(copies)}")
+    odd = table.slide_id[table.unlike != ""].tolist()
+    lines.append(f"**Unlike the training slides**: {_some(odd)}" if odd else "No slide is unlike the training slides.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _some(names: list[str]) -> str:
+    """The first of many slides by name."""
+    return ", ".join(map(as_written, names[:8])) + (f" and {len(names) - 8} more." if len(names) > 8 else ".")

@@ -53,6 +53,20 @@ def test_beside_them_stand_the_out_of_fold_values_of_the_study(made, labelled):
     assert study.ECE.notna().tolist() == [True, False, False, False]
 
 
+def test_of_slides_that_show_the_same_one_counts_and_none_where_their_labels_differ(made, labelled):
+    table = labelled.table.assign(copy_of=lambda t: t.copy_of.mask(t.slide_id == NEW[1], NEW[0]))
+    label = table.set_index("slide_id").label
+    assert label[NEW[0]] == label[NEW[1]] and (labelled.table.copy_of == "").all()
+    means = external_predictions(replace(labelled, table=table))[1]["DMSMIL"]
+    assert sorted(means.slide_id) == [NEW[0], NEW[2]]
+    unlabelled = table.assign(label=table.label.mask(table.slide_id == NEW[0], ""))
+    means = external_predictions(replace(labelled, table=unlabelled))[1]["DMSMIL"]
+    assert sorted(means.slide_id) == NEW[1:], "the one that has a label"
+    torn = table.assign(label=table.label.mask(table.slide_id == NEW[0], label[NEW[2]]))
+    assert label[NEW[0]] != label[NEW[2]]
+    assert list(external_predictions(replace(labelled, table=torn))[1]["DMSMIL"].slide_id) == [NEW[2]]
+
+
 def test_without_labels_there_is_nothing_to_evaluate(made, whole):
     table = external_table(made.kit, whole[0])
     assert table.empty and "AUC_low" in table

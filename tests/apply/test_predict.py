@@ -75,12 +75,17 @@ def test_a_patient_and_a_copy_are_recognised_as_well(made, tmp_path):
     """A copy under another name by what its tiles show; another slide of a patient by the patient's id alone."""
     first = made.cohort.iloc[0]
     shutil.copy(first.path, tmp_path / "renamed.svs")
+    shutil.copy(first.path, tmp_path / "renamed-again.svs")
     shutil.copy(made.slides / "demo-A007-1.svs", tmp_path / "second.svs")
-    pd.DataFrame({"slide_id": ["renamed", "second"], "patient_id": ["someone", first.patient_id.lower()]}).to_csv(
+    names = ["renamed", "second", "renamed-again"]
+    pd.DataFrame({"slide_id": names, "patient_id": ["someone", first.patient_id.lower(), "another"]}).to_csv(
         tmp_path / "two.csv", index=False
     )
-    table = made.apply(tmp_path / "two.csv", home=tmp_path)[0].table.set_index("slide_id")
-    assert table.known.to_dict() == {"renamed": "content", "second": "patient"}
+    table = made.apply(tmp_path / "two.csv", home=tmp_path)[0].table
+    assert "What another of these slides shows, under another name: renamed-again" in said_sentences(table)
+    table = table.set_index("slide_id")
+    assert table.known.to_dict() == {"renamed": "content", "second": "patient", "renamed-again": "content"}
+    assert table.copy_of.to_dict() == {"renamed": "", "second": "", "renamed-again": "renamed"}
     tests = [fold for fold in (0, 1) if made.folds.set_index("slide_id").loc[first.slide_id, f"fold_{fold}"] == "test"]
     assert (table.models == len(tests)).all() and len(tests) == 1
     model = load_model(runs_of(made, "dmsmil")[tests[0]], 1280, 2)
