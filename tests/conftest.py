@@ -104,6 +104,7 @@ def slide():
         "thumbnail": rng.integers(0, 255, (40, 60, 3), dtype=np.uint8),
         "dimensions": (1536, 1024),
         "coords": {10: grid, 20: grid + 100},
+        "places": {10: np.arange(6), 20: np.arange(6)},
         "side": {10: 512, 20: 256},
         "density": np.linspace(0.1, 1, 6),
     }

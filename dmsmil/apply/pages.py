@@ -86,7 +86,7 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
             figures.extreme_tiles(extremes(view, scores), home / f"figures/{name}_extremes")
             parts.append(_picture("Its highest and lowest tiles", home / f"figures/{name}_extremes.png"))
         tiles = write_qupath(
-            qupath_features(scores, view["side"], origin=view["bounds"][:2]), home / f"qupath/{name}.geojson", qupath
+            qupath_features(scores, view["side"]), home / f"qupath/{name}.geojson", qupath, view["bounds"][:2]
         )
         write_heatmap(scores, view["side"], view["bounds"], view["mpp"], home / f"qupath/{name}.ome.tif")
         parts.append(

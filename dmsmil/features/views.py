@@ -28,7 +28,8 @@ def slide_views(
 ) -> list[dict]:
     """Slides to draw: slide_id, label, thumbnail (H, W, 3), dimensions (w, h), bounds (what was scanned: x, y, w, h),
     path ("" without a file) and mpp (um a level-0 px, as it is read with); with a store also coords and side by scale
-    and density of its tiles, with bags those of the tiles in the bag. mpp: of slides that do not say.
+    and density of its tiles, with bags those of the tiles in the bag and their places in it. mpp: of slides that do
+    not say.
 
     The slides named, or `limit` slides, the classes in turn, those that cannot be opened passed over. source: slides
     that are not on the disk are fetched from there, and stay. Where only features are at hand, a slide is an empty
@@ -57,6 +58,7 @@ def slide_views(
             if bags is not None:
                 at = bags.slide_ids.index(row.slide_id)
                 view["coords"] = {s: bags.coords[at, i][bags.mask[at, i]].numpy() for i, s in enumerate(bags.scales)}
+                view["places"] = {s: bags.mask[at, i].nonzero()[:, 0].numpy() for i, s in enumerate(bags.scales)}
                 view["density"] = bags.density[at][bags.mask[at, 0]].numpy()
         except InputError:
             if slide_ids is not None:  # asked for by name

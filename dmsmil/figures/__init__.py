@@ -7,6 +7,7 @@ checked against numbers.
 
 from dmsmil.figures.ablation import collapse_curves, variant_differences, witness_rates
 from dmsmil.figures.apply import external_curves, said_of_slides, slide_likeness
+from dmsmil.figures.base import absent
 from dmsmil.figures.cohort import cohort_overview, site_balance, slide_thumbnails
 from dmsmil.figures.compare import critical_difference, method_comparison, paired_differences
 from dmsmil.figures.cost import cost_panels, growth_curves
@@ -27,6 +28,7 @@ from dmsmil.figures.tiles import chosen_tiles, linked_pairs, tile_counts
 from dmsmil.figures.train import calibration_curve, confusion_matrix, learning_curves, result_intervals, roc
 
 __all__ = [
+    "absent",
     "attention_flow",
     "calibration_curve",
     "chosen_tiles",

@@ -53,6 +53,13 @@ def finish(figure: Figure, out: str | Path, data: pd.DataFrame | dict[str, np.nd
     return figure
 
 
+def absent(out: str | Path, why: str) -> str:
+    """Where there is nothing to draw: `why`. The picture and data that an earlier run left at `out` go."""
+    for suffix in (".png", ".csv", ".npz"):
+        Path(f"{out}{suffix}").unlink(missing_ok=True)
+    return why
+
+
 # ------------------------------------------------------------------------------------------------ words
 
 
@@ -185,3 +192,17 @@ def some_ties(plan: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-plan[rows, columns], kind="stable")
     order = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
     return rows[order], columns[order]
+
+
+def to_own_child(plan: np.ndarray, places: np.ndarray, finer: np.ndarray) -> tuple[float, float]:
+    """What share of a plan's mass goes from a tile to its own child, and what share would if the same masses were
+    coupled at random. plan (N, N'); places (N,), finer (N',): of its tiles in the bag, the same for a tile and its
+    child."""
+    own = places[:, None] == finer
+    random = np.outer(plan.sum(1), plan.sum(0)) / plan.sum()
+    return float(plan[own].sum() / plan.sum()), float(random[own].sum() / plan.sum())
+
+
+def in_percent(shares: list[float]) -> str:
+    """Shares in words; once where all are the same."""
+    return " and ".join(dict.fromkeys(f"{share:.0%}" for share in shares))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Affine2D
 
-from dmsmil.figures.base import bare, finish, short, some_ties
+from dmsmil.figures.base import bare, finish, in_percent, short, some_ties, to_own_child
 from dmsmil.training.baselines import CHEAP
 from dmsmil.training.metrics import called
 from dmsmil.training.results import NOTHING, no_result
@@ -30,12 +30,12 @@ AUC = ["AUC_mean", "AUC_low", "AUC_high"]
 def cover(results: pd.DataFrame | None, slide: dict | None, out) -> Figure:
     """The AUC of every row of `results` with its 95 % interval, beside one slide's scales as stacked planes.
 
-    results: as `report.result_table`. slide: slide_id, label, thumbnail (H, W, 3) uint8, dimensions (w, h), coords and
-    side by scale, as `features.slide_views`, with scores {scale: (N,)} and plans, (N, N') of each two neighbouring
-    scales, or none. A tile is the brighter the higher its score within its scale; ties are couplings of the plans,
-    white where a tile meets its own child. Rows
-    are ordered by AUC; the first of `results`, the study's own, is bright wherever it comes out. Either part may be
-    missing (None), not both. Data: what each part shows, as arrays.
+    results: as `report.result_table`. slide: slide_id, label, thumbnail (H, W, 3) uint8, dimensions (w, h), coords,
+    places and side by scale, as `features.slide_views`, with normalised scores {scale: (N,)} and plans, (N, N') of each
+    two neighbouring scales, or none. A tile is the brighter the higher its score within its scale; ties are couplings
+    of the plans, white where a tile meets its own child. Rows are ordered by AUC; the first of `results`, the study's
+    own, is bright wherever it comes out. Either part may be missing (None), not both. Data: what each part shows, as
+    arrays.
     """
     parts = [part for part in (slide, results) if part is not None]
     widths = [5.9 if part is slide else 3.9 for part in parts]
@@ -74,8 +74,7 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
             interpolation="antialiased",
         )
         corners = slide["coords"][scale][:, None] + slide["side"][scale] * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
-        value = slide["scores"][scale] - slide["scores"][scale].min()
-        value = value / max(value.max(), 1e-12)
+        value = slide["scores"][scale]
         face = plt.get_cmap("inferno")(0.25 + 0.7 * value)
         face[:, 3] = 0.12 + 0.83 * value
         boxes = [Polygon(lift.transform(box)) for box in corners]
@@ -94,14 +93,18 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
         )
     said = f"{slide['slide_id']}, {slide['label']}: the brighter a tile, the higher its score"
     data = {"slide_id": np.array(slide["slide_id"])} | {f"scores_{s}": slide["scores"][s] for s in scales}
-    shares = []
+    shares, chances = [], []
     for (low, high), plan in zip(pairwise(scales), slide["plans"]):
-        shares.append(f"{_ties(ax, plan, centres[low], centres[high]):.0%}")
+        places, finer = slide["places"][low], slide["places"][high]
+        rows, columns = some_ties(plan, TIES)
+        _ties(ax, np.stack([centres[low][rows], centres[high][columns]], 1), places[rows] == finer[columns])
+        share, chance = to_own_child(plan, places, finer)
+        shares, chances = [*shares, share], [*chances, chance]
         data[f"plan_{low}x_{high}x"] = plan
     if shares:
         said += (
-            f"\nOT ties a tile to its own child (white) with {' and '.join(shares)} of the mass; chance "
-            f"{1 / len(slide['plans'][0]):.0%}"
+            f"\nOT ties a tile to its own child (white) with {in_percent(shares)} of the mass; chance "
+            f"{in_percent(chances)}"
         )
     top = -(len(scales) - 1) * RISE * height
     ax.set(
@@ -114,13 +117,10 @@ def _planes(ax: Axes, slide: dict) -> dict[str, np.ndarray]:
     return data
 
 
-def _ties(ax: Axes, plan: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """Lines between two planes where the plan couples their tiles; returns what share goes to a tile's own child."""
-    rows, columns = some_ties(plan, TIES)
-    ends, own = np.stack([low[rows], high[columns]], 1), rows == columns
+def _ties(ax: Axes, ends: np.ndarray, own: np.ndarray) -> None:
+    """Lines between two planes, ends (N, 2, 2); own (N,): those that join a tile with its own child."""
     for which, colour, line, alpha in ((~own, "#9fdcff", 0.9, 0.65), (own, "white", 1.9, 0.95)):
         ax.add_collection(LineCollection(ends[which], colors=colour, linewidths=line, alpha=alpha, zorder=2.5))
-    return float(np.trace(plan) / plan.sum())
 
 
 def _without_glass(thumbnail: np.ndarray) -> np.ndarray:

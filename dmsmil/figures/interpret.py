@@ -197,7 +197,7 @@ def map_quality(summary: pd.DataFrame, out) -> Figure:
         axes[2].set(title="Does it find the signal?", xlabel="AUC against the truth", xlim=(-0.02, 1.02))
     for ax, zero in zip(axes, (0, 0, 0.5)):
         ax.axvline(zero, color=DARK, linewidth=0.9, linestyle=":")
-        ax.set(yticks=y, yticklabels=summary.name, ylim=(-0.6, len(summary) - 0.4))
+        ax.set(yticks=y, yticklabels=[short(name, 26) for name in summary.name], ylim=(-0.6, len(summary) - 0.4))
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.42 * len(summary) + 0.3)))
     return finish(figure, out, summary)
 

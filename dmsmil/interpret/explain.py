@@ -32,9 +32,10 @@ ROWS = 64  # bags in one forward of occlusion and removal: bounds their memory
 class Inside:
     """One slide as a model sees it.
 
-    scores: scale -> (N,) the method's own importance of each tile. plans: (N, N') couplings of each two neighbouring
-    scales, none for methods without transport. sampling: (query (Q, 2), points (Q, M U, 2), weights (Q, M U)) in
-    level-0 pixels for a few queries of the first scale, or None for methods without deformable attention.
+    scores: scale -> (N,) the method's own importance of each tile, as `normalise` makes it. plans: (N, N') couplings of
+    each two neighbouring scales, none for methods without transport. sampling: (query (Q, 2), points (Q, M U, 2),
+    weights (Q, M U)) in level-0 pixels for a few queries of the first scale, or None for methods without deformable
+    attention.
     """
 
     scores: dict[int, np.ndarray]
@@ -139,10 +140,14 @@ def score_rows(
 
 
 def normalise(score: np.ndarray) -> np.ndarray:
-    """Min-max to [0, 1]; 0.5 throughout where all are alike (to rounding)."""
+    """Min-max to [0, 1]; 0.5 throughout where `is_flat`."""
     low, high = score.min(), score.max()
-    flat = high - low <= 1e-6 * max(abs(low), abs(high), 1e-30)
-    return np.full(score.shape, 0.5) if flat else (score - low) / (high - low)
+    return np.full(score.shape, 0.5) if is_flat(score) else (score - low) / (high - low)
+
+
+def is_flat(score: np.ndarray) -> bool:
+    """Whether all scores are alike, to rounding in single precision: then they rank nothing."""
+    return bool(np.ptp(score) <= 1e-6 * max(np.abs(score).max(), 1e-30))
 
 
 # ------------------------------------------------------------------------------------------------ explanations
@@ -161,8 +166,9 @@ def at_places(score: np.ndarray, case: Case) -> np.ndarray:
 
 
 def own(case: Case) -> np.ndarray:
-    """(P,) the method's own scores of places."""
-    return at_places(own_scores(case), case)
+    """(P,) the method's own scores of places; all the same where they are to rounding."""
+    score = at_places(own_scores(case), case)
+    return np.full_like(score, score.mean()) if is_flat(score) else score
 
 
 def occlusion(case: Case) -> np.ndarray:
@@ -216,7 +222,8 @@ def look_inside(runs: Runs, bags: Bags, view: dict, queries: int = 6) -> Inside:
     """The scores, plans and sampling points of a tested slide, by the model of the fold that did not train on it."""
     case = next(cases(runs, bags, [view["slide_id"]]))
     output = case.model(*case.bag)
-    scores = {s: output.scores[0, i][case.mask[0, i]].numpy() for i, s in enumerate(runs.config.scales)}
+    own = {s: output.scores[0, i][case.mask[0, i]].double().numpy() for i, s in enumerate(runs.config.scales)}
+    scores = {scale: normalise(score) for scale, score in own.items()}
     return Inside(scores, _plans(case.model, output), _sampling(case.model, *case.bag, view, queries))
 
 
@@ -224,7 +231,8 @@ def attention_flow(case: Case, side: int) -> tuple[np.ndarray, np.ndarray, np.nd
     """Where the attention of each tile of the first scale goes: start (N, 2), end (N, M, 2), mass received (N,).
 
     start: tile centres, level-0 px; end: for each head, the mean of the tile's sampling points weighted by their
-    attention; side: of a tile. None for methods without deformable attention between tiles.
+    attention; mass: what a tile receives from all, as shares; it is the score of methods with score="mass" alone.
+    side: of a tile. None for methods without deformable attention between tiles.
     """
     branches = getattr(case.model, "branches", None)
     if getattr(branches, "attend", None) is None or branches.cells > 1 or branches.square:
@@ -233,8 +241,17 @@ def attention_flow(case: Case, side: int) -> tuple[np.ndarray, np.ndarray, np.nd
     there = case.mask[0, 0].numpy()
     weight = points["attention"][0, 0] / points["attention"][0, 0].sum(2, keepdim=True)
     end = (points["deformed_px"][0, 0] * weight.unsqueeze(-1)).sum(2).numpy()[there]
-    mass = own_scores(case)[0, there]
+    mass = _received(case)[there]
     return case.coords[0, 0].numpy()[there] + side / 2, end + side / 2, mass / mass.sum()
+
+
+@torch.inference_mode()
+def _received(case: Case) -> np.ndarray:
+    """(K,) what each tile of the first scale receives of the attention of all, over all heads."""
+    branches, mask = case.model.branches, case.mask.transpose(0, 1)
+    x = branches.project_tiles(case.x, mask)
+    features, maps, _ = branches.lay_maps(x, case.model.geometry(case.mask, case.coords))
+    return branches.attend.weights(features, maps, mask.to(x.dtype))[0, 0].sum(0).double().numpy()
 
 
 def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict[str, list[dict]]]:
@@ -290,9 +307,10 @@ def _sampling(model, x, mask, coords, view, queries):
     points = model.sampling(x, mask, coords)
     if "deformed_px" not in points:
         return None
-    count = int(mask[0, 0].sum())
-    rows = np.unique(np.linspace(0, count - 1, queries + 2).astype(int)[1:-1])
-    half = view["side"][min(view["side"])] / 2
+    cells = points["reference_px"].shape[2]  # as many as tiles, but for grid="square", where all ask
+    asking = np.arange(cells) if model.branches.square else np.flatnonzero(mask[0, 0])
+    rows = asking[np.unique(np.linspace(0, len(asking) - 1, queries + 2).astype(int)[1:-1])]
+    half = view["side"][model.scales[0]] / 2
     deformed = points["deformed_px"][0, 0, rows].flatten(1, 2).numpy() + half
     return (
         points["reference_px"][0, 0, rows].numpy() + half,

@@ -22,9 +22,7 @@ KINDS = ("nested", "flat", "both")  # of GeoJSON: for QuPath, for others, or a f
 CELL = 16  # pixels of the heatmap along a tile of the finest scale
 
 
-def qupath_features(
-    scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None, origin: tuple[int, int] = (0, 0)
-) -> dict:
+def qupath_features(scores: pd.DataFrame, side: dict[int, int], extra: pd.DataFrame | None = None) -> dict:
     """A GeoJSON FeatureCollection of one slide: tiles of the first scale as QuPath tile objects, those of the next
     nested inside, and so on.
 
@@ -32,7 +30,6 @@ def qupath_features(
     (such as nuclei), one row a tile with columns scale, place and numbers, NaN where there is none: it is left out. As
     QuPath's reader wants it: ids are UUIDs, objectType and measurements inside `properties`, level-0 pixels, children
     in childObjects.
-    origin: the corner of `Slide.bounds`, from which QuPath counts, for it shows only what was scanned.
     A tile without one at the scale before it lies in that of the scale before that, and at the top where there is none.
     Raises InputError for scores of several slides.
     """
@@ -46,14 +43,14 @@ def qupath_features(
     parents: dict = {}
     for scale in scales:
         for row in scores[scores.scale == scale].to_dict("records"):
-            feature = _feature(slide_id, row, side[scale], numbers, origin)
+            feature = _feature(slide_id, row, side[scale], numbers)
             parent, parents[row["place"]] = parents.get(row["place"]), feature
             (top if parent is None else parent["properties"].setdefault("childObjects", [])).append(feature)
     return {"type": "FeatureCollection", "features": top}
 
 
-def _feature(slide_id: str, row: dict, side: int, numbers: list[str], origin: tuple[int, int]) -> dict:
-    x, y = int(row["x"]) - origin[0], int(row["y"]) - origin[1]
+def _feature(slide_id: str, row: dict, side: int, numbers: list[str]) -> dict:
+    x, y = int(row["x"]), int(row["y"])
     band = min(int(row["normalised"] * BANDS), BANDS - 1)
     colour = [int(round(255 * c)) for c in colormaps["inferno"]((band + 0.5) / BANDS)[:3]]
     said = {name: float(row[name]) for name in numbers if np.isfinite(row[name])}  # a NaN is text to most readers
@@ -97,10 +94,26 @@ def _flat(feature: dict, more: dict) -> dict:
     return {**feature, "properties": {**numbers, **said, "scale": scale, **more}}
 
 
-def write_qupath(features: dict, path: str | Path, kind: str = "both") -> list[Path]:
+def counted_from(features: dict, origin: tuple[int, int]) -> dict:
+    """The same tiles in pixels counted from `origin`."""
+    return {**features, "features": [_moved(feature, origin) for feature in features["features"]]}
+
+
+def _moved(feature: dict, origin: tuple[int, int]) -> dict:
+    """A tile and all that lie in it, counted from `origin`."""
+    corners = [[x - origin[0], y - origin[1]] for x, y in feature["geometry"]["coordinates"][0]]
+    said = dict(feature["properties"])
+    if "childObjects" in said:
+        said["childObjects"] = [_moved(child, origin) for child in said["childObjects"]]
+    return {**feature, "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": said}
+
+
+def write_qupath(features: dict, path: str | Path, kind: str = "both", origin: tuple[int, int] = (0, 0)) -> list[Path]:
     """Write a FeatureCollection as .geojson, and return what was written: "nested" at `path`, for QuPath's File >
     Import objects; "flat" at `flat_path`, what `flat_features` makes of it; or both. A file of the other kind that an
-    earlier call left there goes. Raises InputError for another kind."""
+    earlier call left there goes. origin: the corner of `Slide.bounds`, from which QuPath counts, for it shows only what
+    was scanned; the flat file counts from that of the whole slide, as OpenSlide does. Raises InputError for another
+    kind."""
     if kind not in KINDS:
         raise InputError(f"qupath is '{kind}': it is {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     places = {"nested": Path(path), "flat": flat_path(path)}
@@ -109,7 +122,7 @@ def write_qupath(features: dict, path: str | Path, kind: str = "both") -> list[P
         if name not in chosen:
             place.unlink(missing_ok=True)
             continue
-        value = features if name == "nested" else flat_features(features)
+        value = counted_from(features, origin) if name == "nested" else flat_features(features)
         write_text(json.dumps(value), place)
     return [places[name] for name in chosen]
 

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dmsmil.features.bags import Bags
-from dmsmil.interpret.explain import EXPLANATIONS, Case, cases, own, own_scores, probabilities
+from dmsmil.interpret.explain import EXPLANATIONS, Case, cases, is_flat, own, own_scores, probabilities
 from dmsmil.jobs.files import fingerprint
 from dmsmil.jobs.parallel import run_units
 from dmsmil.jobs.text import as_written
@@ -40,8 +40,9 @@ def removal(case: Case, score: np.ndarray, seed: int = 0) -> pd.DataFrame:
     Columns: order (which go first: 'highest', 'lowest', 'random'), share (of the places that are gone), removed (they
     are taken out of the bag) and replaced (they stay where they are and show the slide's mean tile: for a method that
     lays tiles out on a map, the first also moves every other tile). 'highest' is the deletion curve, and 'lowest', read
-    from the right, the insertion curve. At least one place stays. Ties are broken at random, alike in both directions,
-    and otherwise in each slide: else a constant map would be tested by one and the same order of places in all.
+    from the right, the insertion curve. At least one place stays, with a tile at every scale where there is one. Ties
+    are broken at random, alike in both directions, and otherwise in each slide: else a constant map would be tested by
+    one and the same order of places in all.
     """
     rng, count = np.random.default_rng([seed, int(fingerprint(case.slide_id, 8), 16)]), len(score)
     best_first = np.lexsort((rng.permutation(count), -score))
@@ -51,7 +52,7 @@ def removal(case: Case, score: np.ndarray, seed: int = 0) -> pd.DataFrame:
         *(("random", rng.permutation(count)) for _ in range(RANDOM)),
     ]
     gone = np.minimum(np.round(STEPS * count).astype(int), count - 1)
-    keep = np.array([np.argsort(order) >= n for _, order in orders for n in gone])
+    keep = np.array([_kept(order, n, case) for _, order in orders for n in gone])
     table = pd.DataFrame(
         {
             "order": np.repeat([name for name, _ in orders], len(gone)),
@@ -63,6 +64,14 @@ def removal(case: Case, score: np.ndarray, seed: int = 0) -> pd.DataFrame:
     return table.groupby(["order", "share"], as_index=False).mean()
 
 
+def _kept(order: np.ndarray, gone: int, case: Case) -> np.ndarray:
+    """(P,) which places are left when the first `gone` of `order` are taken, but for the last one of all scales."""
+    keep = np.argsort(order) >= gone
+    whole = order[case.mask[0].all(0).numpy()[case.places][order]]
+    keep[whole[-1:]] = True
+    return keep
+
+
 def area(curves: pd.DataFrame, way: str) -> float:
     """Area between the curves of 'lowest' and 'highest' first: a difference of probabilities, above 0 when the highest
     places carry the prediction."""
@@ -71,8 +80,8 @@ def area(curves: pd.DataFrame, way: str) -> float:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps of one slide; NaN where one of them is constant."""
-    if np.ptp(first) <= 1e-9 * np.abs(first).max() or np.ptp(second) <= 1e-9 * np.abs(second).max():
+    """Spearman's rank correlation of two maps of one slide; NaN where one of them `is_flat`."""
+    if is_flat(first) or is_flat(second):
         return float("nan")
     return float(spearmanr(first, second).statistic)
 
@@ -100,7 +109,8 @@ def truth_auc(case: Case, truth: np.ndarray, score: np.ndarray) -> list[float]:
     for s, there in enumerate(case.mask[0].numpy()):
         signal = truth[s, there] > 0.5
         mixed = 0 < signal.sum() < len(signal)
-        found.append(float(roc_auc_score(signal, score[s, there])) if mixed else float("nan"))
+        own = np.zeros(len(signal)) if is_flat(score[s, there]) else score[s, there]
+        found.append(float(roc_auc_score(signal, own)) if mixed else float("nan"))
     return found
 
 

@@ -424,7 +424,7 @@ def test_without_a_result_there_is_a_book_without_a_cover(build, tmp_path):
 
 @pytest.fixture
 def slide(slide):
-    return slide | {"scores": {10: np.arange(6.0), 20: np.zeros(6)}, "plans": [np.eye(6) / 6]}
+    return slide | {"scores": {10: np.arange(6.0) / 5, 20: np.full(6, 0.5)}, "plans": [np.eye(6) / 6]}
 
 
 def drawn(figure, out):

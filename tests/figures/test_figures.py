@@ -1,8 +1,10 @@
 """Figures: saved with the data behind them, which are the numbers drawn; the same input gives the same bytes."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -11,6 +13,7 @@ from dmsmil import figures
 from dmsmil.analysis.comparison import compare
 from dmsmil.analysis.ranks import friedman_nemenyi
 from dmsmil.cohorts.folds import make_folds
+from dmsmil.figures.base import in_percent, to_own_child
 from dmsmil.interpret.faithfulness import MEASURES
 from dmsmil.interpret.morphology import associations
 from dmsmil.training.metrics import calibration, summarise
@@ -85,9 +88,45 @@ def test_plan_points_and_scores(slide, tmp_path):
     query, points = np.array([[256.0, 256]]), np.full((1, 4, 2), 300.0)
     data = drawn(figures.sampling_points(slide, query, points, np.ones((1, 4)), tmp_path / "q"), tmp_path / "q")
     np.testing.assert_array_equal(data["points"], points)
-    scores = {10: np.arange(6.0), 20: np.zeros(6)}  # a constant score must not divide by zero
-    data = drawn(figures.tile_scores(slide, scores, tmp_path / "s"), tmp_path / "s")
-    np.testing.assert_array_equal(data["scores_10"], scores[10])
+    scores = {10: np.arange(6.0) / 5, 20: np.full(6, 0.5)}
+    figure = figures.tile_scores(slide, scores, tmp_path / "s")
+    np.testing.assert_array_equal(drawn(figure, tmp_path / "s")["scores_10"], scores[10])
+    middle = figure.axes[2].collections[0].get_facecolor()  # a constant map lies in the middle of the colour bar
+    np.testing.assert_allclose(middle, [[*plt.get_cmap("inferno")(0.5)[:3], 0.5]] * 6)
+
+
+def test_a_tile_meets_its_own_child_wherever_others_have_none(slide, tmp_path):
+    """The first tile has no finer one: row i of the plan and column i are no tile and its child."""
+    alone = {**slide, "places": {10: np.arange(6), 20: np.arange(1, 6)}}
+    alone["coords"] = {10: slide["coords"][10], 20: slide["coords"][20][1:]}
+    plan = np.zeros((6, 5))
+    plan[np.arange(1, 6), np.arange(5)] = 1 / 5
+    figure = figures.transport_plan(alone, [plan], tmp_path / "p")
+    assert figure.axes[0].get_title(loc="left") == (
+        "OT plan: 100% of the mass goes from a tile to its own child (dark); chance 20%"
+    )
+    dark = [c for c in figure.axes[0].collections if isinstance(c, LineCollection) and c.get_linewidth()[0] == 1.8]
+    assert len(dark[0].get_segments()) == 5
+
+
+def test_chance_is_of_the_tiles_that_are_coupled():
+    """DMSMIL-Select couples its heaviest places alone: two of six meet by chance in half of the draws."""
+    places, plan = np.arange(6), np.zeros((6, 6))
+    plan[np.ix_([1, 4], [1, 4])] = 1 / 4
+    assert to_own_child(plan, places, places) == (pytest.approx(0.5), pytest.approx(0.5))
+    plan = np.eye(6)[np.random.default_rng(0).permutation(6)] / 6
+    assert to_own_child(plan, places, places) == (pytest.approx(np.trace(plan)), pytest.approx(1 / 6))
+    assert in_percent([0.5, 0.501]) == "50%" and in_percent([0.5, 0.25]) == "50% and 25%"
+
+
+def test_where_there_is_nothing_to_draw_no_picture_of_an_earlier_run_stays(slide, tmp_path):
+    out = tmp_path / "03_dmsmil_plan"
+    figures.transport_plan(slide, [np.eye(6) / 6], out)
+    kept = tmp_path / "03_dmsmil_plan2.png"
+    kept.touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert figures.absent(out, "no OT here") == "no OT here" == figures.absent(out, "no OT here")
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_result_figures_hold_the_numbers(tmp_path):

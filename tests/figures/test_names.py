@@ -89,7 +89,7 @@ CASES = {
     "roc": lambda slide: (predictions(),),
     "confusion_matrix": lambda slide: (predictions(),),
     "calibration_curve": lambda slide: (predictions(),),
-    "tile_scores": lambda slide: (slide | {"slide_id": " and ".join(ODD)}, {10: np.arange(6.0)}),
+    "tile_scores": lambda slide: (slide | {"slide_id": " and ".join(ODD)}, {10: np.arange(6.0) / 5}),
     "method_comparison": lambda slide: ({"10x": results()},),
     "paired_differences": lambda slide: (compare(predictions(), {n: predictions() for n in ODD}, ODD[1]),),
     "critical_difference": lambda slide: (pd.Series(dict(zip([*ODD, "c"], [1.0, 2.0, 3.0]))), 1.5),

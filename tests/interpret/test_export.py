@@ -302,9 +302,13 @@ def test_both_lie_over_what_qupath_shows_of_a_slide_that_begins_elsewhere(tmp_pa
         )
     )
     assert x.min() == 2048 and y.min() < 1088 < bounds[1] + 1, "a tile juts out of the image at its upper edge"
-    found = qupath_features(scores, {10: 256}, origin=bounds[:2])["features"]
-    corners = np.array([f["geometry"]["coordinates"][0][0] for f in found])
+    paths = write_qupath(qupath_features(scores, {10: 256}), tmp_path / "a.geojson", origin=bounds[:2])
+    corners, whole = (
+        np.array([f["geometry"]["coordinates"][0][0] for f in json.loads(path.read_text())["features"]])
+        for path in paths
+    )
     np.testing.assert_array_equal(corners, np.stack([x, y], 1) - [2048, 1088])
+    np.testing.assert_array_equal(whole, np.stack([x, y], 1), "others count from the corner of the whole slide")
     for (left, top), score in list(zip(corners, tiles.density))[:10:3]:
         cut = image[max(top, 0) : top + 256, left : left + 256]  # what QuPath shows there
         assert abs((cut.min(2) < 200).mean() * len(cut) / 256 - score) < 0.08

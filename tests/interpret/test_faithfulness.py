@@ -12,6 +12,7 @@ from dmsmil.features.bags import toy_bags
 from dmsmil.interpret.explain import EXPLANATIONS, Case, at_places, cases, own, own_scores, probabilities, tile_scores
 from dmsmil.interpret.faithfulness import (
     STEPS,
+    _kept,
     agreement,
     area,
     judge,
@@ -114,6 +115,26 @@ def test_a_constant_map_gains_nothing_and_agrees_with_nothing():
     gain = np.mean([area(removal(c, own(c), seed), "removed") for seed in range(8)])
     assert abs(gain) < area(removal(c, own(case(Linear(), places=40))), "removed") / 3
     assert np.isnan(agreement(own(c), EXPLANATIONS["occlusion"](c)))
+
+
+def test_a_map_that_is_constant_to_rounding_ranks_nothing():
+    noise = 1 + 6e-8 * torch.rand(2, 12, generator=torch.Generator().manual_seed(1))
+    c = case(Linear(say=lambda part: noise))
+    assert np.ptp(own(c)) == 0 and np.isnan(agreement(noise[0].numpy(), np.arange(12.0)))
+    half = np.arange(24).reshape(2, 12) % 2
+    assert truth_auc(c, half, noise.numpy()) == [0.5, 0.5]
+
+
+def test_a_place_with_a_tile_at_every_scale_is_left_where_there_is_one():
+    """Of methods that read the finer scale inside the coarser a slide without any tile there is refused."""
+    c = case(Linear(), places=20)
+    mask = c.mask.clone()
+    mask[0, 1, 3:20] = False  # three places have both tiles
+    c = replace(c, mask=mask)
+    for gone in range(20):
+        assert set(np.flatnonzero(_kept(np.arange(20), gone, c))) == {2, *range(gone, 20)}
+        assert set(np.flatnonzero(_kept(np.arange(20)[::-1], gone, c))) == set(range(20 - gone))
+    assert removal(c, own(c)).removed.notna().all()
 
 
 def test_ties_fall_otherwise_in_each_slide_and_alike_in_each_call():
