@@ -237,7 +237,9 @@ def _adds(tables: Tables, place: int) -> Judged:
     number = f"ACC rises in {sum(g > 0 for g in gains)} of {len(gains)} pairs: {', '.join(f'{g:+.3f}' for g in gains)}"
     if PARTS[place] == "ot" and "05_null" in tables:
         said += " Control: OT on frozen features " + (
-            "changes nothing, as it must." if is_exact(tables["05_null"]) else "changes predictions, as it must not."
+            "changes nothing, as it must."
+            if is_exact(tables["05_null"])
+            else "changes predictions, as it must not (on a GPU: sums in no fixed order)."
         )
     alike = max(map(abs, gains)) < EQUIVALENT_WITHIN
     return decide(min(gains), p, p_equivalent if alike else math.nan), f"{number}. {said}"

@@ -126,11 +126,17 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
         in_one_pass = stacks(config, place.type == "cpu")
         step = stacked_step(config, data, together) if in_one_pass else single_step(config, data)
         step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)  # the first step is over
         began = clock()
         step()
         if place.type == "cuda":
             torch.cuda.synchronize(place)
-        return (clock() - began) / together
+        seconds = (clock() - began) / together
+    del step, data
+    if place.type == "cuda":
+        torch.cuda.empty_cache()  # what trains is another process, and needs the room
+    return seconds
 
 
 def stacked_step(config: RunConfig, data: Bags, together: int) -> Callable[[], None]:

@@ -173,7 +173,7 @@ def _works(home: Path, params: dict) -> list[Work]:
         count = fold_count(pd.read_csv(home / "folds.csv", nrows=1))
         channels = _channels(store, list(cohort.slide_id))
         return forecast(params, len(cohort), channels, sorted(cohort.label.unique()), count)
-    except (InputError, OSError):
+    except (InputError, OSError, MemoryError, RuntimeError):  # the last: a GPU that is full, which training survives
         return []
 
 

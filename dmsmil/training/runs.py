@@ -238,6 +238,7 @@ def _train(
                     yield name, _said(config, fold, seed, folder, ""), None
         else:
             yield first, "", failure_row(first, stage, error)
+    error = None  # its traceback holds what the failed pass had on the device
     if again:
         for name, line, row in _train(missing, [[name] for name in again], stage, workers, held, scheduler):
             yield name, f"{line}  alone, for it failed with others: {again[name]}" if row is None else line, row
@@ -246,14 +247,20 @@ def _train(
 def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | None]]:
     """Train the runs of one unit in this process: (name, line, failure row or None) of each."""
     names, units, device = list(runs), [args[:4] for args in runs.values()], next(iter(runs.values()))[4]
-    together = stacks(units[0][0], pick_device(device).type == "cpu")
+    place = pick_device(device)
+    together = stacks(units[0][0], place.type == "cpu")
     ended = fit_together(*_held, units, device) if together else _fit_alone(units[0], device)
-    return [
-        (names[place], _said(*units[place], note), None)
+    said = [
+        (names[number], _said(*units[number], note), None)
         if error is None
-        else (names[place], "", failure_row(names[place], stage, error))
-        for place, error, note in ended
+        else (names[number], "", failure_row(names[number], stage, error))
+        for number, error, note in ended
     ]
+    if place.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # the next unit asks how much is free
+    return said
 
 
 def _fit_alone(unit: tuple, device: str) -> Iterator[tuple[int, Exception | None, str]]:

@@ -81,6 +81,8 @@ def fit_together(
                 members.append(_begin(number, data, folds, unit, place))
             except InputError as error:
                 yield number, error, ""
+        for member in members[1:]:
+            member.run.geometry = members[0].run.geometry  # the same of each: kept once
         members.sort(key=lambda member: member.steps)
         for _, group in groupby(members, key=lambda member: member.steps):  # a step of Adam depends on its number
             yield from _Training(list(group), place).train()

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.features.bags import toy_bags
@@ -142,13 +143,14 @@ def test_another_python_renames_no_run():
 
 
 @pytest.mark.slow
-def test_the_test_part_is_never_trained_on(study, tmp_path):
+@pytest.mark.parametrize("method", ["dmsmil", "dmsmil_select"])  # the second takes its whitening from the slides
+def test_the_test_part_is_never_trained_on(study, tmp_path, method):
     """Garbage in the test slides changes nothing of the model."""
     bags, folds = study
     spoiled = make_bags()
     spoiled.identity = bags.identity
     spoiled.x[torch.tensor((folds.fold_0 == "test").tolist())] = 1e3
-    config = quick(bags, folds)
+    config = quick(bags, folds, method)
     one, two = fit(bags, folds, config, 0, 0, tmp_path / "1"), fit(spoiled, folds, config, 0, 0, tmp_path / "2")
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     assert (one / "predictions.csv").read_bytes() != (two / "predictions.csv").read_bytes()
@@ -163,8 +165,41 @@ def test_selection_uses_the_inner_part_and_trains_without_it(study, tmp_path):
         values = history.val_auc if select == "val_auc" else -history.val_loss
         assert record["epoch_used"] == int(history.epoch[values.idxmax()])
         assert record["slides"]["val"] == (folds.fold_0 == "val").sum() > 0
+        assert record["slides"]["train"] == (folds.fold_0 == "train").sum(), "not the inner part too"
     plain = json.loads((fit(bags, folds, quick(bags, folds), 0, 0, tmp_path / "last") / "config.json").read_text())
     assert plain["slides"]["val"] == 0 and plain["slides"]["train"] == (folds.fold_0 != "test").sum()
+
+
+@pytest.mark.slow
+def test_the_weights_of_the_best_epoch_are_tested(study, tmp_path, monkeypatch):
+    """Where the first of six epochs is best a run says what a run of one epoch says."""
+    bags, folds = study
+    losses = iter(range(6))
+    monkeypatch.setattr(
+        "dmsmil.training.fit._validate", lambda *_: {"val_loss": float(next(losses)), "val_auc": float("nan")}
+    )
+    long = fit(bags, folds, quick(bags, folds, select="val_loss", epochs=6), 0, 0, tmp_path / "six")
+    losses = iter(range(6))
+    short = fit(bags, folds, quick(bags, folds, select="val_loss", epochs=1), 0, 0, tmp_path / "one")
+    assert (long / "model.safetensors").read_bytes() == (short / "model.safetensors").read_bytes()
+    assert read_predictions(long).equals(read_predictions(short))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dmsmil", "abmil"])
+def test_batch_size_and_weight_decay_do_what_they_say(study, tmp_path, method):
+    bags, folds = study
+    scale = 20 if method == "abmil" else 0
+
+    def weights(**settings):
+        config = quick(bags, folds, method, scale=scale, epochs=1, lr=1e-2, **settings)
+        return load_file(fit(bags, folds, config, 0, 0, tmp_path / config.name) / "model.safetensors")
+
+    one, all_at_once, decayed = weights(), weights(batch_size=100), weights(weight_decay=10.0)
+    plain = load_model(tmp_path / quick(bags, folds, method, scale=scale, epochs=1, lr=1e-2).name, 16, 2)
+    matrices = [name for name, value in plain.named_parameters() if value.ndim > 1 and value.norm() > 0.1]
+    assert any(not torch.equal(one[name], all_at_once[name]) for name in matrices)
+    assert sum(float(decayed[n].norm()) for n in matrices) < 0.95 * sum(float(one[n].norm()) for n in matrices)
 
 
 @pytest.mark.slow
