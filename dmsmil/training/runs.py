@@ -250,7 +250,7 @@ def _unit(runs: dict[str, tuple], stage: str) -> list[tuple[str, str, dict | Non
     place = pick_device(device)
     together = stacks(units[0][0], place.type == "cpu")
     ended = fit_together(*_held, units, device) if together else _fit_alone(units[0], device)
-    said = [
+    said: list[tuple[str, str, dict | None]] = [
         (names[number], _said(*units[number], note), None)
         if error is None
         else (names[number], "", failure_row(names[number], stage, error))
