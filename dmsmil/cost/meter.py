@@ -13,7 +13,6 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +35,10 @@ def cpu_seconds(call: Callable) -> float:
     return time.process_time() - started
 
 
-def _cuda_seconds(call: Callable, device: torch.device) -> float:
+def call_seconds(call: Callable, device: torch.device) -> float:
+    """Of one call: processor time on a CPU; on CUDA what the clock shows, the device waited for before and after."""
+    if device.type == "cpu":
+        return cpu_seconds(call)
     torch.cuda.synchronize(device)
     started = time.perf_counter()
     call()
@@ -47,14 +49,13 @@ def _cuda_seconds(call: Callable, device: torch.device) -> float:
 def turn_seconds(call: Callable, device: torch.device) -> float:
     """Seconds a call in one turn: a call that is not counted, for the caches are another's, then about TURN_SECONDS of
     calls, at least one."""
-    clock = cpu_seconds if device.type == "cpu" else partial(_cuda_seconds, device=device)
-    count = min(TURN_CALLS, max(1, int(TURN_SECONDS / max(clock(call), 1e-9))))
+    count = min(TURN_CALLS, max(1, int(TURN_SECONDS / max(call_seconds(call, device), 1e-9))))
 
     def several():
         for _ in range(count):
             call()
 
-    return clock(several) / count
+    return call_seconds(several, device) / count
 
 
 def interleave(

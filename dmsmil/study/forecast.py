@@ -14,6 +14,7 @@ from dmsmil.analysis.ablation import ablation_configs, null_configs
 from dmsmil.analysis.sweep import collapse_configs, lam_configs
 from dmsmil.analysis.variants import choose_variants, variant_configs
 from dmsmil.cohorts.folds import bag_folds
+from dmsmil.cost.meter import call_seconds
 from dmsmil.cost.tables import Trainee
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.parallel import one_thread, pick_device, worker_count
@@ -121,18 +122,11 @@ def step_seconds(config: RunConfig, bags: Bags, together: int = 1, device: str =
     counts: the first prepares."""
     place = pick_device(device)
     data = bags.view(config.scales).to(place)
-    clock = time.perf_counter if place.type == "cuda" else time.process_time
     with one_thread():
         in_one_pass = stacks(config, place.type == "cpu")
         step = stacked_step(config, data, together) if in_one_pass else single_step(config, data)
         step()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)  # the first step is over
-        began = clock()
-        step()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        seconds = (clock() - began) / together
+        seconds = call_seconds(step, place) / together
     del step, data
     if place.type == "cuda":
         torch.cuda.empty_cache()  # what trains is another process, and needs the room
