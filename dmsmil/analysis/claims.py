@@ -206,7 +206,7 @@ def _highest(table: pd.DataFrame, tables: Tables, name: str, tests: str, pooling
     """Has the `plain_row` of method `name` a higher ACC than every other method in `table`?"""
     mine, other = _plain(table, name), best_other(table, name, pooling)
     if other is None:
-        raise _Absent("no other method was run")
+        raise _Absent("no other method was run, or none has learned anything")
     return _better(tables, mine, other, tests)
 
 

@@ -207,9 +207,10 @@ def compare(
     Columns: name, folds (compared, of all repeats), slides (compared); for ACC and AUC <metric>_difference (mean over
     folds), _low, _high, _p (corrected resampled t-test, seeds averaged), _p_holm (adjusted over all methods and both
     metrics), _p_equivalent and _p_equivalent_holm (that it is within EQUIVALENT_WITHIN; adjusted likewise, a family of
-    its own) and _note (why there is no p); F1_difference; DeLong_difference, _low, _high, _p, _p_holm (over all
-    methods), _note, and DeLong_class: of more than two classes the one that it sets against the rest, else empty. Of
-    more than two classes also classes, how many there are.
+    its own), _units (the folds in which both have it) and _note (why there is no p); F1_difference;
+    DeLong_difference, _low, _high, _p, _p_holm (over all methods), _units (patients), _note, and DeLong_class: of more
+    than two classes the one that it sets against the rest, else empty. Of more than two classes also classes, how many
+    there are.
     Intervals are 95 % each, not adjusted.
     Raises InputError when there is nothing to compare with or a method shares no fold or slide with the reference.
     """
@@ -240,7 +241,7 @@ def compare(
         adjusted = holm(result[family].to_numpy().ravel()).reshape(-1, len(family))
         result[[f"{column}_holm" for column in family]] = adjusted
     result["DeLong_p_holm"] = holm(result.DeLong_p)
-    parts = ("difference", "low", "high", "p", "p_holm", "p_equivalent", "p_equivalent_holm", "note")
+    parts = ("difference", "low", "high", "p", "p_holm", "p_equivalent", "p_equivalent_holm", "units", "note")
     order = [f"{test}_{part}" for test in (*TESTED, "DeLong") for part in parts if f"{test}_{part}" in result]
     result["DeLong_class"] = against_rest
     return result[["name", "folds", "slides", *order, "DeLong_class", "F1_difference"]].assign(
@@ -254,6 +255,7 @@ def _columns(prefix: str, test: PairedTest) -> dict:
         f"{prefix}_low": test.low,
         f"{prefix}_high": test.high,
         f"{prefix}_p": test.p,
+        f"{prefix}_units": test.units,
         f"{prefix}_note": test.reason,
     }
 
@@ -321,7 +323,7 @@ def sentence(row: pd.Series, name: str, metric: str = "AUC") -> str:
         direction = "worse" if worse else "better"
         return f"{name} is {direction} than {other} by {abs(difference):.3f} {unit}{interval}, corrected {p_value(p)}."
     if equivalent(row, metric):
-        law = stats.t(row.get("folds", np.nan) - 1)
+        law = stats.t(row.get(f"{metric}_units", np.nan) - 1)
         narrower = law.ppf(1 - ALPHA) / law.ppf(1 - ALPHA / 2)  # two one-sided tests go with the 90 % interval
         ends = [difference + narrower * (end - difference) for end in (low, high)]
         ninety = "" if np.isnan(ends).any() else f" [90 %: {ends[0]:.3f}, {ends[1]:.3f}]"

@@ -71,17 +71,19 @@ def power_table(runs: list[Runs], positive: str = "", pilot_spread: float = 0.0)
     """What the tests of `report.paired_tests` could show: one row for each of AUC and ACC.
 
     pilot_spread: the spread of a difference in AUC in an earlier study, 0 for that of these runs.
-    Columns: metric (as it is called), spread, source ('pilot' or 'runs'), resamples, test_share, tests (how many Holm's
-    correction counts), alone (the `detectable` difference of one test), corrected (of the one with the smallest p among
-    all of them), and floor (of one test). NaN where the spread is not known. InputError for runs of one method.
+    Columns: metric (as it is called), spread, source ('pilot' or 'runs'), resamples (folds in which the first method
+    has the metric), test_share, tests (how many Holm's correction counts), alone (the `detectable` difference of one
+    test), corrected (of the one with the smallest p among all of them), and floor (of one test). NaN where the spread
+    is not known. InputError for runs of one method.
     """
     tables = {name: r.predictions for name, r in zip(run_names(runs), runs)}
     if len(tables) < 2:
         raise InputError("there is no method to compare with: name at least one besides the reference")
     first, tests, rows = runs[0].predictions, len(TESTED) * (len(runs) - 1), []
-    share, resamples = runs[0].test_share, first.fold.nunique()
+    share = runs[0].test_share
     for metric in ("AUC", "ACC"):
         pilot = metric == "AUC" and pilot_spread > 0
+        resamples = int(metric_table(tables, metric, positive).iloc[0].notna().sum())
         spread = pilot_spread if pilot else paired_spread(tables, metric, positive)
         rows.append(
             {

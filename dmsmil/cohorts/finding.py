@@ -157,7 +157,8 @@ def find_slides(frame: pd.DataFrame, home: Path, files: SlideFiles) -> tuple[lis
 def _shared(frame: pd.DataFrame) -> list[tuple[int, str]]:
     """The rows whose file is another row's too."""
     problems = []
-    for path, rows in frame[frame.path != ""].groupby("path"):
+    here = frame[frame.path != ""]
+    for path, rows in here.groupby(here.path.map(os.path.realpath)):  # however each is written
         if len(rows) > 1:
             several = " and ".join(rows.slide_id[:3])
             problems += [

@@ -155,7 +155,8 @@ def toy_bags(
     """Bags of random numbers whose class is planted: for walkthroughs and tests, seconds instead of slides.
 
     In class "b", `share` of a slide's tiles, at random places, are shifted by `signal` in the first channel, at every
-    scale. Every third slide has a quarter fewer tiles. Tiles lie on a grid eight wide.
+    scale; in at least one tile, unless share is 0. Every third slide has a quarter fewer tiles. Tiles lie on a grid
+    eight wide.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(slides) % 2
@@ -164,7 +165,8 @@ def toy_bags(
     mask[::3, :, k - k // 4 :] = False
     for row in np.flatnonzero(labels):
         tiles = int(mask[row, 0].sum())
-        x[row, :, rng.permutation(tiles)[: max(1, round(share * tiles))], 0] += signal
+        shifted = max(1, round(share * tiles)) if share else 0
+        x[row, :, rng.permutation(tiles)[:shifted], 0] += signal
     x[~mask] = 0
     coords = np.stack([np.arange(k) % 8, np.arange(k) // 8], -1).astype(np.int64) * 1024
     names = [f"{row:03d}" for row in range(slides)]

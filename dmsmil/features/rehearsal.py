@@ -44,9 +44,7 @@ def draw_features(
     Slides that were drawn before are not drawn again. agree: as `import_features` takes it. Returns one row a slide, as
     `over_slides`. Raises InputError when there are not two classes.
     """
-    classes = sorted(cohort.label.unique())
-    if len(classes) != 2:
-        raise InputError(f"a rehearsal needs a cohort of two classes, this one has {', '.join(classes)}")
+    classes = two_classes(cohort)
     made_by = {"name": store.encoder, "dim": dim, "share": SHARE, "signal": SIGNAL, "mark": MARK}
     agree(made_by)
     units = {}
@@ -63,6 +61,14 @@ def draw_features(
         }
         units[row.slide_id] = store, row.slide_id, 1 if row.label == classes[1] else -1, config
     return over_slides(store, cohort, units, _draw_slide, "features", store.has_features, workers, report, scheduler)
+
+
+def two_classes(cohort: pd.DataFrame) -> list[str]:
+    """The classes of a cohort that can be rehearsed. Raises InputError when they are not two."""
+    classes = sorted(cohort.label.unique())
+    if len(classes) != 2:
+        raise InputError(f"a rehearsal needs a cohort of two classes, this one has {', '.join(classes)}")
+    return classes
 
 
 def _draw_slide(store: Store, slide_id: str, sign: int, config: dict) -> dict:

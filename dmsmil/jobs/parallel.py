@@ -160,7 +160,8 @@ def progress(items, total: int, label: str):
 
 
 def pick_device(device: str = "auto"):
-    """auto (CUDA when there is one), cpu, cuda or cuda:N -> torch.device; InputError when it is not there."""
+    """auto (CUDA when there is one), cpu, cuda or cuda:N -> torch.device; InputError when it is not there. A GPU that
+    is named becomes the current one: not every library asks where its tensors lie."""
     import torch  # seconds, which only those who compute need to spend
 
     try:
@@ -173,6 +174,8 @@ def pick_device(device: str = "auto"):
         raise InputError(
             f"device '{device}' was asked for, but {torch.cuda.device_count()} CUDA devices are here: use auto or cpu"
         )
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)
     return place
 
 

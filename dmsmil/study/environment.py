@@ -8,6 +8,8 @@ from importlib import metadata
 
 import psutil
 
+from dmsmil.jobs.parallel import pick_device
+
 PACKAGES = (
     "numpy",
     "scipy",
@@ -40,15 +42,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> dict:
-    """What a study ran on: versions, processor, memory, GPU. No paths, no names of people."""
+def environment(device: str = "auto") -> dict:
+    """What a study ran on: versions, processor, memory, the GPU of `device` (a key of the params), "none" where it is a
+    CPU. No paths, no names of people."""
     import torch
+
+    place = pick_device(device)
 
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": torch.cuda.get_device_name(place) if place.type == "cuda" else "none",
         "packages": versions(),
     }

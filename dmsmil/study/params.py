@@ -132,11 +132,9 @@ def _yaml(text: str, where: str) -> object:
 
 
 def _typed(parameter: Parameter | None, key: str, text: str) -> object:
-    """The value of `-p key text`: YAML, but a text where the parameter is one."""
-    if parameter is None or parameter.type is not str:
-        return _yaml(text, f"-p {key}")
-    try:
-        value = _yaml(text, f"-p {key}")
-    except InputError:
-        return text
-    return value if isinstance(value, str) else text  # 2024 and no are names too
+    """The value of `-p key text`: YAML, but a text as it stands where the parameter is one: `no` is a name too, and
+    YAML would cut a folder's name at ` #`. Only what is in quotation marks, as in a params file, is without them."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in ("'", '"')
+    if parameter is not None and parameter.type is str and not quoted:
+        return text.strip()
+    return _yaml(text, f"-p {key}")

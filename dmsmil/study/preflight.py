@@ -25,7 +25,7 @@ from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
 from dmsmil.features.formats import open_source, unclear
-from dmsmil.features.rehearsal import DRAWN
+from dmsmil.features.rehearsal import DRAWN, two_classes
 from dmsmil.features.sources import Source
 from dmsmil.features.stages import fetching
 from dmsmil.jobs.files import InputError, one_line
@@ -230,18 +230,29 @@ def _folds(cohort: pd.DataFrame, params: dict) -> tuple[int, str]:
     split = params["split"] if params["split"] in WAYS else str(resolve(params["split"]))
     table, note = choose_folds(cohort, split, params["folds"], params["seed"], params["val_share"], params["repeats"])
     folds = [name for name in table if name.startswith("fold_")]
-    unselected = [name for name in folds if "val" not in set(table[name])]
-    if params["select"] != "last" and unselected:
-        raise InputError(
-            f"{unselected[0]} has no validation part, and select is {params['select']}: raise val_share, "
-            "or use select: last"
-        )
+    if params["select"] != "last":
+        for name in folds:
+            _selectable(table, name, params["select"])
     if params["slide"] and not (table.loc[table.slide_id == params["slide"], folds] == "test").any(axis=None):
         near = difflib.get_close_matches(params["slide"], table.slide_id, 1, cutoff=0)[0]
         raise InputError(f"slide is '{params['slide']}', which no fold tests: name one that is, such as {near}")
     few = [label for label, patients in cohort.groupby("label").patient_id.nunique().items() if patients < FEW]
     note += f" Fewer than {FEW} patients in {', '.join(few)}: no number will mean much." if few else ""
     return len(folds), note
+
+
+def _selectable(table: pd.DataFrame, fold: str, select: str) -> None:
+    """InputError unless a run of a fold can be selected on its validation part, and trained on what is left."""
+    classes = {part: table.label[table[fold] == part].nunique() for part in ("train", "val")}
+    problem = ""
+    if not classes["val"]:
+        problem = "has no validation part"
+    elif select == "val_auc" and classes["val"] < 2:
+        problem = "has one class in its validation part, where AUC is not defined"
+    elif classes["train"] < 2:
+        problem = "trains on one class beside its validation part"
+    if problem:
+        raise InputError(f"{fold} {problem}, and select is {select}: use select: last, or another split or val_share")
 
 
 # ------------------------------------------------------------------------------------------ features and room
@@ -254,6 +265,7 @@ def _features(params: dict, cohort: pd.DataFrame, elsewhere: list[Source]) -> tu
         channels = check_encoder(params["encoder"], weights, params["encoder_px"])
         return channels, f"{params['encoder']}: its weights are within reach, {channels} numbers a tile"
     if params["features"] == DRAWN:
+        two_classes(cohort)
         return 2048, "drawn at random: a rehearsal, whose results say nothing about tissue"
     if params["cohort"] in PAINTED:
         raise InputError("a painted cohort makes its own features: leave the key 'features' empty")

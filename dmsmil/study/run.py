@@ -51,7 +51,7 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
         sweep(home)
         if studies:
             write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
-            write_json(environment(), home / "environment.json")
+            write_json(environment(params["device"]), home / "environment.json")
         memory = Memory(home, params)
         stopped = _notebooks(chosen, bool(only), home, params, memory, say)
         whole, problem = REPORT in [notebook.stem for notebook in chosen], ""

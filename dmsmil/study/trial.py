@@ -72,6 +72,10 @@ def _methods(params: dict, bags: Bags, folds: pd.DataFrame) -> str:
     configs = configure_all(bags, folds, params["methods"], **_training(params))
     for config in configs:
         _step(config, bags)
+    if len(configs) < 2:
+        raise InputError(
+            f"methods names {configs[0].method} alone, and 04_compare compares: name another, such as meanpool"
+        )
     return f"{len(params['methods'])} compared, {len(configs)} with their scales"
 
 

@@ -77,7 +77,8 @@ def class_shares(folds: pd.DataFrame, fold: int) -> pd.Series:
 
 
 def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
-    """The class shares of the site's training patients, one pseudo-patient of the prior added to each site.
+    """The class shares of the site's training patients, one pseudo-patient of the prior added to each site. Who has
+    slides of two sites is a patient of both.
 
     A site that was not trained on, or is not named, gets the prior: on site-preserved folds this rule is blind.
     """
@@ -85,9 +86,9 @@ def site_predictions(folds: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     table = folds.assign(site=cohort.set_index("slide_id").site.reindex(folds.slide_id).fillna("").to_numpy())
     for fold in asked(folds):
         test, rest = (table[where] for where in _parts(folds, fold))
-        patients = rest.drop_duplicates("patient_id")
-        prior = patients.label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
-        counts = patients[patients.site != ""].groupby(["site", "label"]).size().unstack(fill_value=0)
+        prior = rest.drop_duplicates("patient_id").label.value_counts(normalize=True).reindex(classes, fill_value=0.0)
+        seen = rest[rest.site != ""].drop_duplicates(["patient_id", "site"])
+        counts = seen.groupby(["site", "label"]).size().unstack(fill_value=0)
         share = counts.reindex(columns=classes, fill_value=0).add(prior)
         share = share.div(share.sum(axis=1), axis=0).reindex(test.site).fillna(prior).to_numpy()
         said = predictions_table(test.slide_id, test.patient_id, test.label, share, classes)

@@ -117,19 +117,19 @@ def configure_all(bags: Bags, folds: pd.DataFrame, methods: list, **settings) ->
 
     An entry is a name, or {name: {key: value, ...}} with options of the method and settings of its own (epochs, lr,
     weight_decay, batch_size, select, and scale to run at one scale only). Single-scale methods run at every scale,
-    multi-scale ones at all together, pooling both ways. settings: as for `configure`.
+    multi-scale ones at all together, pooling both ways, which of bags of one scale is one. settings: as for
+    `configure`.
     Raises InputError for no method, for one that is named twice with the same settings, and as `configure`.
     """
     configs = []
     for entry in methods:
         name, own = _entry(entry)
         mine = {**settings, **{key: own.pop(key) for key in (*settings, "scale") if key in own}}
-        takes = method(name).takes
-        scales = (
-            [mine.pop("scale")]
-            if "scale" in mine
-            else [*(bags.scales if takes != "many" else ()), *([0] if takes != "one" else ())]
-        )
+        takes, several = method(name).takes, len(bags.scales) > 1
+        one_by_one, together = takes != "many", takes == "many" or (takes == "any" and several)
+        scales = [*(bags.scales if one_by_one else ()), *([0] if together else ())]
+        if "scale" in mine:
+            scales = [mine.pop("scale")]
         configs += [configure(bags, folds, name, scale, own, **mine) for scale in scales]
     if not configs:
         raise InputError("methods is empty: name at least one, such as dmsmil")

@@ -198,8 +198,7 @@ def draw_metrics(predictions: pd.DataFrame, weights: np.ndarray, positive: str =
         truth, said, value = labels == name, pred == name, predictions[f"prob_{name}"].to_numpy()
         hits = weights @ (truth & said)
         counted = weights @ truth.astype(float) + weights @ said.astype(float)
-        # 0 / 0 of a class among several: the others have their say, as in `score`
-        f1s.append(2 * hits / np.where(counted > 0, counted, np.nan if len(names) > 1 else 1e-12))
+        f1s.append(2 * hits / np.where(counted > 0, counted, np.nan))  # 0 / 0 is not defined, as in `score`
         above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for rows in runs:
             up, down = rows[truth[rows]], rows[~truth[rows]]

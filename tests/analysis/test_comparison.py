@@ -195,7 +195,7 @@ def test_the_sentence_sets_equivalent_apart_from_not_shown():
     said = sentence(row, "DMSMIL")
     assert (
         said.startswith("DMSMIL and twin are equivalent: they differ by less than 0.02 AUC, ")
-        and f"{row.AUC_difference:+.3f} [" in said
+        and f"{row.AUC_difference:+.3f} [90 %: {_ninety(row)}]" in said
         and said.endswith(f"corrected p {_told(row.AUC_p_equivalent_holm)}.")
     )
     open_question = row.copy()
@@ -205,6 +205,24 @@ def test_the_sentence_sets_equivalent_apart_from_not_shown():
     shown["AUC_p_holm"] = 0.01  # small, and yet there: the difference is said
     assert " is better than " in sentence(shown, "DMSMIL") or " is worse than " in sentence(shown, "DMSMIL")
     assert equivalents(shown.to_frame().T) == ""
+
+
+def _ninety(row):
+    """The interval of two one-sided tests at .05, of a mean over ten folds, from that of one test at .05, two-sided."""
+    error = (row.AUC_high - row.AUC_low) / (2 * 2.262157)
+    return f"{row.AUC_difference - 1.833113 * error:.3f}, {row.AUC_difference + 1.833113 * error:.3f}"
+
+
+@pytest.mark.slow
+def test_the_90_per_cent_interval_counts_the_folds_that_have_an_auc():
+    """A fold that tests one class has none: it is no degree of freedom, though it is one for ACC."""
+    reference, other = near(n=440, folds=11)
+    one = (reference.fold != 10) | (reference.label == "ILC")
+    with_it = compare(reference[one], {"twin": other[one]}, "ILC", 0.1).iloc[0]
+    without = compare(reference[reference.fold != 10], {"twin": other[other.fold != 10]}, "ILC", 0.1).iloc[0]
+    assert (with_it.folds, with_it.ACC_units, with_it.AUC_units, without.AUC_units) == (11, 11, 10, 10)
+    assert with_it.AUC_p_equivalent == without.AUC_p_equivalent < 0.05
+    assert f"[90 %: {_ninety(with_it)}]" in sentence(with_it, "DMSMIL")
 
 
 def _told(p):

@@ -9,6 +9,7 @@ import pytest
 
 from dmsmil.analysis.comparison import compare, corrected_resampled_ttest, metric_table
 from dmsmil.analysis.power import detectable, floor, paired_spread, power_of, power_sentences, power_table
+from dmsmil.analysis.report import average_ranks, paired_tests
 from dmsmil.jobs.files import InputError
 from tests.analysis.test_comparison import study
 
@@ -103,6 +104,34 @@ def test_two_repeats_are_ten_folds_that_each_test_a_fifth(runs):
     table = power_table(again, "ILC")
     assert (table.resamples == 10).all() and (table.test_share == 0.2).all()
     assert (table.alone < power_table(runs, "ILC").alone).all() and (table.alone > table.floor).all()
+
+
+@pytest.mark.slow
+def test_a_fold_without_an_auc_is_no_resample_of_it(runs):
+    for r in runs:
+        r.predictions = r.predictions[(r.predictions.fold != 0) | (r.predictions.label == "ILC")]
+    table = power_table(runs, "ILC").set_index("metric")
+    assert table.resamples.to_dict() == {"AUC": 4, "ACC": 5}
+    assert table.alone["AUC"] == detectable(table.spread["AUC"], 4, 0.2)
+
+
+@pytest.mark.slow
+def test_a_comparison_takes_the_share_and_the_class_that_the_study_has(runs):
+    tables = {r.config.method: r.predictions for r in runs[1:]}
+    for r in runs:
+        r.test_share = 0.4  # of a cohort of which half failed
+    for positive in ("IDC", "ILC"):
+        found = paired_tests(runs, positive).drop(columns=["reference", "name"])
+        pd.testing.assert_frame_equal(found, compare(runs[0].predictions, tables, positive, 0.4).drop(columns="name"))
+
+
+@pytest.mark.slow
+def test_the_ranks_of_two_repeats_are_of_as_many_patients_as_of_one(runs):
+    one = average_ranks(runs, "ILC")
+    for r in runs:
+        r.predictions = pd.concat([r.predictions, r.predictions.assign(fold=r.predictions.fold + 5)], ignore_index=True)
+    two = average_ranks(runs, "ILC")
+    assert (two.cd, two.p, two.blocks) == (pytest.approx(one.cd), pytest.approx(one.p), 5)
 
 
 def test_the_words_follow_from_the_numbers():

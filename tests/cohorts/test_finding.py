@@ -103,6 +103,12 @@ def test_a_barcode_of_two_files_is_refused_and_its_patient_is_only_a_hint(cohort
     assert f"did you mean {files[0]}?" in reasons[BARCODE[:12]]
 
 
+def test_two_ways_to_write_a_path_are_one_file(cohort):
+    cohort.touch("sub/x.svs")
+    _, reasons = cohort("a", "b", path=["sub/x.svs", "sub/../sub/x.svs"])
+    assert set(reasons) == {"a", "b"} and "slides a and b have one file, x.svs" in reasons["a"]
+
+
 def test_two_ids_of_one_file_are_refused(cohort):
     cohort.touch(f"{BARCODE}.AAAA.svs", "x.svs")
     paths, reasons = cohort(BARCODE, f"{BARCODE}.AAAA", "x", "y", path=["", "", "", "x.svs"])

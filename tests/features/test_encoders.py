@@ -18,6 +18,7 @@ from dmsmil.features import encoders, weights
 from dmsmil.features.encoders import check_encoder, create_encoder
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.parallel import pick_device
+from dmsmil.study.environment import environment
 from tests.conftest import assert_one_line
 from tests.features.hub import EXPIRED, GRANTED, NARROW, STRANGER, Hub
 from tests.features.naive_encoder import encode_naive, naive_encoder
@@ -263,6 +264,19 @@ def test_devices_that_are_not_here(device):
 def test_auto_device_is_one_that_exists():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_the_gpu_that_is_named_is_the_current_one_and_the_one_that_is_told(monkeypatch):
+    """The assignment on the device launches on the current GPU, wherever the costs lie."""
+    current: list = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: f"GPU {place.index}")
+    assert pick_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+    assert environment("cuda:1")["gpu"] == "GPU 1" and environment("cpu")["gpu"] == "none"
+    pick_device("auto")
+    assert len(current) == 2, "which is whichever is current"
 
 
 @pytest.mark.parametrize("tiles", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8)])

@@ -57,6 +57,22 @@ def test_overrides_are_read_as_yaml(params):
 
 
 @pytest.mark.parametrize(
+    "typed, value",
+    [
+        ("slides #2/cohort.csv", "slides #2/cohort.csv"),
+        ("'slides #2'", "slides #2"),
+        ("no", "no"),
+        ("2024", "2024"),
+        ("it's", "it's"),
+        ("a: b", "a: b"),
+        (" mine ", "mine"),
+    ],
+)
+def test_a_text_that_is_typed_is_that_text(params, typed, value):
+    assert params("", cohort=typed)["cohort"] == value
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("epoch: 5", r"unknown key 'epoch' \(did you mean 'epochs'\?\)"),

@@ -59,6 +59,7 @@ def test_how_long_encoding_takes_is_said_before_hours_are_spent(said, monkeypatc
         ({"paper": "luad"}, "paper", "brca, nsclc"),
         ({"methods": [{"dmsmil": {"headz": 3}}]}, "methods", "unknown option 'headz' of DMSMIL: did you mean 'head"),
         ({"methods": ["abmil", {"abmil": None}]}, "methods", "twice with the same settings"),
+        ({"methods": ["dmsmil"]}, "methods", "names dmsmil alone, and 04_compare compares"),
         ({"methods": [{"topk": {"k": "many"}}]}, "methods", "k is 'many', an option of Top-k pooling: give a number"),
         ({"options": {"heads": 3}}, "method", "heads must divide"),
         ({"options": {"heads": "many"}}, "method", "heads is 'many', an option of DMSMIL: give a number"),
@@ -74,6 +75,7 @@ def test_how_long_encoding_takes_is_said_before_hours_are_spent(said, monkeypatc
         ({"demo_side": 512, "tile_px": 512}, "slides", "smaller than one 10x tile of 1024 px"),
         ({"select": "val_auc", "val_share": 0.0}, "folds", "has no validation part"),
         ({"slide": "demo-X"}, "folds", "which no fold tests"),
+        ({"cohort": "three", "positive": "", "features": "drawn"}, "features", "needs a cohort of two classes"),
         ({"positive": "IDC"}, "class", "which is no class"),
         ({"audit_splits": ["nowhere"]}, "audit", "the split nowhere does not exist"),
         ({"folds": 7}, "folds", "fewer than folds = 7"),
@@ -171,6 +173,24 @@ def test_features_of_tiles_of_another_size_are_found_before_they_are_imported(ow
         "there"
     ]
     assert own(**made, tile_px=512) == []
+
+
+@pytest.mark.parametrize(
+    "parts, select, problem",
+    [
+        (["train", "train", "val", "test"], "val_auc", "fold_0 has one class in its validation part, where AUC"),
+        (["train", "val", "train", "test"], "val_loss", "fold_0 trains on one class beside its validation part"),
+        (["train", "train", "train", "test"], "val_loss", "fold_0 has no validation part"),
+        (["train", "train", "val", "test"], "val_loss", ""),
+        (["train", "val", "train", "test"], "last", ""),
+    ],
+)
+def test_a_split_that_cannot_be_selected_on_is_found(own, tmp_path, parts, select, problem):
+    """The classes of a to d are x, y, x, y."""
+    table = pd.DataFrame({"slide_id": list("abcd"), "fold_0": parts, "fold_1": parts})
+    table.to_csv(tmp_path / "split.csv", index=False)
+    wrong = own(split=str(tmp_path / "split.csv"), select=select)
+    assert len(wrong) == bool(problem) and all(line.startswith(f"folds    {problem}") for line in wrong)
 
 
 def test_the_slide_that_is_to_be_drawn_must_be_one(own):

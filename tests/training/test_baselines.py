@@ -80,6 +80,24 @@ def test_site_baseline_is_the_smoothed_share_of_training_patients():
     assert said.prob_b[slide] == pytest.approx(expected)
 
 
+def test_a_patient_of_two_sites_counts_at_each_and_many_slides_count_once():
+    cohort = sites_and_labels()
+    folds = make_folds(cohort, 5)
+    slide = folds[folds.fold_2 == "test"].iloc[0].slide_id
+    site = cohort.set_index("slide_id").site
+    moved = folds[(folds.fold_2 != "test") & (site.reindex(folds.slide_id) != site[slide]).to_numpy()].iloc[0]
+    copies = [moved.to_frame().T.assign(slide_id=f"z{i}") for i in range(3)]  # further slides of one patient, from here
+    more = pd.concat([folds, *copies], ignore_index=True)
+    there = pd.concat(
+        [cohort, *(copy[["slide_id", "patient_id", "label"]].assign(site=site[slide]) for copy in copies)]
+    )
+    said = site_predictions(more, there).query("fold == 2").set_index("slide_id")
+    rest = folds[folds.fold_2 != "test"]
+    here = rest[(site.reindex(rest.slide_id) == site[slide]).to_numpy()].label.to_list() + [moved.label]
+    expected = (here.count("b") + (rest.label == "b").mean()) / (len(here) + 1)
+    assert said.prob_b[slide] == pytest.approx(expected)
+
+
 def test_an_unseen_or_unnamed_site_gets_the_prior():
     cohort = sites_and_labels()
     folds = make_folds(cohort, 5)

@@ -374,5 +374,11 @@ def test_a_comparison_runs_each_method_at_each_scale_it_can(study):
         configure_all(bags, folds, [{"clam_sb": {"ksample": 2}}], epochs=3)
 
 
+def test_of_one_scale_pooling_is_one_run_and_what_is_one_run_is_not_named_twice(study):
+    bags, folds = study
+    configs = configure_all(bags.view((20,)), folds, ["abmil", "meanpool", "topk"], epochs=3, lr=1e-3)
+    assert [(c.method, c.scales) for c in configs] == [(name, (20,)) for name in ("abmil", "meanpool", "topk")]
+
+
 def test_runconfig_is_plain_data():
     json.dumps(RunConfig("dmsmil", (10, 20)).record())

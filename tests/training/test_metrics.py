@@ -234,9 +234,39 @@ def test_a_class_that_is_neither_tested_nor_said_has_no_f1():
     assert score(two)["F1"] == pytest.approx(f1_score(two.label, two.pred, average="macro"))
 
 
-def test_confusion_has_names_and_counts_all():
-    matrix = confusion(table())
-    assert list(matrix.index) == list(matrix.columns) == CLASSES and matrix.to_numpy().sum() == 60
+def test_confusion_has_the_truth_in_rows_and_counts_all():
+    t = table().assign(pred="IDC")
+    matrix = confusion(t)
+    assert list(matrix.index) == list(matrix.columns) == CLASSES
+    assert matrix.loc["ILC"].to_dict() == {"IDC": (t.label == "ILC").sum(), "ILC": 0} and matrix.to_numpy().sum() == 60
+
+
+@pytest.mark.parametrize("positive", CLASSES)
+def test_a_summary_is_of_the_class_that_is_asked_for(positive):
+    t, draws = table(), np.random.default_rng(0)
+    said = summarise(t, positive, draws=100)
+    f1 = [f1_score(part.label == positive, part.pred == positive) for _, part in t.groupby("fold")]
+    assert said["F1_mean"] == pytest.approx(np.mean(f1))
+    drawn = draw_metrics(t, patient_draws(t, 100, draws), positive).F1
+    assert (said["F1_low"], said["F1_high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_no_f1_is_made_up_where_the_positive_class_is_neither_tested_nor_said():
+    t = table()
+    t = t[(t.label == "IDC") & (t.pred == "IDC")]
+    said = summarise(t, "ILC", draws=20)
+    assert np.isnan([said[f"F1_{part}"] for part in ("mean", "pooled", "low", "high")]).all()
+    assert said["ACC_low"] == said["ACC_mean"] == 1
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_of_many_patients():
+    values = np.random.default_rng(3).normal(size=2000)
+    error = values.std(ddof=1) / np.sqrt(2000)
+    for level, reach in ((0.95, 1.95996), (0.9, 1.64485)):
+        mean, low, high = mean_interval(values, np.arange(2000), draws=4000, level=level)
+        assert mean == pytest.approx(values.mean())
+        assert [low, high] == pytest.approx([mean - reach * error, mean + reach * error], abs=0.1 * error)
+    assert mean_interval(values, np.arange(2000)) == mean_interval(values, np.arange(2000), level=0.95)
 
 
 def test_roc_encloses_the_auc():
