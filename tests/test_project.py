@@ -204,8 +204,8 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted three originals stains mosaics",
     "slides": "tiff wsi ome magnification reader density tiles hdf5 store linking hs2p given stages",
-    "features": "weights encoders foreign lazyslide slide2vec sources formats handing rehearsal stages plan cache bags "
-    "truth views probes",
+    "features": "weights encoders foreign lazyslide slide2vec sources faults formats handing rehearsal stages plan "
+    "cache bags truth views probes",
     "models": "",  # one file a method
     "training": "metrics baselines config record progress health fit together runs results",
     "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,7 @@ import pandas as pd
 
 from dmsmil.cohorts.checks import COLUMNS
 from dmsmil.cohorts.finding import SlideFiles, called
-from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, TABLE_SUFFIXES, alike, plain_name
-from dmsmil.cohorts.leakage import TCGA
+from dmsmil.cohorts.ids import LONGEST_ID, SLIDE_SUFFIXES, TABLE_SUFFIXES, alike, plain_name, tcga_patient
 from dmsmil.cohorts.table import load_cohort
 from dmsmil.jobs.failures import failure_row
 from dmsmil.jobs.files import InputError
@@ -25,8 +23,8 @@ def read_slides(
     in which slide_id alone must be filled in; files are found by a column path, or below the table's own folder.
 
     slides: columns slide_id, patient_id, label, site, path, mpp; what is not known is empty. Of a name that is a TCGA
-    barcode the patient is known. classes: those of the study, of which every label must be one. slides_needed:
-    False where features are there already. Raises InputError when there is nothing to apply to.
+    barcode the patient is known, unless the table names one. classes: those of the study, of which every label must be
+    one. slides_needed: False where features are there already. Raises InputError when there is nothing to apply to.
     """
     place = Path(place)
     if not place.exists():
@@ -38,7 +36,10 @@ def read_slides(
         )
     if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
         slides, failures = load_cohort(place, "", slides_needed, report=report, required=("slide_id",))
-        slides["patient_id"] = slides.patient_id.where(slides.patient_id != "", slides.slide_id.map(_patient))
+        told = slides.slide_id.map(tcga_patient)
+        barcodes = slides.patient_id.map(tcga_patient)  # where no patient is known, some tables name the slide again
+        own = (slides.patient_id != "") & (barcodes != told)
+        slides["patient_id"] = slides.patient_id.where(own | (told == ""), told)
     else:
         slides, failures = _files(place)
     if strange := sorted(set(slides.label) - {"", *classes}):
@@ -47,12 +48,6 @@ def read_slides(
             ": write the labels as the study does, or leave them empty"
         )
     return slides, failures
-
-
-def _patient(name: str) -> str:
-    """The patient whom a TCGA barcode names; "" of other names."""
-    found = re.match(TCGA, name)
-    return found["patient"] if found else ""
 
 
 def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
@@ -68,7 +63,7 @@ def _files(place: Path) -> tuple[pd.DataFrame, list[dict]]:
         try:
             if counts[alike(name)] > 1:
                 raise InputError(f"{counts[alike(name)]} slide files are called {name}: keep one, or write a table")
-            rows.append([plain_name(name, LONGEST_ID), _patient(name), "", "", str(path), 0.0])
+            rows.append([plain_name(name, LONGEST_ID), tcga_patient(name), "", "", str(path), 0.0])
         except InputError as error:
             failures.append(failure_row(name, "cohort", error))
     if not rows:

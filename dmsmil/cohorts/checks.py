@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from dmsmil.cohorts.ids import LONGEST_ID, alike, bare_name, plain_name
+from dmsmil.cohorts.ids import LONGEST_ID, alike, bare_name, plain_name, tcga_patient
 from dmsmil.cohorts.reading import micrometres
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import many
 
 REQUIRED = ("slide_id", "patient_id", "label")
 COLUMNS = ["slide_id", "patient_id", "label", "site", "path", "mpp"]
+ROUNDED = r"\d+([.,]\d+)?E\+\d+"  # 123456789012 as a spreadsheet shows it
+SYNONYMS = {  # what other programs and people call a column that is read
+    "mpp": ("mpp_x", "microns_per_pixel", "um_per_px", "spacing", "spacing_at_level_0", "resolution"),
+    "site": ("center", "centre", "hospital", "institution", "institute", "tss"),
+    "label": ("class", "diagnosis", "target", "subtype"),
+}
 FETCHED = ["file_id", "file_name", "md5", "size"]  # of slides that a server has
 
 Reasons = Iterator[tuple[int, str]]  # (row, why it cannot be used)
 
 
 def unread(frame: pd.DataFrame, table: str) -> Iterator[str]:
-    """A line for each column that is not read though its name is nearly that of one which would be."""
-    others = {column.lower(): column for column in frame.columns if column not in COLUMNS + FETCHED}
+    """A line for each column that is not read though its name is nearly that of one which would be, or another word for
+    it."""
+    others = {_column(column): column for column in frame.columns if column not in COLUMNS + FETCHED}
     for name in COLUMNS:
-        near = [] if name in frame else difflib.get_close_matches(name, others, 1, cutoff=0.75)
+        if name in frame:
+            continue
+        near = difflib.get_close_matches(name, others, 1, cutoff=0.75)
+        near += [word for word in SYNONYMS.get(name, ()) if word in others]
         if near:
             yield f"{table}: the column '{others[near[0]]}' is not read; if it is the {name}, rename it to {name}"
+
+
+def _column(name: str) -> str:
+    """The name of a column as it is compared: without the unit in brackets behind it."""
+    return re.sub(r"[\s_-]+", "_", re.sub(r"\(.*\)", "", name).strip().lower())
 
 
 def gaps(frame: pd.DataFrame, given: pd.DataFrame, required: tuple[str, ...] = REQUIRED) -> Reasons:
@@ -75,7 +91,7 @@ def identities(frame: pd.DataFrame) -> Reasons:
     for _, same in ids.groupby(ids.map(bare_name).map(alike)):
         if len(same) == 1:
             continue
-        several = " and ".join(f"'{name}'" for name in sorted(set(same)))
+        several = " and ".join(repr(name) for name in sorted(set(same)))
         for row in same.index:
             yield (
                 row,
@@ -94,13 +110,36 @@ def identities(frame: pd.DataFrame) -> Reasons:
 
 
 def spelling_questions(cohort: pd.DataFrame) -> list[str]:
-    """A question for each two classes, patients or sites of a cohort that differ in case, in spaces or in the .0 of a
-    number alone."""
+    """A question for each two classes, patients or sites of a cohort that differ in case, in spaces, in signs that look
+    alike or in the zeros around a number alone; for a patient who is several by the table and one by the TCGA barcodes
+    of the slides; and for ids that a spreadsheet has rounded."""
     asked = []
     for column, what in (("label", "classes"), ("patient_id", "patients"), ("site", "sites")):
         counts = cohort[column].value_counts().sort_index()
-        for _, same in counts.groupby([alike(bare_name(name)) for name in counts.index]):
+        for _, same in counts.groupby([_plain(name) for name in counts.index]):
             if len(same) > 1:
-                told = " and ".join(f"'{name}' ({many(slides, 'slide')})" for name, slides in same.items())
-                asked.append(f"the {what} {told} differ in case, spaces or .0 alone: write them alike if they are one")
+                told = " and ".join(f"{name!r} ({many(slides, 'slide')})" for name, slides in same.items())
+                asked.append(
+                    f"the {what} {told} differ in case, spaces, dashes or zeros alone: write them alike if they are one"
+                )
+    for patient, rows in cohort.groupby(cohort.slide_id.map(tcga_patient)):
+        if patient and rows.patient_id.nunique() > 1:
+            asked.append(
+                f"{many(len(rows), 'slide')} are of patient {patient} by their barcodes, and of "
+                f"{rows.patient_id.nunique()} patients by patient_id: give them one patient_id, or one person is "
+                "trained on and tested"
+            )
+    for column in ("slide_id", "patient_id"):
+        rounded = cohort[column][cohort[column].str.fullmatch(ROUNDED)]
+        if len(rounded):
+            asked.append(
+                f"the {column} '{rounded.iloc[0]}' is a number as a spreadsheet rounds it, in "
+                f"{many(len(rounded), 'row')}: format the column as text, and export it again"
+            )
     return asked
+
+
+def _plain(name: str) -> str:
+    """A name without what people do not see in it."""
+    plain = alike(bare_name(name))
+    return plain.lstrip("0") or "0" if plain.isdigit() else plain

@@ -15,10 +15,11 @@ import pandas as pd
 from dmsmil.cohorts.checks import Reasons
 from dmsmil.cohorts.dicom import CONTAINER, Series, find_series, header, slide_in
 from dmsmil.cohorts.fetching import slide_path
-from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, bare_name
+from dmsmil.cohorts.ids import BARCODE, SLIDE_SUFFIXES, alike, bare_name
 from dmsmil.jobs.files import InputError, is_file, walk
 
 DICOM = ".dcm"
+NOT_READ = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".vsi", ".isyntax", ".qptiff", ".part", ".zip", ".gz")
 MAPS = "qupath"  # the folder of a study with what QuPath opens
 NEIGHBOURS = 4  # names compared with a missing one, on each side of its place among them
 
@@ -81,6 +82,10 @@ class SlideFiles:
         """Some files for a reader, from the folder on."""
         return " and ".join(path.relative_to(self.folder).as_posix() for path in paths)
 
+    def others(self) -> dict[str, str]:
+        """The names of pictures and parts of slides, which are not read, by what stands before their suffix."""
+        return {path.name.split(".")[0]: path.name for path in walk(self.folder) if path.suffix.lower() in NOT_READ}
+
     def near(self, slide_ids: list[str], taken: set[str]) -> dict[str, str]:
         """For each slide without a file the name of a file, not of a slide in `taken`, that may be meant, if any.
 
@@ -90,13 +95,15 @@ class SlideFiles:
         free = [path.name for path in self.paths if bare_name(path.name) not in taken]
         forwards, backwards = sorted(free), sorted(name[::-1] for name in map(bare_name, free))
         names = {bare_name(name)[::-1]: name for name in free}
+        plain = {_seen(bare_name(name)): name for name in free}
         found = {}
         for slide_id in slide_ids:
             bare = bare_name(slide_id)
             beside = _beside(forwards, bare) + [names[name] for name in _beside(backwards, bare[::-1])]
             longer = [name for name in beside if name.startswith(bare)]
             stems = {bare_name(name): name for name in beside}
-            near = longer or [stems[stem] for stem in difflib.get_close_matches(bare, stems, 1)]
+            same = [plain[_seen(bare)]] if _seen(bare) in plain else []
+            near = same or longer or [stems[stem] for stem in difflib.get_close_matches(bare, stems, 1)]
             if near:
                 found[slide_id] = near[0]
         return found
@@ -178,8 +185,11 @@ def without_file(
     """The rows of `expected` without a slide file, what may be meant (no file of a slide in `taken`) and what to do."""
     lost = expected[(expected.path == "") & (expected.slide_id != "")]
     near = files.near(lost.slide_id.to_list(), {bare_name(name) for name in taken}) if len(lost) else {}
+    others = files.others() if len(lost) else {}
     for row, slide_id in lost.slide_id.items():
         hint = f"did you mean {near[slide_id]}? Else " if slide_id in near else ""
+        if not hint and slide_id in others:
+            hint = f"{others[slide_id]} is no slide that is read ({', '.join(SLIDE_SUFFIXES[:4])}, ...). "
         yield row, f"no slide file named {slide_id}.*: {hint}{advice}, or add a column 'path'"
     for row, path in expected.path[expected.path != ""].items():
         if not is_file(path):
@@ -195,6 +205,11 @@ def _why_not(path: str) -> str:
     except OSError as error:
         return f"cannot be reached ({error.strerror})"
     return "is a folder without a DICOM slide"
+
+
+def _seen(name: str) -> str:
+    """A name without case, and without the zeros before a number that a spreadsheet takes away."""
+    return alike(name).lstrip("0")
 
 
 def _beside(names: list[str], name: str) -> list[str]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.cohorts.folds import span
+from dmsmil.cohorts.ids import TCGA, tcga_patient
+from dmsmil.cohorts.sites import site_groups
 from dmsmil.cohorts.splits import PARTS, read_splits
 from dmsmil.jobs.files import file_md5, is_file
 
-TCGA = r"^(?P<patient>TCGA-(?P<site>\w\w)-\w{4})"  # how a barcode begins
 MANY = 10  # folds that are listed one by one
 UNITS = {"patient_id": "patients", "site": "sites", "copy": "copies"}
 
@@ -27,12 +28,14 @@ def leakage(
     """One row a fold: how many patients, sites and copies each part has, and how many each two parts share.
 
     Columns: (what, where); what is patients, sites (of a cohort that knows any) and copies (contents that several
-    slides have, of `duplicates`); where is train, val, test, and train & test, train & val, and rest & test: those that
-    are in both, the rest being train and val together. Slides without a site do not count as one.
+    slides have, of `duplicates`: None where none could be looked for); where is train, val, test, and train & test,
+    train & val, and rest & test: those that are in both, the rest being train and val together. Slides without a site
+    do not count as one. Patients whom a TCGA barcode calls one are one, whatever the table says.
     """
     names = [c for c in folds if c.startswith("fold_")]
     rows = folds.melt(["slide_id", "patient_id"], names, "fold", "part")
     rows["fold"] = rows.fold.str[5:].astype(int)
+    rows["patient_id"] = rows.patient_id.map(site_groups(rows.assign(site=rows.slide_id.map(tcga_patient))))
     if cohort is not None and (cohort.site != "").any():
         sites = dict(zip(cohort.slide_id, cohort.site))
         rows["site"] = [sites.get(slide_id, "") for slide_id in rows.slide_id]
@@ -49,7 +52,7 @@ def audit_splits(path: str | Path) -> pd.DataFrame:
     itself (it says nothing better), and there is no site.
     """
     rows = read_splits(path)
-    codes = rows.name.str.extract(TCGA)
+    codes = rows.name.str.extract(f"^{TCGA.pattern}")
     rows["patient_id"] = codes.patient.fillna(rows.patient_id.where(rows.patient_id != "", rows.name))
     if codes.site.notna().any():
         rows["site"] = codes.site.fillna("")
@@ -74,14 +77,17 @@ def _audit(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("fold")
 
 
-def duplicates(cohort: pd.DataFrame) -> pd.DataFrame:
+def duplicates(cohort: pd.DataFrame) -> pd.DataFrame | None:
     """The slides whose content another slide has too: slide_id, patient_id, label, copy_of (the first such slide_id).
 
     The content is told by the column md5 where the cohort has it, else by the file, of which only those of equal size
     are read. A slide with neither md5 nor file is not compared, nor an md5 with a file of which no other has the size.
+    None where no two slides could be compared.
     """
     known = cohort.md5 if "md5" in cohort else pd.Series("", index=cohort.index)
     files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and is_file(path)}
+    if len(files) + (known != "").sum() < 2:
+        return None
     sizes = pd.Series({i: file.stat().st_size for i, file in files.items()}, dtype=float)
     read = sizes.index[sizes.duplicated(keep=False)]
     with ThreadPoolExecutor() as pool:
@@ -132,6 +138,8 @@ def audit_sentences(audit: pd.DataFrame) -> str:
             if copies.any()
             else "No slide that a fold tests has a copy in its training or validation part."
         )
+    else:
+        lines.append("Copies were not looked for: no two slides have a file here, or an md5 in the table.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -36,11 +36,27 @@ MISSING = frozenset(
         "not applicable",
         "not reported",
         "not allowed to collect",
+        "not evaluated",
+        "not known",
+        "tbd",
+        "pending",
+        "[discrepancy]",
+        "[not evaluated]",
+        "[not reported]",
+        "[pending]",
+        "#ref!",
+        "#value!",
+        "#name?",
+        "#div/0!",
+        "#num!",
+        "#null!",
         "[not available]",
         "[not applicable]",
         "[unknown]",
     }
 )
+STROKES = MISSING | {"-", "--", "–", "—", "."}  # where no class is asked for: one can be called + and another -
+UNSEEN = "\u200b\u2060\ufeff"  # signs of no width, which text from web pages and other programs brings along
 SEPARATORS = (",", ";", "\t")
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx, .ods and .numbers begin, and .xls
@@ -72,6 +88,8 @@ def read_table(path: str | Path) -> Table:
     path = Path(path)
     numbered = list(enumerate(_rows(_text(path), path.name), 1))
     filled = [(number, cells) for number, cells in numbered if any(cells)]
+    while len(filled) > 1 and filled[0][1][0].startswith("#"):  # `_rows` has passed them too
+        filled.pop(0)
     if not filled:
         raise InputError(f"{path.name} is empty: a first row of column names is needed, then one row a slide")
     (_, header), *body = filled
@@ -96,15 +114,17 @@ def need_columns(frame: pd.DataFrame, names: tuple[str, ...], header: list[str],
     missing = [name for name in names if name not in frame]
     if missing:
         near = difflib.get_close_matches(missing[0], frame.columns, 1)
-        there = "its columns are " + ", ".join(header[:9])
+        there = "its columns are " + ", ".join(" ".join(name.split())[:80] for name in header[:9])
+        if len(header) == 1 and "|" in header[0]:
+            there = "its columns are separated by |: use commas, semicolons or tabs"
         hint = f"rename its column '{near[0]}'" if near and len(missing) == 1 else there
         lacking = " and no ".join(f"'{name}'" for name in missing)
         raise InputError(f"{table} has no column {lacking}: {hint}")
 
 
 def is_missing(values: pd.Series) -> pd.Series:
-    """Which values are nothing, or a word for it."""
-    return values.str.lower().isin(MISSING)
+    """Which values are nothing, or a word or sign for it; in a column label a sign may be a class."""
+    return values.str.lower().isin(MISSING if values.name == "label" else STROKES)
 
 
 def micrometres(text: str) -> float:
@@ -139,18 +159,24 @@ def _text(path: Path) -> str:
 
 def _rows(text: str, name: str) -> list[list[str]]:
     """The cells of each line, stripped."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    lines = [line for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if not line.startswith("#")), "".join(lines[:1]))  # # of cBioPortal's columns
     if told := re.fullmatch("sep=([,;\t])", first.strip('"')):  # Excel's own way to say it
         separator, text = told[1], text.replace(first, "", 1)
     else:
         separator = _separator(first)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        return [[cell.strip() for cell in row] for row in reader]
+        return [[_plain(cell) for cell in row] for row in reader]
     except csv.Error as error:
         raise InputError(
             f"{name} is not a CSV table: a quote that does not end well, in or before line {reader.line_num} ({error})"
         ) from error
+
+
+def _plain(cell: str) -> str:
+    """A cell in one line, without what is not seen at its ends."""
+    return " ".join(line.strip().strip(UNSEEN).strip() for line in cell.strip().splitlines())
 
 
 def _separator(header: str) -> str:

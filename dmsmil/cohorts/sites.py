@@ -15,7 +15,8 @@ VAL_SECONDS = 5.0
 
 
 def site_groups(cohort: pd.DataFrame) -> pd.Series:
-    """A number for each patient (alphabetical order): the same for those whose sites share patients, else another."""
+    """A number for each patient (alphabetical order): the same for those whose sites share patients, else another. Of a
+    site "" nothing is known."""
     patients = pd.Index(sorted(cohort.patient_id.unique()))
     known = cohort[cohort.site != ""]
     site, names = pd.factorize(known.site, sort=True)

@@ -40,11 +40,11 @@ def read_splits(path: str | Path) -> pd.DataFrame:
         raise InputError(f"the split {path.name} does not exist: name {KNOWN}")
     try:
         rows = _folder(path) if path.is_dir() else _file(path)
+        rows = rows[~is_missing(rows.name)].drop_duplicates(ignore_index=True)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} cannot be read as a split: name {KNOWN}") from error
-    rows = rows[~is_missing(rows.name)].drop_duplicates(ignore_index=True)
     there = sorted(rows.fold.unique())
     if there != list(range(len(there))) or not there:
         raise InputError(
@@ -214,6 +214,10 @@ def _clam(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stamp(value: dict) -> pd.DataFrame:
+    for split in value["splits"]:
+        for part in ("train_patients", "test_patients"):
+            if not isinstance(split[part], list):
+                raise TypeError(part)
     found = [
         _rows(i, part, split.get(f"{part}_patients", ()), of_patient=True)
         for i, split in enumerate(value["splits"])

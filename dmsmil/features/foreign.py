@@ -37,7 +37,7 @@ def kind_of(folder: Path) -> str:
         return "CLAM"
     for path in sorted(path for path in walk(folder) if path.suffix == ".h5"):
         try:
-            with _reading(path) as written:
+            with opened(path) as written:
                 if "feats" in written.file:
                     return "STAMP"
                 if {"features", "coords"} <= set(written.file):
@@ -59,13 +59,13 @@ def told(folder: Path) -> str:
 def read_trident(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     """TRIDENT's file of a slide; what its attributes lack is looked up in its patches/<slide>_patches.h5."""
     path, density, colour = files["features"], None, None
-    with _reading(path) as written:
+    with opened(path) as written:
         features, coords = _arrays(written, path, "features")
         file = written.file
         about, encoder = dict(file["coords"].attrs), _word(file["features"].attrs, "encoder")
         parent = written.data("parent").astype(np.int64) if "parent" in file else None
     if "tiles" in files:
-        with _reading(files["tiles"]) as written:
+        with opened(files["tiles"]) as written:
             about = {**written.file["coords"].attrs, **about}
             density, colour = (written.data(name) if name in written.file else None for name in ("density", "colour"))
     px, target, overlap = (_number(about, name) for name in ("patch_size", "target_magnification", "overlap"))
@@ -95,11 +95,11 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     if path.suffix == ".pt":
         features = tensor(path)
     else:
-        with _reading(path) as written:
+        with opened(path) as written:
             features, coords = _arrays(written, path, "features")
     if "tiles" in files:
-        with _reading(files["tiles"]) as written:
-            about, here = dict(written.file["coords"].attrs), written.data("coords").astype(np.int64).reshape(-1, 2)
+        with opened(files["tiles"]) as written:
+            about, here = dict(written.file["coords"].attrs), _corners(written, files["tiles"])
         coords, step = here if coords is None else coords, _number(about, "downsample") or 1.0
         side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
         size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
@@ -113,10 +113,10 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
 def read_stamp(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
     """STAMP's file of a slide, its micrometres divided by `mpp`, those of a level-0 pixel."""
     path = files["features"]
-    with _reading(path) as written:
+    with opened(path) as written:
         (features, coords), about = _arrays(written, path, "feats", np.float64), dict(written.file.attrs)
     um, px = _number(about, "tile_size_um"), _number(about, "tile_size_px") or tile_px
-    if about.get("unit") != "um" or not um:
+    if _word(about, "unit") != "um" or not um:
         raise InputError(
             f"{path.name} does not say that its coordinates are micrometres (unit, tile_size_um): it is "
             "of a STAMP before 2.1; make it again"
@@ -138,7 +138,7 @@ READERS: dict[str, Callable[[Files, int, int, float], Part]] = {
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Written]:
+def opened(path: Path) -> Iterator[Written]:
     """The open file; whatever h5py finds wrong with it is an InputError."""
     try:
         with reading(path) as written:
@@ -159,7 +159,24 @@ def _arrays(written: Written, path: Path, name: str, kind: type = np.int64) -> t
             f"{path.parent.name}/{path.name} has no '{missing[0]}' but "
             f"{', '.join(sorted(written.file)) or 'nothing'}: is it of another program than the others?"
         )
-    return written.data(name).astype(np.float32), written.data("coords").astype(kind).reshape(-1, 2)
+    features = written.data(name)
+    if features.dtype.kind not in "fiu":
+        raise BrokenSlide(
+            f"{path.parent.name}/{path.name} has features of type {features.dtype}, no numbers: make it again"
+        )
+    return features.astype(np.float32), _corners(written, path, kind)
+
+
+def _corners(written: Written, path: Path, kind: type = np.int64) -> np.ndarray:
+    """coords (N, 2) of a file; BrokenSlide where they have another shape, or are no places."""
+    coords, name = written.data("coords"), f"{path.parent.name}/{path.name}"
+    if coords.ndim == 3 and len(coords) == 1:
+        coords = coords[0]
+    if coords.size and (coords.ndim != 2 or coords.shape[1] != 2):
+        raise BrokenSlide(f"{name} has coords of shape {coords.shape}, not (tiles, 2): make it again")
+    if not np.isfinite(coords).all():
+        raise BrokenSlide(f"{name} has coords that are NaN or infinite: make it again")
+    return coords.astype(kind).reshape(-1, 2)
 
 
 def _word(attributes: Mapping, name: str) -> str:
@@ -197,5 +214,10 @@ def tensor(path: Path) -> np.ndarray:
         raise InputError(
             f"{path.parent.name}/{path.name} holds a {type(value).__name__}{keys}, not one plain "
             "tensor: save its features alone, or give h5_files"
+        )
+    if value.layout != torch.strided or value.is_quantized or value.is_complex():
+        raise InputError(
+            f"{path.parent.name}/{path.name} holds a sparse, quantised or complex tensor: save its features as a plain "
+            "one"
         )
     return value.detach().float().numpy()

@@ -14,23 +14,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dmsmil.features.faults import lone, magnification_of, places_of, unclear, width
 from dmsmil.features.foreign import READERS, BrokenSlide, kind_of
 from dmsmil.features.lazyslide import is_lazyslide, read_lazyslide
 from dmsmil.features.slide2vec import is_slide2vec, read_slide2vec
 from dmsmil.features.sources import SlideFiles, Source, content, find_files, find_folders
-from dmsmil.jobs.files import InputError, atomic, is_file
-from dmsmil.jobs.text import many
+from dmsmil.jobs.files import InputError, atomic, fingerprint, is_file
 from dmsmil.slides.hdf5 import writing
-from dmsmil.slides.linking import Part, grid_step, link, overlapping
-from dmsmil.slides.magnification import AGREE, base_magnification, tile_size_level0
+from dmsmil.slides.linking import Part, grid_step, link
+from dmsmil.slides.magnification import base_magnification, tile_size_level0
 from dmsmil.slides.reader import open_slide
-from dmsmil.slides.store import Store, encoder_folder, over_slides
-from dmsmil.slides.tiles import Tiles, how_linked
+from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.tiles import how_linked
 
 OWN_WORD = ("TRIDENT", "LazySlide", "slide2vec")  # their files say the magnification of the slide
 AGREED = 5  # slides that must say so before a whole folder is refused
 NOMINAL_MPP = 10 / 20  # micrometres a level-0 pixel of a slide of which nothing is known: a 20x scan
-NEAR = 0.02  # sizes within this share of one another are the same but for rounding
 
 
 def import_features(
@@ -68,6 +67,8 @@ def import_features(
     files = {name: found.of(name) for name in cohort.slide_id}
     with ThreadPoolExecutor(8) as pool:  # hashing does not hold Python's lock
         said = dict(zip(files, pool.map(content, files.values())))
+    for one, other in _copies(said):
+        report(f"slides {one} and {other} have the same features: take one out of the cohort table, it is a copy")
     units = {}
     for row in cohort.itertuples():
         config = {
@@ -86,6 +87,17 @@ def import_features(
             config["bytes"] = Path(row.path).stat().st_size if here else 0
         units[row.slide_id] = store, row.slide_id, row.path, found.kind, files[row.slide_id], config
     return over_slides(store, cohort, units, _import_slide, "features", store.has_features, workers, report, scheduler)
+
+
+def _copies(said: dict[str, dict]) -> Iterator[tuple[str, str]]:
+    """Two slides whose files of features are the same, of what `content` says of each."""
+    first: dict[str, str] = {}
+    for slide_id, files in said.items():
+        features = {role: found for role, found in files.items() if role.startswith("features")}
+        if features:
+            known = first.setdefault(fingerprint(features), slide_id)
+            if known != slide_id:
+                yield known, slide_id
 
 
 def open_source(store: Store, source: str | Path, cohort: pd.DataFrame, mpp: float = 0.0) -> Source:
@@ -112,8 +124,8 @@ def open_source(store: Store, source: str | Path, cohort: pd.DataFrame, mpp: flo
         try:
             stated, own_mpp = _scan(kind, row.slide_id, row.path, row.mpp, mpp)
             parts = _read(store, row.slide_id, kind, files[row.slide_id], own_mpp or NOMINAL_MPP)
-            dim = _check(store, row.slide_id, parts)
-            _magnification(store, row.slide_id, parts, stated)
+            dim = width(store, row.slide_id, parts)
+            magnification_of(store, row.slide_id, parts, stated)
             return Source(kind, dim, found.files)
         except BrokenSlide as error:  # which says nothing of the others
             broken.append(error)
@@ -175,14 +187,14 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
     if kind == "STAMP" and not mpp:
         notes.append(f"its micrometres a pixel are not known: places are in pixels of {NOMINAL_MPP:g} µm")
     parts = _read(store, slide_id, kind, files, mpp or NOMINAL_MPP)
-    dim = _check(store, slide_id, parts)
+    dim = width(store, slide_id, parts)
     if dim != config["encoder"]["dim"]:
         raise InputError(
             f"slide {slide_id} has {dim} numbers a tile, others {config['encoder']['dim']}: its features "
             "are by another encoder; make them again"
         )
     first = store.scales[0]
-    own, (implied, stated) = parts[first], _magnification(store, slide_id, parts, scanned)
+    own, (implied, stated) = parts[first], magnification_of(store, slide_id, parts, scanned)
     if kind == "CLAM" and not stated:
         notes.append(f"its magnification is not known: tiles of {own.side:g} level-0 px make it {implied:.3g}x")
     rounded = 0 if kind == "LazySlide" else 1  # whose 513 px for 512.6 are what it drew
@@ -191,7 +203,7 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
     if min(own.size) <= 0:
         parts[first] = own._replace(size=_size(path))
     tiles, rows = link(slide_id, parts, store.tile_px, config["k"], config["seed"], stated)
-    notes += _places(tiles, parts)
+    notes += [*places_of(tiles, parts), *lone(tiles, rows)]
     store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
     store.write_features(slide_id, {scale: parts[scale].features[rows[scale]] for scale in parts}, tiles, config)
     return {"tiles": len(tiles.density), "warnings": "; ".join(notes), "seconds": time.perf_counter() - started}
@@ -206,43 +218,6 @@ def _read(store: Store, slide_id: str, kind: str, files: SlideFiles, mpp: float)
         part = readers[kind]({role: paths[0] for role, paths in roles.items()}, scale, store.tile_px, mpp)
         parts[scale] = part if part.side else part._replace(side=float(grid_step(part.coords)))
     return parts
-
-
-def unclear(slide_id: str, files: SlideFiles) -> str:
-    """Why it is not clear which files of features are a slide's, "" where it is."""
-    for scale, roles in files.items():
-        if "features" not in roles:
-            return (
-                f"slide {slide_id} has no file of features at {scale}x: make it, or take the slide out of the cohort "
-                "table"
-            )
-        for role, paths in roles.items():
-            if len(paths) > 1:
-                names = " and ".join("/".join(path.parts[-2:]) for path in paths[:2])
-                return (
-                    f"slide {slide_id} has {len(paths)} files of {role} at {scale}x, {names}: leave the one that is "
-                    "its own, or give the slide file's whole name as slide_id"
-                )
-    return ""
-
-
-def _magnification(store: Store, slide_id: str, parts: dict[int, Part], scanned: float) -> tuple[float, float]:
-    """Magnification of level 0 as the size of a slide's tiles implies it, and as its files or its scan (`_scan`) state
-    it, 0 where they do not; InputError when these differ."""
-    first = store.scales[0]
-    own = parts[first]
-    implied, stated = own.side * first / store.tile_px, own.magnification or scanned
-    if own.magnification and scanned and max(scanned / stated, stated / scanned) > AGREE:
-        raise InputError(
-            f"slide {slide_id} is of {stated:g}x by its features and of {scanned:g}x by the `mpp` of the cohort table: "
-            "correct the table, or make its features again"
-        )
-    if stated and max(implied / stated, stated / implied) > AGREE:
-        raise InputError(
-            f"slide {slide_id} has tiles of {own.side:g} level-0 px, {store.tile_px} px at "
-            f"{first * stated / implied:.3g}x, not at {first}x: set tile_px and scales to what is there"
-        )
-    return implied, stated
 
 
 def _scan(kind: str, slide_id: str, path: str, mpp: float, fallback_mpp: float) -> tuple[float, float]:
@@ -268,62 +243,3 @@ def _size(path: str) -> tuple[int, int]:
             return slide.dimensions
     except InputError:
         return 0, 0
-
-
-def _places(tiles: Tiles, parts: dict[int, Part]) -> Iterator[str]:
-    """What is to be known of where the tiles of a slide lie: that its size is not known, or that some jut out of it."""
-    if min(tiles.dimensions) <= 0:
-        yield "the size of its slide is not known, for neither its files nor a slide file say it"
-        return
-    for scale, coords in tiles.coords.items():
-        beyond = (coords + parts[scale].side - np.array(tiles.dimensions)).max(1)
-        out = beyond > NEAR * parts[scale].side  # less is rounding
-        if out.any():
-            yield (
-                f"{out.sum()} of {len(coords)} tiles at {scale}x jut out of the slide of {tiles.dimensions[0]} x "
-                f"{tiles.dimensions[1]} px, by {beyond.max():.0f} px at most"
-            )
-
-
-def _check(store: Store, slide_id: str, parts: dict[int, Part]) -> int:
-    """How many numbers a tile has, when what was read of a slide is whole and its scales fit; else InputError."""
-    first, base = store.scales[0], 0.0
-    for scale, part in parts.items():
-        what, shape, n = f"slide {slide_id} at {scale}x", part.features.shape, len(part.coords)
-        if part.encoder and encoder_folder(part.encoder) != encoder_folder(store.encoder):
-            raise InputError(
-                f"{what} has features by '{part.encoder}', not by the study's encoder '{store.encoder}': "
-                "set encoder to what is there"
-            )
-        if not n:
-            raise BrokenSlide(f"{what} has no tiles: look at its tissue, or take it out of the cohort table")
-        if (
-            len(shape) != 2
-            or shape[0] != n
-            or any(known is not None and len(known) != n for known in (part.parent, part.density, part.colour))
-        ):
-            raise BrokenSlide(f"{what} has features of shape {shape} for {n} tiles: make them again")
-        if bad := int((~np.isfinite(part.features)).any(1).sum()):
-            raise BrokenSlide(f"{what} has {many(bad, 'tile')} whose features are NaN or infinite: make them again")
-        if not part.side:
-            raise InputError(
-                f"{what}: nothing says how large its tiles are; for CLAM put its folder patches beside the features"
-            )
-        over = 0 if part.parent is not None else overlapping(part.coords, part.side)
-        if 2 * over > n:  # a few do where two outlines meet
-            raise InputError(
-                f"{what} has tiles of {part.side:g} level-0 px, of which {over} of {n} overlap another: overlapping "
-                "tiles have no one parent and are not taken"
-            )
-        base = base or part.side * scale
-        if abs(part.side * scale / base - 1) > NEAR:
-            raise InputError(
-                f"{what} has tiles of {part.side:g} level-0 px, which do not fit those of "
-                f"{base / first:g} px at {first}x: a tile must have {store.tile_px} px at either scale"
-            )
-        if part.features.shape[1] != parts[first].features.shape[1]:
-            raise InputError(
-                f"{what} has {part.features.shape[1]} numbers a tile, and at {first}x "
-                f"{parts[first].features.shape[1]}: one encoder must make both"
-            )
-    return parts[first].features.shape[1]

@@ -46,22 +46,31 @@ def read_lazyslide(files: Files, scale: int, tile_px: int, mpp: float, encoder: 
     try:
         store = zarr.open_group(path, mode="r")
         about: dict[str, Any] = dict(store.attrs)
-        key = _tile_key(path, about.get("tile_spec", {}), scale, tile_px)
+        key = _tile_key(path, about.get("tile_spec") or {}, scale, tile_px)
         table = _table(path, store["tables"], key, encoder)
-        if absent := table["X"].nchunks - table["X"].nchunks_initialized:  # zarr would read zeros
-            raise ValueError(f"{absent} of {table['X'].nchunks} chunks of its features are absent")
-        features, tile_ids = np.asarray(table["X"][:], np.float32), table[f"obs/{table.attrs['instance_key']}"][:]
+        values, ids = table["X"], table[f"obs/{table.attrs['instance_key']}"]
+        for array, what in ((values, "features"), (ids, "tile ids")):
+            if absent := array.nchunks - array.nchunks_initialized:  # zarr would read zeros
+                raise ValueError(f"{absent} of {array.nchunks} chunks of its {what} are absent")
+        features, tile_ids = np.asarray(values[:], np.float32), ids[:]
         coords, side = _tiles(path / "shapes" / key / "shapes.parquet", tile_ids)
+        base, size = told_of_slide(about.get("slide_properties") or {})
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise BrokenSlide(
             f"{path.name} is damaged or incomplete ({one_line(error)[:80]}): copy it again, or make it again"
         ) from error
-    slide = about.get("slide_properties", {})
-    height, width = slide.get("shape", (0, 0))
-    base = slide.get("magnification") or (10 / slide["mpp"] if slide.get("mpp") else 0)
-    return Part(features, coords, side, magnification=float(base), size=(float(width), float(height)))
+    return Part(features, coords, side, magnification=base, size=size)
+
+
+def told_of_slide(about: dict) -> tuple[float, tuple[float, float]]:
+    """Magnification and (width, height) of level 0; 0 for what is not said."""
+    height, width = about.get("shape") or (0, 0)
+    told, mpp = (float(about.get(name) or 0) for name in ("magnification", "mpp"))
+    if not told > 0 or np.isinf(told):
+        told = 10 / mpp if mpp > 0 else 0.0
+    return told, (float(width), float(height))
 
 
 def _tile_key(path: Path, specs: dict, scale: int, tile_px: int) -> str:

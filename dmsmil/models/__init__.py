@@ -31,6 +31,16 @@ class Method:
         module, name = self.where.split(":")
         return getattr(import_module(f"dmsmil.models.{module}"), name)
 
+    def stacks(self) -> bool:
+        """Whether runs of it train in one pass: its class says so, and computes there what its `forward` computes. Who
+        overrides the `forward` of a method that has a `forward_stacked` of its own trains one by one."""
+        line = self.load().__mro__
+        forward, stacked = (
+            next((place for place, base in enumerate(line) if name in vars(base)), len(line))
+            for name in ("forward", "forward_stacked")
+        )
+        return self.load().stacks and (stacked == len(line) or stacked <= forward)
+
     def options(self) -> dict:
         """Its options and their defaults, read off the constructor."""
         parameters = inspect.signature(self.load().__init__).parameters.values()

@@ -202,6 +202,8 @@ def _rows(table: Path) -> dict[str, pd.DataFrame]:
     found = read_table(table)
     frame = found.frame.rename(columns={name: name.lower() for name in found.frame if name.lower() in COLUMNS})
     need_columns(frame, COLUMNS, found.header, table.name)
+    if twice := [name for name in ("x", "y") if list(frame.columns).count(name) > 1]:
+        raise InputError(f"{table.name} has two columns for {twice[0]}: remove one")
     if found.bad:
         raise InputError(f"{table.name}: {next(iter(found.bad.values()))}")
     if frame.empty:
@@ -216,8 +218,9 @@ def _rows(table: Path) -> dict[str, pd.DataFrame]:
 def _of_table(rows: pd.DataFrame, table: str, slide_id: str) -> Given:
     """The tiles of a slide, of its rows in a table."""
     for name in ("x", "y"):
-        numbers = pd.to_numeric(rows[name], errors="coerce")
-        odd = ~((numbers % 1 == 0) & (numbers.abs() < LARGEST))  # NaN too
+        whole = rows[name].str.fullmatch(r"-?\d+(\.0?)?")  # not 1.000, which is a thousand where people write it so
+        numbers = pd.to_numeric(rows[name].where(whole), errors="coerce")
+        odd = ~(numbers.abs() < LARGEST)  # NaN too
         if odd.any():
             raise InputError(
                 f"row {rows.index[odd][0]} of {table}: {name} is '{rows[name][odd].iloc[0][:40]}', and "

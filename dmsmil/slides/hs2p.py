@@ -41,9 +41,11 @@ def read_hs2p(coordinates: Path, about: Path) -> Hs2p:
         raise ValueError(f"its corners are in {space}")
     tiling, slide = said["tiling"], said["slide"]
     width, height = slide["dimensions"]
-    coords = np.stack(arrays(coordinates, "x", "y"), 1).astype(np.int64)
+    corners = np.stack(arrays(coordinates, "x", "y"), 1)
+    if not np.isfinite(corners).all():
+        raise ValueError("corners that are NaN or infinite")
     return Hs2p(
-        coords,
+        corners.astype(np.int64),
         float(tiling["tile_size_lv0"]),
         int(tiling["requested_tile_size_px"]),
         10 / tiling["requested_spacing_um"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -120,15 +121,29 @@ class _Unique(yaml.SafeLoader):
                 raise InputError(f"the key '{name}' is given twice: keep one")
         return super().construct_mapping(node, deep)
 
+    def number(self, node):
+        """A number that people read as YAML does: 0200 is 128 to YAML, and 1:30 is 90."""
+        if ":" in node.value or re.fullmatch(r"[-+]?0[\d_]+", node.value):
+            raise InputError(f"{node.value} is another number to YAML: write it without leading zeros and colons")
+        whole = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Unique.add_constructor(f"tag:yaml.org,2002:{_tag}", _Unique.number)
+
 
 def _yaml(text: str, where: str) -> object:
     """What a text says in YAML; `where` names it in errors."""
     try:
-        return yaml.load(text, _Unique)
+        found = yaml.load(text, _Unique)
+        json.dumps(found, default=str, skipkeys=True)  # ValueError where a value holds itself
+        return found
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
-        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        path = " (write Windows paths without quotes, or in single ones)" if "unknown escape" in str(error) else ""
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}{path}") from error
 
 
 def _typed(parameter: Parameter | None, key: str, text: str) -> object:

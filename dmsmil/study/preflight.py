@@ -24,7 +24,8 @@ from dmsmil.cohorts.splits import read_splits
 from dmsmil.cohorts.table import load_cohort, with_files
 from dmsmil.features.bags import fits_in_memory
 from dmsmil.features.encoders import check_encoder
-from dmsmil.features.formats import open_source, unclear
+from dmsmil.features.faults import unclear, unopened
+from dmsmil.features.formats import open_source
 from dmsmil.features.rehearsal import DRAWN, two_classes
 from dmsmil.features.sources import Source
 from dmsmil.features.stages import fetching
@@ -278,7 +279,7 @@ def _without_features(source: Source, params: dict, cohort: pd.DataFrame) -> Ite
     """The slides whose features, made elsewhere, are not there at every scale, or are there more than once."""
     whole = 0
     for slide_id in cohort.slide_id:
-        problem = unclear(slide_id, source.of(slide_id))
+        problem = unclear(slide_id, source.of(slide_id)) or unopened(source.of(slide_id))
         whole += not problem
         if problem:
             yield False, f"slide    {problem}"

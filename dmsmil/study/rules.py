@@ -50,11 +50,13 @@ class Parameter:
         parts = value if self.values and isinstance(value, list) else []
         if not is_a(self.type, value) or not all(is_a(self.values, part) for part in parts):
             kind = self.type.__name__ + (f" of {self.values.__name__}" if self.values else "")
-            return f"'{self.name}' must be {kind}, got {_short(value)}" + next(_hints(self, [value, *parts]), "")
+            return f"'{self.name}' must be {kind}, got {_short(value)}" + next(_hints(self, value, parts), "")
         if not all(math.isfinite(number) for number in [value, *parts] if isinstance(number, float)):
             return f"'{self.name}' must be a number, got {_short(value)}"
         if odd := next(_numbered(value), None):
             return f"'{self.name}' has {odd}, where an option must be called by its name"
+        if any(isinstance(part, str) and not part.isprintable() for part in [value, *parts]):
+            return f"'{self.name}' is {_short(value)}, with a tab or line break (write Windows paths without quotes)"
         for rule in self.rules:
             if not keeps(rule, value):
                 return f"'{self.name}' is {_short(value)}, and its rule is: {rule}" + _near(rule, value)
@@ -96,16 +98,24 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _hints(parameter: Parameter, values: list) -> Iterator[str]:
-    """What YAML may have made of what was meant."""
-    for value in values:
-        if float in (parameter.type, parameter.values) and isinstance(value, str):
-            if number := re.fullmatch(r"([-+]?\d+)(e[-+]?\d+)", value, re.I):
-                yield f" (YAML reads {value} as text: write {number[1]}.0{number[2]})"
-        if parameter.type is str and not isinstance(value, (list, dict, type(None))):
-            yield " (put it in quotes)"
-        if parameter.type is list and not isinstance(value, list):
-            yield f" (write [{value}])"
+def _hints(parameter: Parameter, value: object, parts: list) -> Iterator[str]:
+    """What YAML may have made of what was meant: of a value, or of those of a list."""
+    if value is None:
+        nothing: dict[type, str] = {str: '""', list: "[]", dict: "{}"}
+        yield f" (write {nothing.get(parameter.type, parameter.default)}, or leave the key out)"
+    for text in [part for part in (value, *parts) if isinstance(part, str)]:
+        if float in (parameter.type, parameter.values):
+            if number := re.fullmatch(r"([-+]?\d+)(\.\d*)?e([-+]?)(\d+)", text, re.I):
+                whole, rest, sign, power = number.groups()
+                yield f" (YAML reads {text} as text: write {whole}{rest or '.0'}e{sign or '+'}{power})"
+            if re.fullmatch(r"[-+]?\d+,\d+", text):
+                yield f" (write {text.replace(',', '.')})"
+    if parameter.type is str and not isinstance(value, (list, dict)):
+        yield " (put it in quotes)"
+    if parameter.values is int and parts:
+        yield " (write whole numbers, such as [10, 20])"
+    if parameter.type is list and not isinstance(value, list):
+        yield f" (write [{value}])" if is_a(parameter.values or object, value) else " (write a list, such as [a, b])"
 
 
 def _near(rule: str, value: object) -> str:

@@ -33,8 +33,8 @@ Unit = tuple[RunConfig, int, int, Path]  # configuration, fold, seed, folder
 def stacks(config: RunConfig, cpu: bool = False) -> bool:
     """Whether runs of this configuration train in one pass: the method can, on a CPU gains by it, and a step sees one
     slide."""
-    model = method(config.method).load()
-    return model.stacks and config.batch_size == 1 and (model.gains_on_cpu or not cpu)
+    row = method(config.method)
+    return row.stacks() and config.batch_size == 1 and (row.load().gains_on_cpu or not cpu)
 
 
 def shape_of(config: RunConfig) -> str:

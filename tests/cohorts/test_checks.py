@@ -19,7 +19,7 @@ def test_check_asks_about_classes_that_differ_in_case_and_says_what_was_converte
         if line.startswith("folds"):
             break
         found.append((good, line))
-    asked = "the classes 'IDC' (1 slide) and 'idc' (1 slide) differ in case, spaces or .0 alone: write them alike"
+    asked = "the classes 'IDC' (1 slide) and 'idc' (1 slide) differ in case, spaces, dashes or zeros alone: write them"
     assert any(not good and asked in line for good, line in found)
     assert any(not good and "S4: no label ('NA' counts as none)" in line for good, line in found)
     read = "mpp of 5 slides is read as micrometres a pixel, '0,25' as 0.25"

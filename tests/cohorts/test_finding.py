@@ -122,6 +122,7 @@ def test_two_ids_of_one_file_are_refused(cohort):
         ("XlideA_7", "SlideA_7.svs"),
         ("SlideA_8", "SlideA_7.svs"),
         ("12", "0012.svs"),
+        ("slidea_7", "SlideA_7.svs"),
         ("zzz", ""),
     ],
 )
@@ -129,6 +130,13 @@ def test_what_a_missing_file_may_be_is_hinted(cohort, slide_id, hint):
     cohort.touch("SlideA_7.svs", "0012.svs", "Other.svs")
     reason = cohort(slide_id)[1][slide_id]
     assert reason.startswith(f"no slide file named {slide_id}.*") and (f"did you mean {hint}?" in reason) == bool(hint)
+
+
+def test_a_picture_or_a_part_of_a_slide_is_said_not_to_be_read(cohort):
+    cohort.touch("S1.png", "S2.svs.part", "S3.csv")
+    reasons = cohort("S1", "S2", "S3")[1]
+    assert "S1.png is no slide that is read (.svs, .tif" in reasons["S1"] and "S2.svs.part is no slide" in reasons["S2"]
+    assert "is no slide" not in reasons["S3"]
 
 
 def test_a_file_that_another_row_has_is_no_hint(cohort):

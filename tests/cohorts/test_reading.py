@@ -6,7 +6,7 @@ import zipfile
 import pandas as pd
 import pytest
 
-from dmsmil.cohorts.reading import MISSING, micrometres, read_table
+from dmsmil.cohorts.reading import MISSING, micrometres, need_columns, read_table
 from dmsmil.jobs.files import InputError
 from tests.conftest import assert_one_line
 
@@ -46,6 +46,23 @@ def test_what_a_spreadsheet_saves_is_read_as_meant(tmp_path, content):
     table = read(tmp_path, content)
     assert list(table.frame) == ["slide_id", "patient_id", "label", "site"] and not table.bad
     assert table.frame.to_numpy().tolist() == WANTED
+
+
+def test_what_is_not_seen_and_lines_that_say_what_columns_are_change_nothing(tmp_path):
+    text = TEXT.replace("S1", "S1\u200b").replace("P1", "\u2060P1").replace("Zürich", '"Zürich\n"')
+    assert read(tmp_path, "#Slide\tPatient\n#STRING\n" + text).frame.to_numpy().tolist() == WANTED
+    assert read(tmp_path, TEXT.replace("Wien", '"Wien\n III"')).frame.site.to_list() == ["Zürich", "Wien III"]
+
+
+def test_another_separator_and_a_header_of_two_lines_are_one_line(tmp_path):
+    table = read(tmp_path, TEXT.replace(",", "|"))
+    with pytest.raises(InputError, match="its columns are separated by |: use commas") as caught:
+        need_columns(table.frame, ("slide_id",), table.header, "cohort.csv")
+    assert_one_line(caught, "cohort.csv")
+    table = read(tmp_path, 'name,"what\nit is"\nS1,a\n')
+    with pytest.raises(InputError, match="its columns are name, what it is") as caught:
+        need_columns(table.frame, ("slide_id",), table.header, "cohort.csv")
+    assert_one_line(caught, "cohort.csv")
 
 
 def test_a_separator_inside_a_name_does_not_decide(tmp_path):

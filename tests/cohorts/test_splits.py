@@ -265,7 +265,14 @@ def test_a_split_that_cannot_be_used_is_refused_in_one_line(made, tmp_path, spoi
 
 @pytest.mark.parametrize(
     "name, text",
-    [("splits.json", "[1, 2]"), ("splits.json", "{"), ("readme.md", "# no split"), ("splits.json", '{"splits": [3]}')],
+    [
+        ("splits.json", "[1, 2]"),
+        ("splits.json", "{"),
+        ("readme.md", "# no split"),
+        ("splits.json", '{"splits": [3]}'),
+        ("splits.json", '{"splits": [{"train": ["P0"], "test": ["P1"]}]}'),
+        ("splits.json", '{"splits": [{"train_patients": "P0", "test_patients": "P1"}]}'),
+    ],
 )
 def test_strange_files_and_folders_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)

@@ -276,6 +276,38 @@ def test_a_home_folder_in_a_path_is_the_persons(tmp_path, monkeypatch):
     assert frame.path.to_list() == [str(tmp_path / "me/x.svs"), ""]
 
 
+def test_signs_that_look_alike_rounded_ids_and_barcodes_are_asked_about():
+    frame = cohort(8, 0).assign(
+        label=["IDC", "IDC\u200b", "ILC", "ILC", "\ufeffIDC", "ILC", "ILC", "ILC"],
+        patient_id=["P-1", "P\u20111", "P\u20131", "P\u22121", "007", "7", "1.23E+11", "x"],
+    )
+    asked = spelling_questions(frame)
+    assert len(asked) == 4 and "'IDC\\u200b' (1 slide)" in asked[0]
+    assert asked[1].count("(1 slide)") == 2 and "'007'" in asked[1] and asked[2].count("(1 slide)") == 4
+    assert asked[3].startswith("the patient_id '1.23E+11' is a number as a spreadsheet rounds it, in 1 row: format")
+    tcga = cohort(4, 0).assign(slide_id=[f"TCGA-A2-{i // 2:04d}-01Z-00-DX{i % 2}" for i in range(4)])
+    (asked,) = spelling_questions(tcga.assign(patient_id=["a", "a", "b", "c"]))
+    assert asked.startswith("2 slides are of patient TCGA-A2-0001 by their barcodes, and of 2 patients by patient_id")
+    assert not spelling_questions(tcga.assign(patient_id=["a", "a", "b", "b"]))
+
+
+@pytest.mark.parametrize(
+    "column, meant",
+    [("MPP (um/px)", "mpp"), ("spacing_at_level_0", "mpp"), ("Institution", "site"), ("center", "site")],
+)
+def test_a_column_by_another_word_is_said_not_to_be_read(tmp_path, column, meant):
+    _, _, lines = rows(tmp_path, f"slide_id,patient_id,label,{column}\nS1,P1,a,0.25\nS2,P2,b,0.25\n")
+    assert f"the column '{column}' is not read; if it is the {meant}, rename it to {meant}" in " ".join(lines)
+
+
+def test_a_sign_for_nothing_is_no_patient_and_may_be_a_class(tmp_path):
+    frame, failures, _ = rows(
+        tmp_path, "slide_id,patient_id,label,site\nS1,P1,+,-\nS2,P2,-,A\nS3,-,+,B\nS4,P4,#REF!,B\nS5,.,-,\n"
+    )
+    assert frame.slide_id.to_list() == ["S1", "S2"] and frame.label.to_list() == ["+", "-"]
+    assert frame.site.to_list() == ["", "A"] and len(failures) == 3
+
+
 def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
     frame = cohort(8, 0).assign(
         label=["IDC", "idc", "ILC", "ILC", "I DC", "ILC", "other", "ILC"],
@@ -284,7 +316,10 @@ def test_names_that_differ_in_case_or_spaces_alone_are_asked_about():
     )
     asked = spelling_questions(frame)
     assert [question.split("'")[0] for question in asked] == ["the classes ", "the patients ", "the sites "]
-    assert "'I DC' (1 slide) and 'IDC' (1 slide) and 'idc' (1 slide) differ in case, spaces or .0 alone" in asked[0]
+    assert (
+        "'I DC' (1 slide) and 'IDC' (1 slide) and 'idc' (1 slide) differ in case, spaces, dashes or zeros alone"
+        in asked[0]
+    )
     assert not spelling_questions(cohort(8))
     numbers = cohort(8, 0).assign(label=[*"0011", "1.0", *"001"], patient_id=["12", "12.0", *"abcdef"])
     asked = [question.split(" (")[0] for question in spelling_questions(numbers)]

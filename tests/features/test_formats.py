@@ -1,6 +1,7 @@
 """Features of other programs, written here byte by byte as they write them: every number lands where it belongs."""
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -265,8 +266,9 @@ def test_a_folder_for_each_scale_may_be_tridents_too_and_one_scale_needs_no_brac
 
 
 def test_stamp_micrometres_become_pixels_by_the_slide_the_table_or_a_nominal_scan(tmp_path):
-    slide = make_slide(tmp_path / "one.svs", 300, 300, objective=40, mpp=0.25)
-    source = stamp(tmp_path / "uni_{scale}x", "one", grids("one"))
+    slide = make_slide(tmp_path / "one.svs", 1536, 1280, objective=40, mpp=0.25)
+    coords = {10: np.array([[0, 0], [1024, 0]]), 20: np.array([[0, 0], [1024, 512]])}
+    source = stamp(tmp_path / "uni_{scale}x", "one", coords)
     corners = {}
     for name, table in {
         "table": cohort(["one"]),
@@ -405,6 +407,53 @@ def test_tiles_that_jut_out_of_their_slide_are_said_to(store, tmp_path):
         assert take(other, job, cohort(["one"])).warnings[0] == ""
 
 
+@pytest.mark.parametrize("move", [-50_000, 50_000])
+def test_tiles_outside_of_their_slide_are_of_another(store, tmp_path, move):
+    moved = {scale: at + move for scale, at in grids("one").items()}
+    with pytest.raises(InputError, match="of .* tiles at 10x lie outside of the slide, the first at "):
+        take(store, trident(tmp_path / "job", "one", moved, change=sized(9000, 7000)), cohort(["one"]))
+
+
+def test_tiles_before_the_corner_of_a_slide_jut_out_of_it(store, tmp_path):
+    coords = {10: np.array([[-512, 0], [1024, 0]]), 20: np.array([[-512, 0], [1024, 512]])}
+    summary = take(store, trident(tmp_path / "job", "one", coords, change=sized(9000, 7000)), cohort(["one"]))
+    assert "1 of 2 tiles at 10x jut out of the slide of 9000 x 7000 px, by 512 px at most" in summary.warnings[0]
+
+
+def test_a_finer_scale_of_which_most_is_missing_is_said(store, tmp_path):
+    whole = grids("one")
+    job = trident(tmp_path / "job", "one", {10: whole[10], 20: whole[20][:3]})
+    said = take(store, job, cohort(["one"])).warnings[0]
+    assert re.search(r"tiles at 10x have none at 20x inside them: are the features at 20x whole\?", said)
+    other = Store(tmp_path / "other", PX, (10, 20), "uni_v1")
+    assert "inside them" not in take(other, trident(tmp_path / "job", "one", whole), cohort(["one"])).warnings[0]
+
+
+def test_a_scan_does_not_show_what_is_finer_than_itself(tmp_path):
+    """Coordinates in micrometres, of a file without attributes: 10x tiles of 256 µm are 256 px of a 10x scan."""
+
+    def bare(file, scale):
+        for name in list(file["coords"].attrs):
+            del file["coords"].attrs[name]
+
+    at = {scale: corners // 4 for scale, corners in grids("one", 1.0).items()}
+    store = Store(tmp_path / "study", PX, (10, 20), "uni_v1")
+    with pytest.raises(InputError, match="as of a scan of 10x, and features at 20x, which such a scan does not show"):
+        take(store, trident(tmp_path / "job", "one", at, change=bare), cohort(["one"], 0.0))
+
+
+def test_two_slides_with_the_same_features_are_named(store, tmp_path):
+    lines = []
+    for name in ("one", "two.1-b"):
+        job = trident(tmp_path / "job", name, grids("one"))
+    for scale in (10, 20):
+        folder = job / f"{scale}x_{PX}px_0px_overlap/features_uni_v1"
+        shutil.copy(folder / "one.h5", folder / "two.1-b.h5")
+    take(store, job, cohort(["one", "two.1-b"]), report=lines.append)
+    copy = "slides one and two.1-b have the same features: take one out of the cohort table, it is a copy"
+    assert lines.count(copy) == 1
+
+
 def test_clams_export_says_no_size_that_is_not_known(store, tmp_path):
     take(store, trident(tmp_path / "job", "one", grids("one")), cohort(["one"]))
     export_clam_features(store, cohort(["one"]), tmp_path / "clam", 10)
@@ -490,6 +539,49 @@ def widen(path):
         file[name] = data
 
 
+def unfinished(path):
+    """The second half was never written: a file that is made as large as it will be has zeros there."""
+    with h5py.File(path, "r+") as file:
+        data = file["features" if "features" in file else "feats"]
+        data[len(data) - 4 :] = 0
+
+
+def all_alike(path):
+    with h5py.File(path, "r+") as file:
+        file["features" if "features" in file else "feats"][:] = 0.7
+
+
+def turned(path):
+    with h5py.File(path, "r+") as file:
+        coords = file["coords"][:].T
+        del file["coords"]
+        file["coords"] = coords
+
+
+def nowhere(path):
+    with h5py.File(path, "r+") as file:
+        coords = file["coords"][:].astype(float)
+        coords[2, 1] = np.nan
+        del file["coords"]
+        file["coords"] = coords
+
+
+def worded(path):
+    with h5py.File(path, "r+") as file:
+        name = "features" if "features" in file else "feats"
+        shape = file[name].shape
+        del file[name]
+        file[name] = np.full(shape, b"1.5")
+
+
+def without_numbers(path):
+    with h5py.File(path, "r+") as file:
+        name = "features" if "features" in file else "feats"
+        rows = len(file[name])
+        del file[name]
+        file[name] = np.zeros((rows, 0), np.float32)
+
+
 def empty(path):
     with h5py.File(path, "r+") as file:
         name = "features" if "features" in file else "feats"
@@ -519,6 +611,12 @@ def grouped(path):
         (widen, "has 12 numbers a tile, and at 10x 6"),
         (empty, "has no tiles"),
         (grouped, "two.1-b.h5 is damaged or incomplete"),
+        (unfinished, "has 4 tiles whose features are all zero"),
+        (all_alike, "has the same features in all of its"),
+        (turned, r"has coords of shape \(2, [0-9]+\), not \(tiles, 2\)"),
+        (nowhere, "has coords that are NaN or infinite"),
+        (worded, "has features of type .S3, no numbers"),
+        (without_numbers, "has features of no number a tile"),
     ],
 )
 @pytest.mark.parametrize("kind", ["TRIDENT", "CLAM h5", "STAMP"])
@@ -543,13 +641,15 @@ def test_a_bad_slide_is_a_row_and_the_others_are_imported(kind, damage, reason, 
     [
         ({"features": torch.zeros(3), "coords": 1}, "holds a dict with features, coords, not one plain tensor"),
         ([1, 2], "holds a list, not one plain tensor"),
+        (torch.eye(9).to_sparse(), "holds a sparse, quantised or complex tensor"),
+        (torch.ones(9, 6, dtype=torch.complex64), "holds a sparse, quantised or complex tensor"),
         (None, "is damaged, or more than a tensor"),
     ],
 )
 def test_pt_files_that_are_no_tensor(value, reason, store, tmp_path):
     source = [write("CLAM pt", tmp_path, name, grids(name)) for name in NAMES][0]
     for path in tmp_path.rglob("one.pt"):
-        torch.save(value, path) if value else cut(path)
+        cut(path) if value is None else torch.save(value, path)
     assert len(take(store, source)) == 2
     assert reason in read_failures(store.home).reason[0]
 

@@ -113,6 +113,20 @@ def test_a_damaged_zarr_is_a_row_and_a_changed_byte_is_imported_again(zarr, stor
     assert len(take(store, zarr, table)) == 2 and not len(read_failures(store.home))
 
 
+@pytest.mark.parametrize(
+    "about, size, magnification",
+    [
+        ({"shape": (30, 40), "magnification": 20, "mpp": 0.25}, (40, 30), 20),
+        ({"shape": None, "magnification": None, "mpp": "0.5"}, (0, 0), 20),
+        ({"magnification": float("nan"), "mpp": 0.25}, (0, 0), 40),
+        ({"mpp": None}, (0, 0), 0),
+        ({}, (0, 0), 0),
+    ],
+)
+def test_what_a_zarr_does_not_say_of_its_slide_is_nothing(about, size, magnification):
+    assert lazyslide.told_of_slide(about) == (magnification, size)
+
+
 def test_a_folder_of_zarrs_is_known_by_what_is_in_it(zarr, store):
     found = open_source(store, zarr, cohort(["one", "absent"]))
     assert (found.kind, found.dim) == ("LazySlide", 4)

@@ -191,6 +191,7 @@ def test_who_chose_is_said(slides, tmp_path):
             "y is '1.5', and must be a whole number",
         ),
         (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "")), "y is '', and must be a whole number"),
+        (lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1.000")), "y is '1.000', and must be a"),
         (
             lambda rows: rows.assign(y=rows.y.where(rows.slide_id == "one", "1e300")),
             "y is '1e300', and must be a whole",
@@ -232,6 +233,7 @@ def test_tiles_that_overlap_are_not_taken(slides, tmp_path):
         ("", "mine.csv is empty"),
         ("slide_id,x,y\n", "mine.csv has no rows: one row a tile is needed"),
         ("slide_id,x\none,0\n", "mine.csv has no column 'y': its columns are slide_id, x"),
+        ("slide_id,x,y,X\none,0,0,0\n", "mine.csv has two columns for x: remove one"),
         ("slide_id,x,yy\none,0,0\n", "mine.csv has no column 'y': rename its column 'yy'"),
         ("slide_id,x,y\none,0,0\n,4,4\n", "row 3 of mine.csv has no slide_id"),
         ("slide_id,x,y\none,0,0\none,4\n", "mine.csv: row 3 has 2 cells, the header 3"),

@@ -85,12 +85,27 @@ def test_a_text_that_is_typed_is_that_text(params, typed, value):
         ("k: 5\nk: 6", "'k' is given twice"),
         ("- a\n- b", "must hold one 'key: value' a line"),
         ("a: [1", "is not YAML"),
+        ("k: 0200", "0200 is another number to YAML: write it without leading zeros"),
+        ("seeds: [01, 02, 010]", "01 is another number to YAML"),
+        ("epochs: 1:30", "1:30 is another number to YAML"),
+        ("lam: 1:30.5", "1:30.5 is another number to YAML"),
+        ('slides: "C:\\slides\\a"', "is not YAML.*write Windows paths without quotes"),
+        ('slides: "C:\\temp\\new"', "'slides' is .* with a tab or line break .write Windows paths without quotes"),
+        ("options: &a {x: *a}", "is not YAML: Circular"),
     ],
 )
 def test_a_wrong_params_file_is_one_clear_line(params, text, message):
     with pytest.raises(InputError, match=message) as error:
         params(text)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_what_they_look_like_are_read(params):
+    values = params("k: 20\nseeds: [0, 10]\nlam: 0.5\nlr: 1.0e-3\nwitness_rates: [0.05, 1.0]\nmpp: 0\n", seed="0")
+    assert (values["k"], values["seeds"], values["lam"], values["lr"]) == (20, [0, 10], 0.5, 0.001)
+    assert values["witness_rates"] == [0.05, 1.0] and values["mpp"] == 0.0 and values["seed"] == 0
+    with pytest.raises(InputError, match="010 is another number"):
+        params("", k="010")
 
 
 def test_an_integer_serves_as_float(params):

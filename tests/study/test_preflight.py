@@ -175,6 +175,18 @@ def test_features_of_tiles_of_another_size_are_found_before_they_are_imported(ow
     assert own(**made, tile_px=512) == []
 
 
+def test_features_that_were_cut_short_are_found_before_they_are_imported(own, tmp_path):
+    from tests.features.test_formats import clam, grids
+
+    for name in "abcd":
+        clam(tmp_path / "feats_{scale}x", name, grids("one"))
+    whole = (tmp_path / "feats_20x/h5_files/c.h5").read_bytes()
+    (tmp_path / "feats_20x/h5_files/c.h5").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "feats_20x/h5_files/d.h5").write_bytes(b"")
+    wrong = own(features=str(tmp_path / "feats_{scale}x"), encoder="theirs", k=4, tile_px=512)
+    assert [line[:49] for line in wrong] == [f"slide    h5_files/{name}.h5 is damaged or incomplete" for name in "cd"]
+
+
 @pytest.mark.parametrize(
     "parts, select, problem",
     [

@@ -58,6 +58,13 @@ WRONG = [  # key, value, what is said
     ("positive", 3, "put it in quotes"),
     ("audit_splits", "folder", r"write \[folder\]"),
     ("witness_rates", [2], "each from 0 to 1"),
+    ("scales", [10.0, 20.0], r"write whole numbers, such as \[10, 20\]"),
+    ("scales", ["10x", "20x"], r"write whole numbers, such as \[10, 20\]"),
+    ("seeds", "0-4", r"write a list, such as \[a, b\]"),
+    ("variants", None, r"write \[\], or leave the key out"),
+    ("slides", None, 'write "", or leave the key out'),
+    ("lr", "1.5e4", r"write 1.5e\+4"),
+    ("lr", "0,0001", "write 0.0001"),
 ]
 
 

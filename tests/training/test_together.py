@@ -1,6 +1,7 @@
 """Runs that train in one pass end as they would alone, whatever their company, and go on after an interruption."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ import pytest
 
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import read_json
+from dmsmil.models import METHODS, Method
+from dmsmil.models.dmsmil import DMSMIL
 from dmsmil.models.stacked import Stack
 from dmsmil.training import fit as fit_room
 from dmsmil.training import runs as runs_room
@@ -209,6 +212,42 @@ def test_what_may_be_in_one_pass(study):
     ):
         assert shape_of(usual) != shape_of(other)
     assert not stacks(quick(bags, folds, batch_size=2)) and not stacks(quick(bags, folds, "clam_sb", scale=10))
+
+
+class OwnForward(DMSMIL):
+    """A fusion without weights, where it must not be: in one pass nobody would call it."""
+
+    def forward(self, bags, mask=None, coords=None, geometry=None):
+        out = super().forward(bags, mask, coords, geometry)
+        return replace(out, logits=out.logits.flip(-1))
+
+
+class OwnConclusion(DMSMIL):
+    """A fusion without weights, where it belongs."""
+
+    def conclude(self, found, mask):
+        return self.logits(found["pooled"].amax(1)), {}
+
+
+@pytest.mark.parametrize("form, together", [(OwnForward, False), (OwnConclusion, True)])
+def test_a_method_with_a_forward_of_its_own_trains_as_it_predicts(study, tmp_path, monkeypatch, form, together):
+    """Inherited, `stacks` and `forward_stacked` are of another forward."""
+
+    class Own(Method):
+        def load(self):
+            return form
+
+    monkeypatch.setitem(METHODS, "own", Own("own", "Own", "dmsmil:DMSMIL", "many", "a test"))
+    bags, folds = study
+    config = quick(bags, folds, "own")
+    assert stacks(config) == together and Own("own", "", "dmsmil:DMSMIL", "many", "").stacks() == together
+    said = [
+        get_runs(tmp_path / name, bags, folds, config, [0], workers=1, report=str, only_folds=only)[0].predictions
+        for name, only in (("many", None), ("one", (0,)))
+    ]
+    alone = fit(bags, folds, config, 0, 0, tmp_path / "alone")
+    np.testing.assert_allclose(said[0].query("fold == 0").prob_a, read_predictions(alone).prob_a, atol=1e-4)
+    np.testing.assert_allclose(said[1].prob_a, read_predictions(alone).prob_a, atol=1e-4)
 
 
 @pytest.mark.parametrize(
