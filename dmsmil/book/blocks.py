@@ -34,8 +34,8 @@ def best_block(study: Study) -> str:
     rows = best_rows(table)
     return (
         f"{_results(rows)}\n\nThe study `{study.name}`: {_run(study)}. A method of one scale stands here "
-        f"at its better one: {len(rows)} of {len(table)} rows, DMSMIL, DAMIL, mean pooling and the rules that know no tissue, "
-        f"then the best others; all of them on [the page of the study]({study.link('README.md')}). {MEASURED}"
+        f"at its better one: {len(rows)} of {len(table)} rows, DMSMIL, DAMIL, mean pooling and the rules that know no "
+        f"tissue, then the best others; all of them on [the page of the study]({study.link('README.md')}). {MEASURED}"
     )
 
 

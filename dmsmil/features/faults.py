@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmsmil.features.foreign import BrokenSlide
+from dmsmil.features.foreign import BrokenSlide, opened
 from dmsmil.features.sources import SlideFiles
-from dmsmil.jobs.files import InputError, one_line
+from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import many
-from dmsmil.slides.hdf5 import reading
 from dmsmil.slides.linking import Part, overlapping
 from dmsmil.slides.magnification import AGREE
 from dmsmil.slides.store import Store, encoder_folder
@@ -43,12 +42,10 @@ def unopened(files: SlideFiles) -> str:
     for roles in files.values():
         for path in [path for paths in roles.values() for path in paths if path.suffix == ".h5"]:
             try:
-                with reading(path):
+                with opened(path):
                     pass
-            except (OSError, InputError) as error:
-                return (
-                    f"{path.parent.name}/{path.name} is damaged or incomplete ({one_line(error)[:80]}): make it again"
-                )
+            except InputError as error:
+                return str(error)
     return ""
 
 

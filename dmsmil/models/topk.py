@@ -11,7 +11,8 @@ class TopK(MIL):
     """y = mean over the k tiles with the largest margin of their own logits,   logits of tile j = W x_j + b.
 
     The tiles of all scales compete with one another. A tile's margin is its largest logit less the mean of its
-    logits. bags (B, S, K, in_dim) -> logits (B, n_classes). scores (B, S, K): 1 / (number chosen) for those chosen, else 0.
+    logits. bags (B, S, K, in_dim) -> logits (B, n_classes). scores (B, S, K): 1 / (number chosen) for the
+    chosen, else 0.
     A bag with fewer than k tiles uses them all. Loss: L_ce.
     """
 

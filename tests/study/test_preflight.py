@@ -184,7 +184,8 @@ def test_features_that_were_cut_short_are_found_before_they_are_imported(own, tm
     (tmp_path / "feats_20x/h5_files/c.h5").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "feats_20x/h5_files/d.h5").write_bytes(b"")
     wrong = own(features=str(tmp_path / "feats_{scale}x"), encoder="theirs", k=4, tile_px=512)
-    assert [line[:49] for line in wrong] == [f"slide    h5_files/{name}.h5 is damaged or incomplete" for name in "cd"]
+    said = [f"slide    h5_files/{name}.h5 is damaged or incomplete" for name in "cd"]
+    assert len(wrong) == 2 and all(line.startswith(words) for line, words in zip(wrong, said))
 
 
 @pytest.mark.parametrize(
