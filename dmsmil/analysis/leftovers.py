@@ -19,6 +19,7 @@ from dmsmil.training.config import code_version
 from dmsmil.training.record import read_record
 from dmsmil.training.results import run_stem
 
+STATE = "done.json"  # what `dmsmil run` keeps of each notebook (study/unchanged.py)
 # parameters that decide no table
 NO_RESULT = ("study", "outputs", "paper", "device", "workers", "scheduler", "allow_failures", "apply_to", "model")
 
@@ -40,9 +41,33 @@ def changed(home: str | Path) -> dict[str, list[str]]:
     return found
 
 
+def data_of(home: str | Path) -> str:
+    """A fingerprint of what a study trains on: its slides, labels and folds, and its files of features as they lie
+    there (size and time of the last change: none is read)."""
+    home = Path(home)
+    table = home / "folds.csv"
+    features = [(path, path.stat()) for path in sorted((home / "features").glob("*/features_*/*.h5"))]
+    return fingerprint(
+        [
+            table.read_text(encoding="utf-8") if table.exists() else "",
+            [[path.relative_to(home).as_posix(), told.st_size, told.st_mtime_ns] for path, told in features],
+        ]
+    )
+
+
+def _on_other_data(home: str | Path) -> dict[str, str]:
+    """The number of each notebook from 03 on that was executed on other slides, labels, folds or features than those
+    that are there now, by what `dmsmil run` has kept."""
+    path, now = Path(home) / STATE, data_of(home)
+    made = read_json(path).get("data", {}) if path.exists() else {}
+    return {stem[:2]: "slides, labels or features" for stem, data in made.items() if stem >= "03" and data != now}
+
+
 def other_tables(home: str | Path) -> dict[str, str]:
-    """Table -> the parameters that were others when it was made. 03_train has tables of each method it was run for."""
+    """Table -> what was another when it was made: parameters, or what was trained on. 03_train has tables of each
+    method it was run for."""
     now, old = parameters(home), {stem[:2]: ", ".join(keys) for stem, keys in changed(home).items()}
+    old = {**_on_other_data(home), **old}
     found = {}
     for path in sorted((Path(home) / "tables").glob("*.csv")):
         name = path.stem

@@ -16,8 +16,7 @@ from dmsmil.apply.members import Colour, Member, Network, Shares
 from dmsmil.apply.novelty import left_out, slide_vectors
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.hdf5 import reading
-from dmsmil.slides.store import difference
+from dmsmil.slides.hdf5 import difference, reading
 from dmsmil.training.baselines import COLOUR, MAJORITY, asked, class_shares, fit_colour
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.fit import load_model
@@ -84,6 +83,12 @@ def study_kit(
     """
     config = configure(bags, folds, method, scale, options, lam, **settings)
     runs = finished_runs(home, bags, folds, config, seeds)
+    if runs is None and bags.missing:
+        name, reason = next(iter(bags.missing.items()))
+        raise InputError(
+            f"slide {name} of study '{Path(home).name}' has no whole features ({reason}): run 02_features first, with "
+            "the same params, for its models were trained with it"
+        )
     if runs is None:
         raise InputError(
             f"study '{Path(home).name}' has not all the runs of {method} with these settings: run its "

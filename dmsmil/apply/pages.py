@@ -55,9 +55,9 @@ def make_pages(
         for said in applied.table.to_dict("records")
         for name in [said["slide_id"]]
     }
-    for left in (home / "pages").glob("*.html"):
-        if left.stem not in units:
-            left.unlink()  # of slides that were asked about before
+    for folder in ("pages", "qupath"):  # of slides that were asked about before, or by other models
+        for left in (home / folder).glob("*.*"):
+            left.unlink()
     failures, done = [], run_units(_page, units, workers, scheduler=scheduler)
     for number, (name, seconds, error) in enumerate(progress(done, len(units), "pages"), 1):
         if error is not None:
@@ -73,10 +73,7 @@ def _page(store: Store, row: pd.DataFrame, said: dict, scores: pd.DataFrame | No
     started, home, name = time.perf_counter(), store.home, said["slide_id"]
     view = slide_views(row, store, slide_ids=[name], mpp=about["made"].get("fallback_mpp", 0.0))[0]
     parts = [_said(said, about)]
-    if scores is None:  # what was drawn of it by other models
-        for left in (f"qupath/{name}.geojson", f"qupath/{name}_flat.geojson", f"qupath/{name}.ome.tif"):
-            (home / left).unlink(missing_ok=True)
-    else:
+    if scores is not None:
         scales = sorted(scores.scale.unique())
         view["coords"] = {scale: scores.loc[scores.scale == scale, ["x", "y"]].to_numpy() for scale in scales}
         drawn = {scale: scores.normalised[scores.scale == scale].to_numpy() for scale in scales}

@@ -52,7 +52,8 @@ class Remote(Server):
         What has come before an interruption stays in `<path>.part` and is continued. Two processes that want the same
         file take turns. say: gets a line for each attempt that failed. claim: a file that is written where this
         call has brought the slide, before it has its name: `drop_claimed` deletes that slide and no other. Raises
-        InputError when the file cannot be had, DiskFull when there is no room for it, Stopped when `traffic` says so.
+        InputError when the file cannot be had, DiskFull when there is no room for it, ServerAway when the server is
+        away for `outage` seconds, Stopped when `traffic` says so.
         """
         path, say, traffic = Path(path), say or (lambda line: None), traffic or Traffic()
         name = plain_name(path.name)
@@ -87,7 +88,7 @@ class Remote(Server):
         try:
             known = Path(self.checked).read_text(encoding="utf-8").splitlines() if self.checked else []
             return bool(known) and path.stat().st_size == size and _memory(path, md5) in known
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def _remember(self, path: Path, md5: str) -> None:
@@ -125,7 +126,12 @@ class Remote(Server):
         while tries:
             try:
                 self.persist(
-                    name, partial(self._pull, file_id, part, size, name, traffic), say, traffic, partial(size_of, part)
+                    name,
+                    partial(self._pull, file_id, part, size, name, traffic),
+                    say,
+                    traffic,
+                    partial(size_of, part),
+                    self.outage,
                 )
             except _Refused as refusal:
                 now = self.renew(name, md5) if self.renew and not renewed else file_id
@@ -164,6 +170,8 @@ class Remote(Server):
                 raise Again("the server cannot continue it: from the start")
             if status not in (200, 206):
                 raise InputError(f"{name}: the server answers HTTP {status}, which is no file")
+            if "text/html" in answer.headers.get("Content-Type", ""):
+                raise Again("what came is a page and no file (a proxy, or a login?)")
             if (total := whole_size(answer)) not in (None, size):
                 raise Again(f"the server offers {total:,} bytes where {size:,} are due")
             with open(part, "ab" if status == 206 else "wb") as handle:

@@ -17,7 +17,7 @@ from dmsmil.cohorts.download import Remote, checked_entry, size_of
 from dmsmil.cohorts.ids import plain_name
 from dmsmil.cohorts.server import LONGEST_WAIT, Traffic, amount, duration
 from dmsmil.jobs.failures import failure_row
-from dmsmil.jobs.files import DiskFull, InputError, one_line
+from dmsmil.jobs.files import Halt, InputError, one_line
 from dmsmil.jobs.parallel import progress
 from dmsmil.jobs.text import many
 
@@ -105,7 +105,7 @@ def _fetched(remote: Remote, units: dict, need: dict, workers: int, report) -> I
                     report("  " + notes.get())
                 for future in done:
                     unit, error = flying.pop(future), future.exception()
-                    if isinstance(error, DiskFull):
+                    if isinstance(error, Halt):
                         raise error
                     due -= need[unit] if error else 0
                     pace = _pace(due, traffic.bytes, time.monotonic() - started)

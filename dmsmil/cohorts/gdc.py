@@ -33,6 +33,7 @@ from dmsmil.jobs.files import InputError
 
 RULE = __doc__.strip()
 SERVER = "https://api.gdc.cancer.gov"
+OUTAGE = 6 * 3600.0  # s that a download waits for the GDC: a night's work is not to be lost over an evening
 PAGE = 500  # records an answer
 FIELDS = (
     "file_id",
@@ -109,9 +110,10 @@ def cohort_of(name: str) -> Cohort:
 def connect(server: str = SERVER, token: str = "", checked: str | Path = "", **patience) -> Remote:
     """The GDC as a server to query and to download from, a file whose id has changed included.
 
-    token: path of a token file (TCGA's slides need none). checked: see Remote. patience: attempts, timeout, pause.
+    token: path of a token file (TCGA's slides need none). checked: see Remote. patience: attempts, timeout, pause,
+    outage (OUTAGE where nothing is said).
     """
-    plain = Remote(server or SERVER, token, **patience)
+    plain = Remote(server or SERVER, token, **{"outage": OUTAGE, **patience})
     return replace(plain, checked=str(checked), renew=partial(find_file, plain))
 
 

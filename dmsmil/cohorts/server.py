@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 from requests import exceptions as trouble
 
-from dmsmil.jobs.files import InputError
+from dmsmil.jobs.files import Halt, InputError
 
 LONGEST_WAIT = 600.0  # s: no pause is longer; a server that asks for more is given up
 STEP = 1 << 20  # bytes: an attempt that got this much further is no failed one
@@ -25,11 +25,16 @@ AGAIN = {408, 425, 429}  # answers that may be better later, as are all from 500
 
 
 class Again(Exception):
-    """Worth another attempt, after `wait` seconds at least (what the server asks for)."""
+    """Worth another attempt, after `wait` seconds at least (what the server asks for). away: the server, or the way to
+    it, is not there at all."""
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, wait: float = 0.0, away: bool = False):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.away = wait, away
+
+
+class ServerAway(Halt):
+    """A server could not be reached for so long that the study is to be started again later."""
 
 
 class Stopped(Exception):
@@ -73,7 +78,8 @@ class Server:
 
     server: its address. token: path of a file that holds one, which only downloads send, to this server alone.
     attempts: failed ones in a row before something is given up. timeout: s to connect, s without a byte. pause: s
-    before the second attempt, doubled from one to the next. Proxies are those of the environment.
+    before the second attempt, doubled from one to the next. outage: s that a download waits for a server that cannot be
+    reached, however many attempts fail. Proxies are those of the environment.
     """
 
     server: str
@@ -81,6 +87,7 @@ class Server:
     attempts: int = 6
     timeout: tuple[float, float] = (10.0, 60.0)
     pause: float = 5.0
+    outage: float = 0.0
 
     def ask(self, endpoint: str, query: dict | None = None) -> dict:
         """The JSON object that the server answers to POST /endpoint with `query`, or to GET without one.
@@ -113,7 +120,8 @@ class Server:
             url = f"{self.server.rstrip('/')}/{endpoint}"
             with session.request(method, url, timeout=self.timeout, **options) as answer:
                 if answer.status_code in AGAIN or answer.status_code >= 500:
-                    raise Again(f"the server answers HTTP {answer.status_code}", _asked_wait(answer))
+                    away = answer.status_code >= 500
+                    raise Again(f"the server answers HTTP {answer.status_code}", _asked_wait(answer), away)
                 yield answer
 
     def secret(self) -> dict[str, str]:
@@ -137,25 +145,35 @@ class Server:
         say: Callable[[str], None] | None = None,
         traffic: Traffic | None = None,
         reached: Callable[[], int] = lambda: 0,
+        outage: float = 0.0,
     ):
         """The result of `attempt()`, which may raise Again: after pauses that grow, until `attempts` fail in a row.
+        While the server is away it is waited for, `outage` seconds; then ServerAway is raised.
 
         reached: how far (bytes) the attempts have come; one that gets STEP further starts the count anew.
         say: gets a line for each failed attempt. Raises InputError when it is given up.
         """
         failed, best, traffic = 0, reached(), traffic or Traffic()
+        since = time.monotonic()
         while True:
             try:
                 return attempt()
             except Again as error:
                 if (now := reached()) >= best + STEP:
                     failed, best = 0, now
+                since = since if failed else time.monotonic()
                 failed += 1
                 if error.wait > LONGEST_WAIT:
                     raise InputError(
                         f"{what}: {error} and asks to wait {duration(error.wait)}: start again then, it continues"
                     ) from error
-                if failed >= self.attempts:
+                waited = time.monotonic() - since
+                if failed >= self.attempts and error.away and outage and waited >= outage:
+                    raise ServerAway(
+                        f"{what}: {error} for {duration(waited)}: check the network and its proxy, and start again, it "
+                        "continues"
+                    ) from error
+                if failed >= self.attempts and not (error.away and outage):
                     raise InputError(
                         f"{what}: {error} ({failed} times in a row): check the network and its proxy, "
                         "and start again, it continues"
@@ -219,7 +237,7 @@ def _in_words() -> Iterator[None]:
             said = "the connection was cut"
         else:
             said = "no connection"
-        raise Again(said) from error
+        raise Again(said, away=said != "the connection was cut") from error
 
 
 def _asked_wait(answer: requests.Response) -> float:

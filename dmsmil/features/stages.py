@@ -19,7 +19,15 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.limits import usable_cores
 from dmsmil.jobs.parallel import is_remote, pick_device, worker_count
 from dmsmil.slides.given import Given
-from dmsmil.slides.stages import choose_tiles, given_tiles, open_configured, slide_row, tile_config
+from dmsmil.slides.stages import (
+    choose_tiles,
+    forget_replaced,
+    given_tiles,
+    open_configured,
+    seen,
+    slide_row,
+    tile_config,
+)
 from dmsmil.slides.store import Store, over_slides
 from dmsmil.slides.tiles import read_tiles
 
@@ -88,6 +96,7 @@ def encode_cohort(
         _check_precision(store, cohort, encoder.identity)
     report(f"{store.encoder}: {encoder.dim} numbers a tile, fed {encoder.px} x {encoder.px} px; {encoder.weights}")
     given, units = given_tiles(store, cohort, tiles, report), {}
+    forget_replaced(store, cohort, report)
     for row in cohort.itertuples():
         own = given.get(row.slide_id)
         config = tile_config(store, row, k, min_density, seed, mpp, black, own)
@@ -190,6 +199,8 @@ def _encode_slide(
 ) -> dict:
     """Encode and keep the features of one slide (in a worker)."""
     started = time.perf_counter()
+    if _encoder.identity != config["encoder"]:
+        raise InputError("this worker's encoder is not the study's: give every machine the same weights and packages")
     if given is not None:
         given.check()  # before a gigabyte is fetched
     with _at_hand(path, fetch), open_configured(path, slide_id, tiling) as slide:
@@ -198,7 +209,7 @@ def _encode_slide(
             features = _encode_stream(read_tiles(slide, tiles), tuple(tiles.coords))
         else:  # one decode to choose and to encode
             tiles = choose_tiles(slide, tiling, given, pixels=True)
-            store.write_tiles(tiles, tiling)
+            store.write_tiles(tiles, tiling, seen(path))
             features = {scale: _encoder.encode(images) for scale, images in tiles.pixels.items()}
         store.write_features(slide_id, features, tiles, config)
         return slide_row(tiles, slide, started)

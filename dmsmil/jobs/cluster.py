@@ -16,7 +16,7 @@ from uuid import uuid4
 import dask
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
 
-from dmsmil.jobs.files import DiskFull, InputError, one_line
+from dmsmil.jobs.files import Halt, InputError, one_line
 
 CONNECT_SECONDS = 10.0
 
@@ -106,7 +106,7 @@ def _round(client: Client, token: str, function: Callable, units: dict[str, tupl
             error = future.exception()
             if isinstance(error, KilledWorker):
                 killed.append(names[future.key])
-            elif isinstance(error, DiskFull):
+            elif isinstance(error, Halt):
                 raise error
             elif error is not None:
                 yield names[future.key], None, error.with_traceback(future.traceback())

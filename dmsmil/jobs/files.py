@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+BLOCK, SAMPLES = 1 << 20, 32  # of `sampled_hash`
 FORGOTTEN = 7 * 86400  # seconds after which a temporary file of a machine that cannot be asked has no writer any more
-TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.tmp")  # as `temporary_path` names them
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8,12})\.(\d+)\.tmp")  # as `temporary_path` names them
 ROOT = Path(__file__).resolve().parents[2]  # the checkout: notebooks/, params/, outputs/
 
 
@@ -31,8 +32,12 @@ class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
 
 
-class DiskFull(InputError):
-    """The disk is full: unlike one broken slide, this stops the study (what is written so far is kept)."""
+class Halt(InputError):
+    """Unlike one broken slide this stops the study; what is written so far is kept."""
+
+
+class DiskFull(Halt):
+    """The disk is full."""
 
 
 @contextmanager
@@ -93,18 +98,28 @@ def temporary_path(path) -> Path:
 
 @cache
 def _machine() -> str:
-    """Within what a process number means one process: this machine since its start, or this container on it."""
-    words = [socket.gethostname()]
+    """Within what a process number means one process: this machine (6 digits), since its start (3), and this container
+    on it (3)."""
+    start, container = "", ""
     with suppress(OSError):  # not on Linux
-        words += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return fingerprint(words, 8)
+        start, container = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
+    return fingerprint(socket.gethostname(), 6) + fingerprint(start, 3) + fingerprint(container, 3)
+
+
+def _is_gone(machine: str, process: int, age: float) -> bool:
+    """Whether the process that left a temporary file is gone: it is not there, or of before this machine's start, or,
+    where that cannot be asked, has written nothing for FORGOTTEN seconds."""
+    mine = _machine()
+    if machine == mine:
+        return not psutil.pid_exists(process)
+    return machine[:6] == mine[:6] and machine[6:9] != mine[6:9] or age > FORGOTTEN
 
 
 def sweep(folder) -> list[Path]:
     """Delete the temporary files anywhere in `folder` that a killed process left there; returns them.
 
-    A file of a process that runs is never touched. Whether one runs on another machine cannot be asked: there, a file
-    goes when nobody has written to it for FORGOTTEN seconds.
+    A file of a process that runs is never touched; one of before this machine's start has none. Whether one runs on
+    another machine cannot be asked: there, a file goes when nobody has written to it for FORGOTTEN seconds.
     """
     gone = []
     for path in sorted(Path(folder).rglob(".*.tmp")):
@@ -112,8 +127,7 @@ def sweep(folder) -> list[Path]:
             continue
         with suppress(FileNotFoundError):  # it became what it was written for
             age = time.time() - path.stat().st_mtime
-            dead = not psutil.pid_exists(int(whose[2])) if whose[1] == _machine() else age > FORGOTTEN
-            if dead:
+            if _is_gone(whose[1], int(whose[2]), age):
                 path.unlink()
                 gone.append(path)
     return gone
@@ -177,6 +191,18 @@ def content_hash(*parts) -> str:
             total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(part.data if hasattr(part, "dtype") else part)
     return total.hexdigest()
+
+
+def sampled_hash(path: str | Path) -> str:
+    """A hash of a file's size, of its first and last MiB and of SAMPLES blocks between them: milliseconds, where the
+    whole of a slide takes seconds. Files that differ in pixels differ here, but for a change of a few bytes."""
+    size, digest = os.path.getsize(path), hashlib.sha256()
+    digest.update(str(size).encode())
+    with open(path, "rb") as handle:
+        for at in sorted({0, *(size * part // SAMPLES for part in range(SAMPLES)), max(0, size - BLOCK)}):
+            handle.seek(at)
+            digest.update(handle.read(BLOCK if at in (0, size - BLOCK) else BLOCK // 16))
+    return digest.hexdigest()[:16]
 
 
 def file_md5(path) -> str:

@@ -18,7 +18,7 @@ import cv2
 import psutil
 from tqdm import tqdm
 
-from dmsmil.jobs.files import DiskFull, InputError
+from dmsmil.jobs.files import Halt, InputError
 from dmsmil.jobs.limits import usable_cores
 
 
@@ -148,7 +148,7 @@ def _leave_with(owner: psutil.Process) -> None:
 def _attempt(call: Callable) -> tuple[object, BaseException | None]:
     try:
         return call(), None
-    except DiskFull:
+    except Halt:
         raise
     except Exception as error:
         return None, error

@@ -89,3 +89,13 @@ def reading(path: Path) -> Iterator[Written]:
 def plain(value) -> str:
     """The JSON of a value: equal values, equal text."""
     return json.dumps(value, sort_keys=True)
+
+
+def difference(have, want, name: str = "") -> str:
+    """The first place where two JSON-like values differ, in words; "" when they do not."""
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted(have.keys() | want.keys()):
+            if text := difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
+                return text
+        return ""
+    return "" if plain(have) == plain(want) else f"{name} is {have!r}, not {want!r}"

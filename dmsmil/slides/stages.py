@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.jobs.files import is_file
+from dmsmil.jobs.files import fingerprint, is_file, sampled_hash
 from dmsmil.slides.density import check_black
 from dmsmil.slides.given import BY, Given, chosen_by, open_given, take_tiles, tally
 from dmsmil.slides.reader import Slide, open_slide, reads_more
@@ -39,6 +39,7 @@ def tile_cohort(
     Raises InputError when no slide could be tiled, or for an unknown `black`.
     """
     given, units = given_tiles(store, cohort, tiles, report), {}
+    forget_replaced(store, cohort, report)
     for row in cohort.itertuples():
         own = given.get(row.slide_id)
         config = tile_config(store, row, k, min_density, seed, mpp, black, own)
@@ -55,6 +56,27 @@ def given_tiles(store: Store, cohort: pd.DataFrame, tiles: str, report: Callable
         f"tiles chosen elsewhere, {BY[chosen_by(tiles)]} ({Path(tiles).name}): {tally(found)} at {store.scales[0]:g}x"
     )
     return found
+
+
+def seen(path: str | Path) -> list:
+    """What tiles remember of the file that they were chosen on: when it was last changed, and a sampled hash. Of a
+    MIRAX slide the names and sizes of the files that hold its pixels count too."""
+    path = Path(path)
+    beside = sorted(path.with_suffix("").glob("*")) if path.suffix.lower() == ".mrxs" else []
+    told = [[other.name, other.stat().st_size] for other in beside]
+    return [path.stat().st_mtime_ns, fingerprint([sampled_hash(path), told], 16)]
+
+
+def forget_replaced(store: Store, cohort: pd.DataFrame, report: Callable[[str], None] = print) -> None:
+    """Delete the tiles of each slide whose file is another than the one they were chosen on, under the same name and,
+    as exports of one region have it, of the same size. A file that was only copied or touched is the same."""
+    for row in cohort.itertuples():
+        known = store.seen(row.slide_id) if is_file(row.path) else None
+        if known is None or known[0] == Path(row.path).stat().st_mtime_ns:
+            continue
+        if known[1] != seen(row.path)[1]:
+            store.drop_tiles(row.slide_id)
+            report(f"{row.slide_id}: its file is another one than before, and what was made of it is made anew")
 
 
 def tile_config(
@@ -106,7 +128,7 @@ def _tile_slide(store: Store, slide_id: str, path: str, given: Given | None, con
     started = time.perf_counter()
     with open_configured(path, slide_id, config) as slide:
         tiles = choose_tiles(slide, config, given)
-        store.write_tiles(tiles, config)
+        store.write_tiles(tiles, config, seen(path))
         return slide_row(tiles, slide, started)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import InputError, one_line, sweep
 from dmsmil.jobs.parallel import check_shared, progress, run_units
 from dmsmil.jobs.text import many
-from dmsmil.slides.hdf5 import New, Written, plain, reading, writing
+from dmsmil.slides.hdf5 import New, Written, difference, plain, reading, writing
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.tiles import Tiles
 
@@ -60,8 +61,9 @@ class Store:
         """Where the features of a slide at a scale lie; InputError for an id that would lead elsewhere."""
         return self._folder(scale) / encoder_folder(self.encoder) / f"{plain_name(slide_id, LONGEST_ID)}.h5"
 
-    def write_tiles(self, tiles: Tiles, config: dict) -> None:
-        """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first."""
+    def write_tiles(self, tiles: Tiles, config: dict, seen: list | None = None) -> None:
+        """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first.
+        seen: what is to be remembered of the slide's file (`stages.seen`)."""
         for scale in self.scales:
             with writing(self.tiles_path(scale, tiles.slide_id), config) as new:
                 _coords(new, self._attributes(tiles, scale, "patches"), tiles.coords[scale])
@@ -69,6 +71,8 @@ class Store:
                     new.put("density", np.ascontiguousarray(tiles.density, np.float64))
                     new.put("colour", np.ascontiguousarray(tiles.colour, np.float32))
                     new.file.attrs["grid"], new.file.attrs["read"] = tiles.grid, tiles.read
+                    if seen is not None:
+                        new.file.attrs["seen"] = plain(seen)
                 else:
                     new.put("parent", np.ascontiguousarray(tiles.parent, np.int64))
 
@@ -164,6 +168,20 @@ class Store:
                 return written.config() or {}
         except InputError:
             return {}
+
+    def seen(self, slide_id: str) -> list | None:
+        """What the tiles of a slide remember of its file; None of tiles that remember nothing, and where none are."""
+        try:
+            with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
+                found = written.file.attrs.get("seen")
+                return None if found is None else json.loads(found)
+        except InputError:
+            return None
+
+    def drop_tiles(self, slide_id: str) -> None:
+        """Delete the tiles of a slide: neither they nor its features count any more."""
+        for scale in self.scales:
+            self.tiles_path(scale, slide_id).unlink(missing_ok=True)
 
     def has_tiles(self, slide_id: str, config: dict) -> bool:
         """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
@@ -335,13 +353,3 @@ def _check_features(features: np.ndarray, coords: np.ndarray, slide_id: str, sca
             f"slide {slide_id} has {many(bad, 'tile')} at {scale}x whose features are NaN or infinite: "
             "look at its tiles and at the encoder's weights, then make its features again"
         )
-
-
-def difference(have, want, name: str = "") -> str:
-    """The first place where two JSON-like values differ, in words; "" when they do not."""
-    if isinstance(have, dict) and isinstance(want, dict):
-        for key in sorted(have.keys() | want.keys()):
-            if text := difference(have.get(key), want.get(key), f"{name}.{key}".lstrip(".")):
-                return text
-        return ""
-    return "" if plain(have) == plain(want) else f"{name} is {have!r}, not {want!r}"

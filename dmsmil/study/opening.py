@@ -21,6 +21,7 @@ from dmsmil.features.bags import Bags, load_bags
 from dmsmil.features.rehearsal import DRAWN
 from dmsmil.features.truth import known_shares
 from dmsmil.features.views import slide_views
+from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.place import folder_of, resolve
@@ -45,8 +46,15 @@ class Study:
         return source_of(self.home, self.cohort)
 
     def bags(self, k: int) -> Bags:
-        """The bags of all its slides: at most `k` tiles a slide and scale."""
-        return load_bags(self.store, self.cohort, k, self.store.scales)
+        """The bags of all its slides: at most `k` tiles a slide and scale. A slide whose features were made and are not
+        whole any more is a row of failures.csv and a line."""
+        bags = load_bags(self.store, self.cohort, k, self.store.scales)
+        known = self.store.failed()
+        lost = {name: reason for name, reason in bags.missing.items() if name not in known}
+        for name, reason in lost.items():
+            print(f"{name} is left out: {reason}. Run 02_features, which makes it anew")
+        write_failures(self.home, "bags", [failure_row(name, "bags", InputError(lost[name])) for name in lost])
+        return bags
 
     def views(self, limit: int) -> list[dict]:
         """Slides to draw with all their tiles, the classes in turn: as `slide_views`."""

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmsmil.analysis.leftovers import STATE, data_of
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, walk, write_json
 from dmsmil.study.environment import versions
 from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
 
-STATE = "done.json"
 NOT_RESULTS = (
     "notebooks",
     "book",
@@ -30,7 +30,7 @@ NOT_RESULTS = (
     "failures.csv",
     "running.lock",
 )
-SLIDES = "slides"
+SLIDES, COHORT = "slides", "00_cohort"
 PLACES = (
     "cohort",
     SLIDES,
@@ -52,10 +52,7 @@ class Memory:
     def __init__(self, home: Path, params: dict):
         self.home, self.params, self.executed = home, params, False
         self.read: dict[Path, str] = {}  # by the notebook that is being executed, as it began
-        try:
-            self.state = read_json(home / STATE)
-        except (OSError, ValueError):
-            self.state = {"notebooks": {}, "files": {}, "book": ""}
+        self.state = read_state(home)
         self.intact = self._intact()
 
     def knows(self, notebook: Path) -> bool:
@@ -85,8 +82,22 @@ class Memory:
         self.state["notebooks"][notebook.stem] = fingerprint(
             [self.read.get(notebook) or self._reads(notebook), self._slides()]
         )
+        self.state["data"][notebook.stem] = data_of(self.home)
+        if notebook.stem == COHORT:
+            self.state["table"] = self._table()
         self.state["files"] = {name: list(stat) for name, stat in files(self.home, NOT_RESULTS).items()}
         self._write()
+
+    def table_changed(self) -> bool:
+        """Whether the cohort table is another than the one that 00_cohort has read."""
+        return self.state["table"] not in ({}, self._table())
+
+    def _table(self) -> dict[str, dict[str, list[int]]]:
+        """The cohort table that the parameters name, as JSON has it; nothing of a painted cohort."""
+        return {
+            place: {name: list(stat) for name, stat in there.items()}
+            for place, there in self._outside(["cohort"]).items()
+        }
 
     def end_book(self) -> None:
         """The book was built."""
@@ -129,6 +140,17 @@ class Memory:
     def _each_scale(self, value: str) -> list[str]:
         """A path as `features` may have it, with {scale} in it, at each scale."""
         return list(dict.fromkeys(value.replace("{scale}", f"{scale:g}") for scale in self.params["scales"]))
+
+
+def read_state(home: Path) -> dict:
+    """What done.json says; of a file that says something else, nothing."""
+    parts: dict = {"notebooks": {}, "files": {}, "book": "", "data": {}, "table": {}}
+    try:
+        found = read_json(home / STATE)
+    except (OSError, ValueError):
+        return parts
+    same = isinstance(found, dict) and all(isinstance(found.get(key, part), type(part)) for key, part in parts.items())
+    return {**parts, **found} if same else parts
 
 
 def _listed(value) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def read_progress(home: Path) -> list[Unit]:
     units = []
     for path in sorted((Path(home) / "runs").glob(f"*/*/{NAME}")):
         try:
-            if time.time() - path.stat().st_mtime < OLD:
+            if abs(time.time() - path.stat().st_mtime) < OLD:
                 units.append(Unit(path.parent, *map(int, path.read_text().split())))
         except (OSError, ValueError, TypeError):  # it has just ended, or begins
             continue
@@ -100,7 +100,8 @@ def read_asked(home: Path) -> tuple[Counter[str], Counter[str]]:
     missing: Counter[str] = Counter()
     path = Path(home) / "runs" / ASKED
     for line in path.read_text().splitlines() if path.exists() else []:
-        method, runs, trained = line.split()
-        wanted[method] += int(runs)
-        missing[method] += int(trained)
+        with suppress(ValueError):  # half a line, of a full disk
+            method, runs, trained = line.split()
+            missing[method] += int(trained)
+            wanted[method] += int(runs)
     return wanted, missing

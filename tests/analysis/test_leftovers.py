@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dmsmil.analysis.claims import claims
-from dmsmil.analysis.leftovers import changed, leftover_sentence, other_tables, records
+from dmsmil.analysis.leftovers import changed, data_of, leftover_sentence, other_tables, records
 from dmsmil.analysis.report import run_ledger, saved_meaning, saved_results, saved_tables
 from dmsmil.cohorts.folds import make_folds
 from dmsmil.cohorts.table import save_cohort
@@ -105,6 +105,21 @@ def test_a_claim_is_judged_by_present_tables_alone(home):
     assert claims(home).set_index("claim").verdict["λ = 1 is best, in ACC, F1 and AUC"] == "not shown"
     ran(home, "06_lambda", lams=[0.1, 1.0, 10.0])
     assert claims(home).set_index("claim").verdict["λ = 1 is best, in ACC, F1 and AUC"] == "not run"
+
+
+def test_a_table_of_other_labels_or_features_is_no_present_one(home):
+    """`--only 00 01 02 03 04` after an edited label, or a run that stopped in 05."""
+    write_text("slide_id,label\na,x\n", home / "folds.csv")
+    write_text("features", home / "features/10x/features_net/a.h5")
+    write_text(json.dumps({"data": {name: data_of(home) for name in ("00_cohort", *OWN)}}), home / "done.json")
+    assert other_tables(home) == {}
+    write_text("slide_id,label\na,y\n", home / "folds.csv")
+    assert set(other_tables(home).values()) == {"slides, labels or features"} and len(other_tables(home)) == 3
+    now = {"data": {"03_train": data_of(home), "04_compare": data_of(home), "06_lambda": "of before"}}
+    write_text(json.dumps(now), home / "done.json")
+    assert other_tables(home) == {"06_lambda": "slides, labels or features"}
+    write_text("others", home / "features/10x/features_net/a.h5")
+    assert set(other_tables(home)) == {"03_dmsmil_results", "04_compare", "06_lambda"}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from dmsmil.apply.pages import make_pages, warnings_of
 from dmsmil.apply.predict import said_sentences
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.failures import read_failures
+from dmsmil.jobs.files import write_text
 from dmsmil.slides.store import Store
 from dmsmil.study.applying import said_lines
 from dmsmil.training.results import save_table
@@ -160,7 +161,11 @@ def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
         }
     )
     store = made.apply(made.place / "two.csv")[1].store
+    earlier = [store.home / "pages/demo-A000-1.html", store.home / "qupath/demo-A000-1.geojson"]
+    for path in earlier:
+        write_text("of an earlier call", path)
     index = make_pages(made.kit, applied, slides, store, workers=1, report=quiet)
+    assert not any(path.exists() for path in earlier)
     failed = read_failures(store.home)
     assert list(failed.unit) == ["demo-A000-1"] and list(failed.stage) == ["page"] and index.is_file()
     text = index.read_text()

@@ -219,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
         """An answer that does not say how long it is."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
+        for key, value in fault.get("headers", {}).items():
+            self.send_header(key, value)
         self.end_headers()
         for piece in (part + b"x" * fault.get("more", 0), b""):
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")

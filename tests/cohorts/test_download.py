@@ -20,7 +20,7 @@ from dmsmil.cohorts import download, fetching, server
 from dmsmil.cohorts.download import Remote, drop_claimed
 from dmsmil.cohorts.fetching import downloadable, fetch_all, slide_path
 from dmsmil.cohorts.ids import plain_name
-from dmsmil.cohorts.server import amount, duration
+from dmsmil.cohorts.server import ServerAway, amount, duration
 from dmsmil.jobs.files import DiskFull, InputError
 from dmsmil.jobs.parallel import run_units
 from tests.cohorts.gdc_server import GdcServer, proxy_to
@@ -183,6 +183,36 @@ def test_a_page_in_place_of_the_file_costs_no_part(gdc, tmp_path):
         quick(gdc, attempts=3).fetch("page", tmp_path / "a.svs", len(BIG), md5(BIG))
     assert_one_line(caught, "a.svs")
     assert (tmp_path / "a.svs.part").stat().st_size == 200_000
+
+
+def test_a_page_of_no_length_costs_no_part(gdc, tmp_path):
+    (tmp_path / "a.svs.part").write_bytes(BIG[:200_000])
+    gdc.contents["page"] = b"<html>log in</html>" * 20_000  # longer than the part, or the server would refuse its end
+    gdc.fault("data", "chunked", times=9, headers={"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(InputError, match="what came is a page and no file") as caught:
+        quick(gdc, attempts=3).fetch("page", tmp_path / "a.svs", len(BIG), md5(BIG))
+    assert_one_line(caught, "a.svs")
+    assert (tmp_path / "a.svs.part").stat().st_size == 200_000
+
+
+def test_a_server_that_is_away_is_waited_for_and_then_the_study_stops(gdc, tmp_path):
+    gdc.fault("data", "status", times=7, code=503)
+    path, notes = get(gdc, tmp_path / "a.svs", attempts=2, outage=60.0)
+    assert path.read_bytes() == BIG and len(notes) == 7
+    gdc.fault("data", "status", times=10**6, code=503)
+    with pytest.raises(ServerAway, match="HTTP 503 for .*start again, it continues") as caught:
+        get(gdc, tmp_path / "b.svs", attempts=2, outage=0.1)
+    assert_one_line(caught, "b.svs")
+    table = pd.DataFrame([{"slide_id": "c", "file_id": gdc.add("c.svs", BIG), "md5": md5(BIG), "size": len(BIG)}])
+    with pytest.raises(ServerAway):  # and is no row of failures for each slide that is left
+        fetch_all(quick(gdc, attempts=2, outage=0.1), table, tmp_path, report=str)
+
+
+def test_refusals_and_cuts_are_not_waited_for(gdc, tmp_path):
+    gdc.fault("data", "cut", times=99, after=10)
+    with pytest.raises(InputError, match="the connection was cut .2 times in a row") as caught:
+        get(gdc, tmp_path / "a.svs", attempts=2, outage=3600.0)
+    assert not isinstance(caught.value, ServerAway)
 
 
 SCRIPT = """

@@ -16,10 +16,11 @@ import torch
 from dmsmil.features import bags as bags_module
 from dmsmil.features import cache
 from dmsmil.features.bags import fits_in_memory, load_bags
-from dmsmil.jobs.failures import failure_row, write_failures
+from dmsmil.jobs.failures import failure_row, read_failures, write_failures
 from dmsmil.jobs.files import DiskFull, InputError, temporary_path
 from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles
+from dmsmil.study.opening import Study
 
 K, DIM = 6, 5
 COUNTS = {"a": 6, "b": 1, "c": 4, "d": 9, "e": 6}  # tiles a slide; d has more than K
@@ -180,6 +181,20 @@ def test_changed_bytes_of_a_slides_features_leave_it_out_and_new_features_are_an
     features[20][0, 1] += 1e-3
     store.write_features("c", features, tiles, made)  # made by the same, and not the same
     assert load_bags(store, cohort, K).identity != before.identity
+
+
+def test_a_study_says_which_slide_it_lost_and_forgets_it_when_it_is_there_again(store, written, cohort, capsys):
+    study = Study(store.home, cohort, cohort, store)
+    assert len(study.bags(K)) == 5 and capsys.readouterr().out == ""
+    path = store.features_path(20, "c")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300])
+    assert len(study.bags(K)) == 4
+    said = capsys.readouterr().out
+    assert said.startswith("c is left out: ") and "Run 02_features, which makes it anew" in said
+    assert list(read_failures(store.home).stage) == ["bags"] and list(read_failures(store.home).unit) == ["c"]
+    path.write_bytes(whole)
+    assert len(study.bags(K)) == 5 and read_failures(store.home).empty
 
 
 def test_changed_bytes_of_a_slides_tiles_leave_it_out(store, written, cohort):

@@ -23,6 +23,7 @@ from dmsmil.jobs.files import (
     content_hash,
     fingerprint,
     one_line,
+    sampled_hash,
     sweep,
     temporary_path,
     write_csv,
@@ -117,6 +118,31 @@ def test_what_a_kill_left_is_swept_and_a_living_writers_file_is_not(tmp_path):
     assert [path.name.split(".h5")[0] for path in folder.iterdir()] == [".living"]
     assert writers[1].communicate()[0] == b"" and [path.name for path in folder.iterdir()] == ["living.h5"]
     assert (folder / "living.h5").read_text() == "half" and sweep(tmp_path) == []
+
+
+def test_what_was_being_written_when_the_power_went_is_swept_at_once(tmp_path):
+    whose = temporary_path(tmp_path / "x.npy").name.split(".")[-3]
+    earlier = "".join("0" if digit != "0" else "1" for digit in whose[6:9])
+    before = tmp_path / f".x.npy.{whose[:6]}{earlier}{whose[9:]}.{os.getpid()}.tmp"
+    beside = tmp_path / f".x.npy.{whose[:9]}{earlier}.{os.getpid()}.tmp"  # in another container, which may still run
+    for path in (before, beside):
+        path.touch()
+    assert sweep(tmp_path) == [before] and beside.exists()
+
+
+def test_a_sampled_hash_sees_what_lies_anywhere_and_no_time(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype=np.uint8)
+    (tmp_path / "a").write_bytes(content.tobytes())
+    first = sampled_hash(tmp_path / "a")
+    os.utime(tmp_path / "a", (0, 0))
+    assert sampled_hash(tmp_path / "a") == first
+    for start in (0, 5_000_000, 11_900_000):
+        other = content.copy()
+        other[start : start + 100_000 + (start == 5_000_000) * 900_000] ^= 1
+        (tmp_path / "b").write_bytes(other.tobytes())
+        assert sampled_hash(tmp_path / "b") != first, start
+    (tmp_path / "c").write_bytes(b"")
+    assert sampled_hash(tmp_path / "c") != first
 
 
 def test_another_machines_temporary_goes_only_when_nobody_wrote_to_it_for_a_week(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import InputError
-from dmsmil.slides.stages import tile_cohort, tile_config
+from dmsmil.slides.stages import seen, tile_cohort, tile_config
 from dmsmil.slides.store import Store
 from tests.slides.pyramids import make_slide, texture, write_pyramid
 
@@ -86,3 +88,32 @@ def test_black_is_padding_unless_the_study_says_tissue_and_tiles_follow(tmp_path
     assert found.warnings[0] == ""
     with pytest.raises(InputError, match="black is 'glass'"):
         tile_cohort(store, cohort, k=8, workers=1, report=silent, black="glass")
+
+
+def test_another_slide_of_the_same_name_and_size_is_tiled_anew_and_a_copy_is_not(tmp_path):
+    """Exports of a region of one size have as many bytes, whatever they show."""
+    made = [make_slide(tmp_path / f"{seed}.svs", width=1024, height=1024, coverage=1, seed=seed) for seed in (1, 2)]
+    size = max(path.stat().st_size for path in made)
+    contents = [path.read_bytes().ljust(size, b"\0") for path in made]
+    path, store, lines = tmp_path / "a.svs", Store(tmp_path / "study", 64), []
+
+    def tiled(content):
+        path.write_bytes(content)
+        os.utime(path, ns=(0, len(lines) + 10**18))  # another time, whatever the clock of the disk
+        tile_cohort(store, cohort_of([path]), k=4, workers=1, report=lines.append)
+        return store.read_tiles("a").colour
+
+    first, copied, other = (tiled(contents[number]) for number in (0, 0, 1))
+    np.testing.assert_array_equal(first, copied)
+    assert lines.count("1 of 1 slides were done before") == 1 and not np.allclose(first, other)
+    assert lines.count("a: its file is another one than before, and what was made of it is made anew") == 1
+
+
+def test_the_pixel_files_of_a_mirax_slide_count(tmp_path):
+    index = tmp_path / "a.mrxs"
+    index.write_bytes(b"index")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/Data0000.dat").write_bytes(b"pixels")
+    before = seen(index)
+    (tmp_path / "a/Data0000.dat").write_bytes(b"more pixels")
+    assert seen(index)[0] == before[0] and seen(index)[1] != before[1]

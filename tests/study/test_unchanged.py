@@ -152,10 +152,26 @@ def test_an_interrupted_study_goes_on_where_it_was(study):
     assert known(home, params) == ALL[:5]
 
 
-def test_a_damaged_memory_is_no_memory(study):
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "null", '{"notebooks": []}', '{"files": 3}', ""])
+def test_a_damaged_memory_is_no_memory(study, text):
     home, params = study
-    (home / "done.json").write_text("{")
+    (home / "done.json").write_text(text)
     assert known(home, params) == []
+    Memory(home, params).begin(notebooks()[0])
+
+
+def test_an_edited_cohort_table_is_known_to_be_another_until_00_reads_it(study):
+    home, params = study
+    assert not Memory(home, params).table_changed()
+    (home.parent / "own/table.csv").write_text("edited, and longer")
+    memory = Memory(home, params)
+    assert memory.table_changed()
+    memory.begin(notebooks()[3])
+    memory.end(notebooks()[3])
+    assert memory.table_changed()
+    memory.begin(notebooks()[0])
+    memory.end(notebooks()[0])
+    assert not Memory(home, params).table_changed()
 
 
 def test_what_a_book_or_a_checkpoint_adds_changes_nothing(study):
