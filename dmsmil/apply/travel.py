@@ -14,6 +14,8 @@ that has changed since, or a changed number, is never taken for the model.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ from dmsmil.models import create
 WEIGHTS, REFERENCE = "weights.safetensors", "reference.safetensors"
 TABLES = {"trained": "trained_on.csv", "results": "results.csv", "tested": "out_of_fold.csv"}
 FILES, CARD = (WEIGHTS, REFERENCE, *TABLES.values()), "MODEL_CARD.md"
+NEW = ".new"  # the folder in which a kit is written
 RULES = {"Colour": Colour, "Shares": Shares}
 
 
@@ -47,9 +50,10 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"the folder {folder.name} cannot be made ({error.strerror}): name another place") from error
     sweep(folder)
-    if not (folder / MODEL).is_file() and {path.name for path in folder.iterdir()} - {*FILES, CARD}:
+    if not (folder / MODEL).is_file() and {path.name for path in folder.iterdir()} - {*FILES, CARD, NEW}:
         raise InputError(f"{folder.name} is there and is no exported model: name a new folder")
-    (folder / MODEL).unlink(missing_ok=True)  # written last: a folder without it is none
+    new = folder / NEW  # a kit that is there stays until the new one is whole
+    shutil.rmtree(new, ignore_errors=True)
     weights, rules, said = {}, {}, {}
     for panel, members in kit.panels.items():
         for member in members:
@@ -59,9 +63,9 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
                 weights |= {f"{name}/{key}": value.contiguous() for key, value in member.model.state_dict().items()}
             else:
                 rules.setdefault(panel, []).append(_plain(member))
-    with atomic(folder / WEIGHTS) as temporary:
+    with atomic(new / WEIGHTS) as temporary:
         save_file(weights, temporary)
-    with atomic(folder / REFERENCE) as temporary:
+    with atomic(new / REFERENCE) as temporary:
         save_arrays(
             {
                 f"{kind}/{what}": np.ascontiguousarray(value)
@@ -71,8 +75,8 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
             temporary,
         )
     for what, name in TABLES.items():
-        write_csv(getattr(kit, what), folder / name, digits=9)
-    write_text(card(kit), folder / CARD)
+        write_csv(getattr(kit, what), new / name, digits=9)
+    write_text(card(kit), new / CARD)
     panels = {panel: [[member.fold, member.seed] for member in members] for panel, members in kit.panels.items()}
     whole = {
         "format": FORMAT,
@@ -80,9 +84,13 @@ def write_kit(kit: Kit, folder: str | Path) -> Path:
         "panels": panels,
         "rules": rules,
         "said": said,
-        "files": {name: _digest(folder / name) for name in FILES},
+        "files": {name: _digest(new / name) for name in FILES},
     }
-    write_json({**whole, "fingerprint": fingerprint(whole, 64)}, folder / MODEL)
+    write_json({**whole, "fingerprint": fingerprint(whole, 64)}, new / MODEL)
+    (folder / MODEL).unlink(missing_ok=True)  # a folder without it is none
+    for name in (*FILES, CARD, MODEL):
+        os.replace(new / name, folder / name)
+    new.rmdir()
     return folder
 
 

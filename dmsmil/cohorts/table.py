@@ -56,10 +56,19 @@ def load_cohort(
     unfetched = {row["unit"]: row["reason"] for row in missed}
     problems = list(identities(frame))
     problems += [(row, unfetched[name]) for row, name in frame.slide_id.items() if name in unfetched]
+    named = frame.path != ""
     frame["path"], uncertain = find_slides(frame, table.parent, files)
     if slides_needed:
         expected = frame[frame.file_id == ""] if from_server else frame
-        expected = expected[~expected.slide_id.isin(list(encoded))]
+        known = expected.slide_id.isin(list(encoded))
+        gone = expected[known & named[expected.index]]
+        gone = gone.drop(index=with_files(gone).index)
+        if len(gone):
+            report(
+                f"{table.name}: the file that its column 'path' names of {many(len(gone), 'slide')} is not there "
+                f"({gone.slide_id.iloc[0]}{', ...' * (len(gone) > 1)}): the features made before serve"
+            )
+        expected = expected[~known]
         advice = "check the key 'slides'" if slides or "label" in required else "put it below the folder of the table"
         problems += [*uncertain, *without_file(expected, files, set(frame.slide_id), advice)]
     else:

@@ -11,13 +11,18 @@
     dmsmil bench                      how fast the fast paths are, against the plain ones
 
 Exit status: 0 all well; 1 something failed, and the rest is there: slides or runs in failures.csv, a problem that
-`check` found, a promise that a method breaks; 2 it could not be done, for the reason given; 130 stopped by Ctrl-C.
+`check` found, a promise that a method breaks; 2 it could not be done, for the reason given; 130 stopped by Ctrl-C,
+or by the system (a shutdown, a closed terminal).
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dmsmil import __version__
 from dmsmil.jobs.files import InputError
@@ -33,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # λ in a terminal that has none
     try:
-        return _answer(_parser().parse_args(argv))
+        with _stopped_as_by_ctrl_c():
+            return _answer(_parser().parse_args(argv))
     except InputError as error:
         say(f"dmsmil: {error}", sys.stderr)
         return REFUSED
@@ -46,6 +52,26 @@ def main(argv: list[str] | None = None) -> int:
                 stream.flush()
             except OSError:  # of what argparse wrote: say sees to its own
                 silence(stream)
+
+
+@contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """A shutdown, a scheduler's cancel and a closed terminal end a command as Ctrl-C does, unless they are ignored (by
+    nohup) or this is no main thread."""
+    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    here = threading.current_thread() is threading.main_thread()
+    mine = [kind for kind in kinds if here and signal.getsignal(kind) is signal.SIG_DFL]
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for kind in mine:
+        signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind in mine:
+            signal.signal(kind, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

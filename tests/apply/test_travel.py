@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmsmil.apply import travel
 from dmsmil.apply.card import card
 from dmsmil.apply.folder import MODEL, is_kit, read_model
-from dmsmil.apply.travel import WEIGHTS, read_kit, write_kit
+from dmsmil.apply.travel import CARD, FILES, WEIGHTS, read_kit, write_kit
 from dmsmil.apply.words import NOT_FOR
 from dmsmil.jobs.files import ROOT, InputError, fingerprint, read_json, write_json
 from tests.apply.conftest import NEW
@@ -197,6 +198,18 @@ def test_an_export_that_was_cut_short_is_begun_again(made, folder, tmp_path):
     with pytest.raises(InputError, match="the folder out cannot be made .*: name another place") as caught:
         write_kit(made.kit, tmp_path / "file/out")
     assert_one_line(caught, "out")
+
+
+def test_an_export_that_is_cut_short_leaves_the_former_one(made, folder, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(travel, "write_json", killed)  # the last that is written
+    with pytest.raises(KeyboardInterrupt):
+        write_kit(replace(made.kit, about={**made.kit.about, "study": "another"}), folder)
+    monkeypatch.undo()
+    assert read_kit(folder).about == made.kit.about
+    assert sorted(path.name for path in write_kit(made.kit, folder).iterdir()) == sorted((*FILES, CARD, MODEL))
 
 
 def test_the_card_of_a_study_that_left_one_out_has_no_nan(made):

@@ -112,7 +112,10 @@ def test_a_slide_that_was_encoded_needs_its_file_no_more(write, tmp_path):
     (tmp_path / "c.svs").touch()
     rows = dict(slide_id=["a", "b", "c"], patient_id=["p", "q", "r"], label=["x", "x", "y"])
     table = write(files=False, path=["gone.svs", "gone too.svs", "c.svs"], **rows)
-    frame, failures = load_cohort(table, encoded={"a", "c"})
+    lines = []
+    frame, failures = load_cohort(table, encoded={"a", "c"}, report=lines.append)
+    said = "the file that its column 'path' names of 1 slide is not there (a): the features made before serve"
+    assert [line.split(": ", 1)[1] for line in lines] == [said]
     assert list(frame.slide_id) == ["a", "c"] and [row["unit"] for row in failures] == ["b"]
     assert list(with_files(frame).slide_id) == ["c"]
     found = write(files=False, **rows)

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -246,3 +248,23 @@ def test_only_names_notebooks_that_are_there(tmp_path, capsys):
         assert main(["run", "params/smoke.yaml", "-p", "outputs", str(tmp_path), "--only", "00", only]) == 2
         assert f"no notebook is called '{only}': there are 00_cohort" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
+def test_a_shutdown_or_a_closed_terminal_ends_as_ctrl_c_does(monkeypatch, capsys, kind):
+    from dmsmil.study import cli
+
+    def told_to_stop(asked):
+        os.kill(os.getpid(), kind)
+        time.sleep(5)
+
+    monkeypatch.setattr(cli, "_answer", told_to_stop)
+    assert cli.main(["methods"]) == 130
+    assert "stopped; what is done is kept, start the same command again" in capsys.readouterr().err
+    assert signal.getsignal(kind) is signal.SIG_DFL
+    signal.signal(kind, signal.SIG_IGN)  # as under nohup
+    try:
+        monkeypatch.setattr(cli, "_answer", lambda asked: os.kill(os.getpid(), kind) or 0)
+        assert cli.main(["methods"]) == 0 and signal.getsignal(kind) is signal.SIG_IGN
+    finally:
+        signal.signal(kind, signal.SIG_DFL)
