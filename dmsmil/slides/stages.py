@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.jobs.files import fingerprint, is_file, sampled_hash
+from dmsmil.jobs.files import fingerprint, is_file, read_json, sampled_hash, write_json
 from dmsmil.slides.density import check_black
 from dmsmil.slides.given import BY, Given, chosen_by, open_given, take_tiles, tally
 from dmsmil.slides.reader import Slide, open_slide, reads_more
@@ -58,25 +58,40 @@ def given_tiles(store: Store, cohort: pd.DataFrame, tiles: str, report: Callable
     return found
 
 
-def seen(path: str | Path) -> list:
-    """What tiles remember of the file that they were chosen on: when it was last changed, and a sampled hash. Of a
-    MIRAX slide the names and sizes of the files that hold its pixels count too."""
+def seen(path: str | Path) -> str:
+    """What tiles remember of the file that they were chosen on: a sampled hash. Of a MIRAX slide the names and sizes of
+    the files that hold its pixels count too."""
+    return fingerprint([sampled_hash(path), [[other.name, other.stat().st_size] for other in _beside(path)]], 16)
+
+
+def _beside(path: str | Path) -> list[Path]:
+    """The files that hold the pixels of a MIRAX slide; of others none."""
     path = Path(path)
-    beside = sorted(path.with_suffix("").glob("*")) if path.suffix.lower() == ".mrxs" else []
-    told = [[other.name, other.stat().st_size] for other in beside]
-    return [path.stat().st_mtime_ns, fingerprint([sampled_hash(path), told], 16)]
+    return sorted(path.with_suffix("").glob("*")) if path.suffix.lower() == ".mrxs" else []
 
 
 def forget_replaced(store: Store, cohort: pd.DataFrame, report: Callable[[str], None] = print) -> None:
     """Delete the tiles of each slide whose file is another than the one they were chosen on, under the same name and,
-    as exports of one region have it, of the same size. A file that was only copied or touched is the same."""
+    as exports of one region have it, of the same size. A file that was only copied or touched is the same; one that has
+    not been touched since this was last asked is not read."""
+    kept = store.home / "features" / ".seen.json"
+    try:
+        asked = dict(read_json(kept))
+    except (OSError, ValueError, TypeError):
+        asked = {}
+    now = {}
     for row in cohort.itertuples():
-        known = store.seen(row.slide_id) if is_file(row.path) else None
-        if known is None or known[0] == Path(row.path).stat().st_mtime_ns:
+        known = store.seen(row.slide_id) if is_file(row.path) else ""
+        if not known:
             continue
-        if known[1] != seen(row.path)[1]:
+        state = [known, max(path.stat().st_mtime_ns for path in (Path(row.path), *_beside(row.path)))]
+        if asked.get(row.slide_id) == state or known == seen(row.path):
+            now[row.slide_id] = state
+        else:
             store.drop_tiles(row.slide_id)
             report(f"{row.slide_id}: its file is another one than before, and what was made of it is made anew")
+    if now != {name: state for name, state in asked.items() if name in now}:
+        write_json({**asked, **now}, kept)
 
 
 def tile_config(

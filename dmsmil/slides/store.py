@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +60,7 @@ class Store:
         """Where the features of a slide at a scale lie; InputError for an id that would lead elsewhere."""
         return self._folder(scale) / encoder_folder(self.encoder) / f"{plain_name(slide_id, LONGEST_ID)}.h5"
 
-    def write_tiles(self, tiles: Tiles, config: dict, seen: list | None = None) -> None:
+    def write_tiles(self, tiles: Tiles, config: dict, seen: str = "") -> None:
         """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first.
         seen: what is to be remembered of the slide's file (`stages.seen`)."""
         for scale in self.scales:
@@ -71,8 +70,8 @@ class Store:
                     new.put("density", np.ascontiguousarray(tiles.density, np.float64))
                     new.put("colour", np.ascontiguousarray(tiles.colour, np.float32))
                     new.file.attrs["grid"], new.file.attrs["read"] = tiles.grid, tiles.read
-                    if seen is not None:
-                        new.file.attrs["seen"] = plain(seen)
+                    if seen:
+                        new.file.attrs["seen"] = seen
                 else:
                     new.put("parent", np.ascontiguousarray(tiles.parent, np.int64))
 
@@ -169,14 +168,13 @@ class Store:
         except InputError:
             return {}
 
-    def seen(self, slide_id: str) -> list | None:
-        """What the tiles of a slide remember of its file; None of tiles that remember nothing, and where none are."""
+    def seen(self, slide_id: str) -> str:
+        """What the tiles of a slide remember of its file; "" of tiles that remember nothing, and where none are."""
         try:
             with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
-                found = written.file.attrs.get("seen")
-                return None if found is None else json.loads(found)
+                return written.file.attrs.get("seen", "")
         except InputError:
-            return None
+            return ""
 
     def drop_tiles(self, slide_id: str) -> None:
         """Delete the tiles of a slide: neither they nor its features count any more."""
