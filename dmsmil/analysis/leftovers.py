@@ -55,11 +55,21 @@ def data_of(home: str | Path) -> str:
     )
 
 
+def read_state(home: str | Path) -> dict:
+    """What done.json says; of a file that says something else, nothing."""
+    parts: dict = {"notebooks": {}, "files": {}, "book": "", "data": {}, "table": {}}
+    try:
+        found = read_json(Path(home) / STATE)
+    except (OSError, ValueError):
+        return parts
+    same = isinstance(found, dict) and all(isinstance(found.get(key, part), type(part)) for key, part in parts.items())
+    return {**parts, **found} if same else parts
+
+
 def _on_other_data(home: str | Path) -> dict[str, str]:
     """The number of each notebook from 03 on that was executed on other slides, labels, folds or features than those
     that are there now, by what `dmsmil run` has kept."""
-    path, now = Path(home) / STATE, data_of(home)
-    made = read_json(path).get("data", {}) if path.exists() else {}
+    made, now = read_state(home)["data"], data_of(home)
     return {stem[:2]: "slides, labels or features" for stem, data in made.items() if stem >= "03" and data != now}
 
 

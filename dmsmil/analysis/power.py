@@ -62,7 +62,11 @@ def paired_spread(tables: dict[str, pd.DataFrame], metric: str, positive: str = 
     tables: predictions tables by name, seeds of a fold averaged (`metric_table`). A method that never differs from the
     first is left out; NaN where no spread is left.
     """
-    scores = metric_table(tables, metric, positive)
+    return _spread(metric_table(tables, metric, positive))
+
+
+def _spread(scores: pd.DataFrame) -> float:
+    """`paired_spread` of a `metric_table`."""
     spreads = (scores.iloc[0] - scores.iloc[1:]).std(axis=1, ddof=1)
     return float(spreads[spreads > 1e-12].median())
 
@@ -83,8 +87,9 @@ def power_table(runs: list[Runs], positive: str = "", pilot_spread: float = 0.0)
     share = runs[0].test_share
     for metric in ("AUC", "ACC"):
         pilot = metric == "AUC" and pilot_spread > 0
-        resamples = int(metric_table(tables, metric, positive).iloc[0].notna().sum())
-        spread = pilot_spread if pilot else paired_spread(tables, metric, positive)
+        scores = metric_table(tables, metric, positive)
+        resamples = int(scores.iloc[0].notna().sum())
+        spread = pilot_spread if pilot else _spread(scores)
         rows.append(
             {
                 "metric": called(metric, counted_classes(first)),

@@ -37,9 +37,14 @@ class SlideFiles:
         return [path for path in self._all if path not in others]
 
     @cached_property
+    def _walked(self) -> list[Path]:
+        """Every file below the folder, slide or not."""
+        return list(walk(self.folder))
+
+    @cached_property
     def _all(self) -> list[Path]:
         try:
-            found = (path for path in walk(self.folder) if path.suffix.lower() in SLIDE_SUFFIXES)
+            found = (path for path in self._walked if path.suffix.lower() in SLIDE_SUFFIXES)
             return sorted(path for path in found if not _is_map(path))
         except OSError as error:
             raise InputError(f"the slides folder {self.folder.name} cannot be read ({error.strerror})") from error
@@ -84,7 +89,7 @@ class SlideFiles:
 
     def others(self) -> dict[str, str]:
         """The names of pictures and parts of slides, which are not read, by what stands before their suffix."""
-        return {path.name.split(".")[0]: path.name for path in walk(self.folder) if path.suffix.lower() in NOT_READ}
+        return {path.name.split(".")[0]: path.name for path in self._walked if path.suffix.lower() in NOT_READ}
 
     def near(self, slide_ids: list[str], taken: set[str]) -> dict[str, str]:
         """For each slide without a file the name of a file, not of a slide in `taken`, that may be meant, if any.

@@ -153,8 +153,7 @@ class Server:
         reached: how far (bytes) the attempts have come; one that gets STEP further starts the count anew.
         say: gets a line for each failed attempt. Raises InputError when it is given up.
         """
-        failed, best, traffic = 0, reached(), traffic or Traffic()
-        since = time.monotonic()
+        failed, best, since, traffic = 0, reached(), time.monotonic(), traffic or Traffic()
         while True:
             try:
                 return attempt()
@@ -167,16 +166,11 @@ class Server:
                     raise InputError(
                         f"{what}: {error} and asks to wait {duration(error.wait)}: start again then, it continues"
                     ) from error
-                waited = time.monotonic() - since
-                if failed >= self.attempts and error.away and outage and waited >= outage:
-                    raise ServerAway(
-                        f"{what}: {error} for {duration(waited)}: check the network and its proxy, and start again, it "
-                        "continues"
-                    ) from error
-                if failed >= self.attempts and not (error.away and outage):
-                    raise InputError(
-                        f"{what}: {error} ({failed} times in a row): check the network and its proxy, "
-                        "and start again, it continues"
+                waited, away = time.monotonic() - since, error.away and outage > 0
+                if failed >= self.attempts and (not away or waited >= outage):
+                    told = f"for {duration(waited)}" if away else f"({failed} times in a row)"
+                    raise (ServerAway if away else InputError)(
+                        f"{what}: {error} {told}: check the network and its proxy, and start again, it continues"
                     ) from error
                 growing = self.pause * 2 ** (failed - 1) * random.uniform(0.75, 1.25)  # apart from who failed with us
                 pause = max(error.wait, min(growing, LONGEST_WAIT))

@@ -13,9 +13,8 @@ from dmsmil.features.lazyslide import is_lazyslide, zarrs
 from dmsmil.jobs.files import InputError, fingerprint, walk
 from dmsmil.slides.store import Store, encoder_folder
 
-FOLDER = re.compile(
-    r"(\d+(?:\.\d+)?)x_(\d+)px_(\d+)px_overlap"
-)  # TRIDENT's: magnification, side and overlap of its tiles
+# TRIDENT's: magnification, side and overlap of its tiles
+FOLDER = re.compile(r"(\d+(?:\.\d+)?)x_(\d+)px_(\d+)px_overlap")
 Index = dict[str, dict[str, list[Path]]]  # bare name of a slide -> name of a file without what follows it -> files
 SlideFiles = dict[int, dict[str, list[Path]]]  # scale -> "features", and where there is one "tiles" -> files of a slide
 

@@ -279,7 +279,8 @@ def _without_features(source: Source, params: dict, cohort: pd.DataFrame) -> Ite
     """The slides whose features, made elsewhere, are not there at every scale, or are there more than once."""
     whole = 0
     for slide_id in cohort.slide_id:
-        problem = unclear(slide_id, source.of(slide_id)) or unopened(source.of(slide_id))
+        files = source.of(slide_id)
+        problem = unclear(slide_id, files) or unopened(files)
         whole += not problem
         if problem:
             yield False, f"slide    {problem}"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.analysis.leftovers import STATE, data_of
+from dmsmil.analysis.leftovers import STATE, data_of, read_state
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, walk, write_json
+from dmsmil.jobs.files import ROOT, fingerprint, is_file, walk, write_json
 from dmsmil.study.environment import versions
 from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
@@ -140,17 +140,6 @@ class Memory:
     def _each_scale(self, value: str) -> list[str]:
         """A path as `features` may have it, with {scale} in it, at each scale."""
         return list(dict.fromkeys(value.replace("{scale}", f"{scale:g}") for scale in self.params["scales"]))
-
-
-def read_state(home: Path) -> dict:
-    """What done.json says; of a file that says something else, nothing."""
-    parts: dict = {"notebooks": {}, "files": {}, "book": "", "data": {}, "table": {}}
-    try:
-        found = read_json(home / STATE)
-    except (OSError, ValueError):
-        return parts
-    same = isinstance(found, dict) and all(isinstance(found.get(key, part), type(part)) for key, part in parts.items())
-    return {**parts, **found} if same else parts
 
 
 def _listed(value) -> list[str]:
