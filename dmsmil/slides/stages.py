@@ -84,8 +84,12 @@ def forget_replaced(store: Store, cohort: pd.DataFrame, report: Callable[[str], 
         known = store.seen(row.slide_id) if is_file(row.path) else ""
         if not known:
             continue
-        state = [known, max(path.stat().st_mtime_ns for path in (Path(row.path), *_beside(row.path)))]
-        if asked.get(row.slide_id) == state or known == seen(row.path):
+        try:
+            state = [known, max(path.stat().st_mtime_ns for path in (Path(row.path), *_beside(row.path)))]
+            same = asked.get(row.slide_id) == state or known == seen(row.path)
+        except OSError:  # whoever reads the slide will say why it cannot be read
+            continue
+        if same:
             now[row.slide_id] = state
         else:
             store.drop_tiles(row.slide_id)

@@ -120,6 +120,9 @@ def test_a_table_of_other_labels_or_features_is_no_present_one(home):
     assert other_tables(home) == {"06_lambda": "slides, labels or features"}
     write_text("others", home / "features/10x/features_net/a.h5")
     assert set(other_tables(home)) == {"03_dmsmil_results", "04_compare", "06_lambda"}
+    for damaged in ("[]", "{", "null"):  # says nothing, and ends no report
+        write_text(damaged, home / "done.json")
+        assert other_tables(home) == {}
 
 
 @pytest.mark.slow

@@ -114,6 +114,19 @@ def test_another_slide_of_the_same_name_and_size_is_tiled_anew_and_a_copy_is_not
     assert lines.count("a: its file is another one than before, and what was made of it is made anew") == 1
 
 
+def test_a_slide_that_cannot_be_read_now_stops_no_other_and_keeps_its_tiles(tmp_path, monkeypatch):
+    path = make_slide(tmp_path / "a.svs", width=1024, height=1024, coverage=1)
+    store = Store(tmp_path / "study", 64)
+    tile_cohort(store, cohort_of([path]), k=4, workers=1, report=silent)
+
+    def away(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(stages, "sampled_hash", away)
+    tile_cohort(store, cohort_of([path]), k=4, workers=1, report=silent)
+    assert store.seen("a") and read_failures(store.home).empty
+
+
 def test_the_pixel_files_of_a_mirax_slide_count(tmp_path):
     index = tmp_path / "a.mrxs"
     index.write_bytes(b"index")
