@@ -57,7 +57,7 @@ def data_of(home: str | Path) -> str:
 
 def read_state(home: str | Path) -> dict:
     """What done.json says; of a file that says something else, nothing."""
-    parts: dict = {"notebooks": {}, "files": {}, "book": "", "data": {}, "table": {}}
+    parts: dict = {"notebooks": {}, "files": {}, "book": "", "data": {}, "table": {}, "left": {}}
     try:
         found = read_json(Path(home) / STATE)
     except (OSError, ValueError):
@@ -74,8 +74,9 @@ def _on_other_data(home: str | Path) -> dict[str, str]:
 
 
 def other_tables(home: str | Path) -> dict[str, str]:
-    """Table -> what was another when it was made: parameters, or what was trained on. 03_train has tables of each
-    method it was run for."""
+    """Table -> what was another when it was made: parameters, or what was trained on; or that its notebook makes it no
+    more. 03_train has tables of each method it was run for."""
+    left = {name for names in read_state(home)["left"].values() for name in names}
     now, old = parameters(home), {stem[:2]: ", ".join(keys) for stem, keys in changed(home).items()}
     old = {**_on_other_data(home), **old}
     found = {}
@@ -85,6 +86,8 @@ def other_tables(home: str | Path) -> dict[str, str]:
             found[name] = "method or scale"
         elif name[:2] in old:
             found[name] = old[name[:2]]
+        elif name in left:
+            found[name] = "not asked for any more"
     return found
 
 

@@ -55,7 +55,7 @@ def make_pages(
         for said in applied.table.to_dict("records")
         for name in [said["slide_id"]]
     }
-    for folder in ("pages", "qupath"):  # of slides that were asked about before, or by other models
+    for folder in ("pages", "qupath", "figures"):  # of slides that were asked about before, or by other models
         for left in (home / folder).glob("*.*"):
             left.unlink()
     failures, done = [], run_units(_page, units, workers, scheduler=scheduler)

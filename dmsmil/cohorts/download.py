@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import requests
 from filelock import FileLock, Timeout
 
 from dmsmil.cohorts.ids import plain_name
-from dmsmil.cohorts.server import Again, Server, Traffic, first_byte, whole_size
+from dmsmil.cohorts.server import Again, Server, TokenRefused, Traffic, first_byte, whole_size
 from dmsmil.jobs.files import DiskFull, InputError, file_md5, is_file, write_text
 
 BLOCK = 1 << 16  # bytes written at a time: at most these are lost when the process is killed
@@ -53,7 +54,7 @@ class Remote(Server):
         file take turns. say: gets a line for each attempt that failed. claim: a file that is written where this
         call has brought the slide, before it has its name: `drop_claimed` deletes that slide and no other. Raises
         InputError when the file cannot be had, DiskFull when there is no room for it, ServerAway when the server is
-        away for `outage` seconds, Stopped when `traffic` says so.
+        away for `outage` seconds, TokenRefused when it takes the token no more, Stopped when `traffic` says so.
         """
         path, say, traffic = Path(path), say or (lambda line: None), traffic or Traffic()
         name = plain_name(path.name)
@@ -163,6 +164,11 @@ class Remote(Server):
         headers |= {"Range": f"bytes={have}-"} if have else {}
         with self.answer("GET", f"data/{file_id}", headers=headers | self.secret(), stream=True) as answer:
             status = answer.status_code
+            if self.token and not answer.history and _of_token(answer):  # after a redirect it is not our token
+                raise TokenRefused(
+                    f"{name}: the server takes the token of the key 'gdc_token' no more (HTTP {status}): put a new one "
+                    "into its file and start again, it continues"
+                )
             if status in (401, 403, 404, 410):
                 raise _Refused(self._refusal(status, file_id, name))
             if status == 416 or (status == 206 and first_byte(answer) != have):
@@ -187,11 +193,17 @@ class Remote(Server):
         if status in (404, 410):
             return f"{name}: the server has no file {file_id} (HTTP {status})"
         what = (
-            "the token of the key 'gdc_token' has expired or does not cover it, get a new one"
+            "the token of the key 'gdc_token' does not cover it, get one that does"
             if self.token
             else "it may ask for a token, whose file the key 'gdc_token' names"
         )
         return f"{name}: the server refuses it (HTTP {status}): {what}"
+
+
+def _of_token(answer: requests.Response) -> bool:
+    """Whether an answer refuses the token itself, and not one file."""
+    status = answer.status_code
+    return status == 401 or status == 403 and "token" in answer.text[:500].lower()
 
 
 def drop_claimed(path: str | Path, claim: Path) -> None:

@@ -37,6 +37,10 @@ class ServerAway(Halt):
     """A server could not be reached for so long that the study is to be started again later."""
 
 
+class TokenRefused(Halt):
+    """The server takes our token no more: no other file of it can be had either."""
+
+
 class Stopped(Exception):
     """A download was told to stop; what has come is kept."""
 

@@ -51,7 +51,10 @@ def load_cohort(
     frame, reasons = _read(table, report, required)
     from_server = fetched_later and "file_id" in frame
     if slides and not Path(slides).is_dir() and not from_server and not encoded:
-        raise InputError(f"the slides folder {Path(slides).name} does not exist: check the key 'slides'")
+        what = (
+            "is a file: name the folder that holds it" if is_file(slides) else "does not exist: check the key 'slides'"
+        )
+        raise InputError(f"the slides folder {Path(slides).name} {what}")
     files = SlideFiles(slides or table.parent)
     unfetched = {row["unit"]: row["reason"] for row in missed}
     problems = list(identities(frame))
@@ -89,7 +92,8 @@ def load_cohort(
 def _read(table: Path, report: Callable[[str], None], required: tuple[str, ...]) -> tuple[pd.DataFrame, dict[int, str]]:
     """The rows of a table, words for nothing taken as nothing, and what is wrong with a row by its number."""
     if not table.is_file():
-        raise InputError(f"the cohort table {table.parent.name}/{table.name} does not exist: check the key 'cohort'")
+        what = "is a folder: name the table in it" if table.is_dir() else "does not exist: check the key 'cohort'"
+        raise InputError(f"the cohort table {table.parent.name}/{table.name} {what}")
     found = read_table(table)
     need_columns(found.frame, required, found.header, table.name)
     if found.frame.empty and not found.bad:

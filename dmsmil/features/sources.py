@@ -49,7 +49,12 @@ def find_folders(store: Store, source: Path) -> dict[int, Path]:
                 )
         return folders
     if not source.is_dir():
-        raise InputError(f"the folder {source.name} does not exist: check the key 'features'")
+        what = (
+            "is a file: name the folder that holds it"
+            if source.is_file()
+            else "does not exist: check the key 'features'"
+        )
+        raise InputError(f"the folder {source.name} {what}")
     if source.resolve() == (store.home / "features").resolve():
         raise InputError("the key 'features' names this study's own folder: leave it empty")
     if is_lazyslide(source):

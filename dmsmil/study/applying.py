@@ -145,7 +145,10 @@ def said_lines(home: Path, most: int = 20) -> list[str]:
 def export(params: dict, place: str) -> int:
     """Write the kit of a finished study into a new folder, named from where the person is."""
     from dmsmil.apply.travel import write_kit
+    from dmsmil.study.unchanged import EDITED, Memory
 
+    if Memory(folder_of(params["study"], params["outputs"]), params).table_changed():
+        say(EDITED)
     kit = open_kit(**{name: params[name] for name in inspect.signature(open_kit).parameters})
     folder = write_kit(kit, Path.cwd() / os.path.expanduser(place))
     say(

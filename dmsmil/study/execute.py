@@ -20,7 +20,12 @@ from dmsmil.study.params import notebook_parameters
 from dmsmil.study.terminal import Lines
 
 START_SECONDS = 600  # a busy machine, or a network disk, takes minutes to import what a kernel needs
-OURS = ("InputError", "DiskFull", "ServerAway")  # errors whose message says all; of others the class is named too
+OURS = (
+    "InputError",
+    "DiskFull",
+    "ServerAway",
+    "TokenRefused",
+)  # errors whose message says all; of others the class is named too
 
 
 class OwnKernel(AsyncKernelManager):

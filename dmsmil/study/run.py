@@ -20,7 +20,7 @@ from dmsmil.study.params import notebooks
 from dmsmil.study.place import shown, study_folder
 from dmsmil.study.terminal import Bar
 from dmsmil.study.times import TRAINING, begin_time, end_time
-from dmsmil.study.unchanged import COHORT, Memory
+from dmsmil.study.unchanged import COHORT, EDITED, Memory
 
 REPORT, APPLY = "09_report", "10_apply"
 
@@ -53,8 +53,8 @@ def run(params: dict, only: list[str] | None = None, say: Callable[[str], None] 
             write_text(yaml.safe_dump(params, sort_keys=True, allow_unicode=True), home / "params.yaml")
             write_json(environment(params["device"]), home / "environment.json")
         memory = Memory(home, params)
-        if studies and chosen[0].stem != COHORT and memory.table_changed():
-            say("note: the cohort table has changed since 00_cohort read it; what is run now uses it as it was")
+        if chosen[0].stem != COHORT and memory.table_changed():
+            say(EDITED)
         stopped = _notebooks(chosen, bool(only), home, params, memory, say)
         whole, problem = REPORT in [notebook.stem for notebook in chosen], ""
         if stopped and not (whole and stopped == APPLY):  # what was asked of new slides costs the study no book

@@ -14,7 +14,7 @@ import pandas as pd
 
 from dmsmil.analysis.leftovers import STATE, data_of, read_state
 from dmsmil.jobs.failures import read_failures
-from dmsmil.jobs.files import ROOT, fingerprint, is_file, walk, write_json
+from dmsmil.jobs.files import ROOT, fingerprint, is_file, read_json, walk, write_json
 from dmsmil.study.environment import versions
 from dmsmil.study.params import notebook_parameters, notebooks
 from dmsmil.study.place import resolve
@@ -31,6 +31,7 @@ NOT_RESULTS = (
     "running.lock",
 )
 SLIDES, COHORT = "slides", "00_cohort"
+EDITED = "note: the cohort table has changed since 00_cohort read it; what follows still goes by it as it was"
 PLACES = (
     "cohort",
     SLIDES,
@@ -52,12 +53,13 @@ class Memory:
     def __init__(self, home: Path, params: dict):
         self.home, self.params, self.executed = home, params, False
         self.read: dict[Path, str] = {}  # by the notebook that is being executed, as it began
+        self.found: dict[str, Stat] = {}  # the tables of that notebook, as they lay there
         self.state = read_state(home)
         self.intact = self._intact()
 
     def knows(self, notebook: Path) -> bool:
         """Whether the notebook would give what it gave."""
-        there = (self.home / "notebooks" / notebook.name).is_file()
+        there = _executed(self.home / "notebooks" / notebook.name)
         known = self.state["notebooks"].get(notebook.stem)
         return self.intact and not self.executed and there and known == self._key(self._reads(notebook))
 
@@ -70,6 +72,7 @@ class Memory:
         """The notebook is executed: what it and those after it gave counts no more."""
         self.executed = True
         self.read = {notebook: self._reads(notebook)}  # what is edited while it runs is not what it has read
+        self.found = self._tables(notebook)
         if not self.intact:  # `end` takes the files as they are then for those that were left
             self.state["notebooks"] = {}
         later = [other.stem for other in notebooks() if other.stem >= notebook.stem]
@@ -83,10 +86,16 @@ class Memory:
             [self.read.get(notebook) or self._reads(notebook), self._slides()]
         )
         self.state["data"][notebook.stem] = data_of(self.home)
+        now = self._tables(notebook)
+        self.state["left"][notebook.stem] = [name for name, stat in self.found.items() if now.get(name) == stat]
         if notebook.stem == COHORT:
             self.state["table"] = self._table()
         self.state["files"] = {name: list(stat) for name, stat in files(self.home, NOT_RESULTS).items()}
         self._write()
+
+    def _tables(self, notebook: Path) -> dict[str, Stat]:
+        """The tables that a notebook has made, at any time."""
+        return {path.stem: _stat(path) for path in sorted(self.home.glob(f"tables/{notebook.stem[:2]}_*.csv"))}
 
     def table_changed(self) -> bool:
         """Whether the cohort table is another than the one that 00_cohort has read."""
@@ -171,6 +180,16 @@ def code() -> str:
     for path in sorted((ROOT / "dmsmil").rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _executed(copy: Path) -> bool:
+    """Whether the executed copy of a notebook still shows what its cells gave, and was not emptied by whoever read
+    it."""
+    try:
+        cells = read_json(copy)["cells"]
+        return all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _pages() -> str:

@@ -162,6 +162,7 @@ def test_a_page_that_fails_is_a_row(made, page, monkeypatch):
     )
     store = made.apply(made.place / "two.csv")[1].store
     earlier = [store.home / "pages/demo-A000-1.html", store.home / "qupath/demo-A000-1.geojson"]
+    earlier += [store.home / "figures/demo-A000-1_scores.png", store.home / "figures/demo-A000-1_scores.npz"]
     for path in earlier:
         write_text("of an earlier call", path)
     index = make_pages(made.kit, applied, slides, store, workers=1, report=quiet)

@@ -20,7 +20,7 @@ from dmsmil.cohorts import download, fetching, server
 from dmsmil.cohorts.download import Remote, drop_claimed
 from dmsmil.cohorts.fetching import downloadable, fetch_all, slide_path
 from dmsmil.cohorts.ids import plain_name
-from dmsmil.cohorts.server import ServerAway, amount, duration
+from dmsmil.cohorts.server import ServerAway, TokenRefused, amount, duration
 from dmsmil.jobs.files import DiskFull, InputError
 from dmsmil.jobs.parallel import run_units
 from tests.cohorts.gdc_server import GdcServer, proxy_to
@@ -208,6 +208,29 @@ def test_a_server_that_is_away_is_waited_for_and_then_the_study_stops(gdc, tmp_p
         fetch_all(quick(gdc, attempts=2, outage=0.1), table, tmp_path, report=str)
 
 
+def test_a_token_that_has_expired_stops_the_study_and_not_slide_after_slide(tmp_path):
+    """And a file that it does not cover stops no other; what another host refuses says nothing of our token."""
+    (tmp_path / "t").write_text("old\n")
+    with GdcServer(secret="new") as gdc:
+        rows = [{"slide_id": name, "file_id": gdc.add(f"{name}.svs", BIG)} for name in "abcdef"]
+        table = pd.DataFrame(rows).assign(md5=md5(BIG), size=len(BIG))
+        remote = quick(gdc, token=str(tmp_path / "t"))
+        with pytest.raises(TokenRefused, match="gdc_token.*start again, it continues"):
+            fetch_all(remote, table, tmp_path, workers=1, report=str)
+        assert len(gdc.asked("data")) <= 2  # the thread may have begun the next
+        (tmp_path / "t").write_text("new\n")
+        gdc.fault("data", "status", code=403)
+        failures = fetch_all(remote, table, tmp_path, workers=1, report=str)
+        assert [row["unit"] for row in failures] == ["a"] and "does not cover" in failures[0]["reason"]
+        with GdcServer(secret="of the other host") as other:
+            file_id = gdc.add("g.svs", BIG)
+            other.contents[file_id] = BIG
+            gdc.fault("data", "redirect", to=other.url + "/data/{file_id}")
+            with pytest.raises(InputError) as caught:
+                remote.fetch(file_id, tmp_path / "g.svs", len(BIG), md5(BIG))
+            assert not isinstance(caught.value, TokenRefused)
+
+
 def test_refusals_and_cuts_are_not_waited_for(gdc, tmp_path):
     gdc.fault("data", "cut", times=99, after=10)
     with pytest.raises(InputError, match="the connection was cut .2 times in a row") as caught:
@@ -303,7 +326,8 @@ def test_faults_that_stay_end_in_one_line(gdc, tmp_path, fault, options, said):
     [
         (401, "", "gdc_token"),
         (403, "", "may ask for a token.*gdc_token"),
-        (403, "t", "gdc_token.*expired"),
+        (401, "t", "takes the token of the key 'gdc_token' no more.*start again, it continues"),
+        (403, "t", "gdc_token.*does not cover it"),
         (404, "", "has no file"),
         (410, "", "has no file"),
         (400, "", "HTTP 400, which is no file"),

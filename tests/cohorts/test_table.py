@@ -150,6 +150,10 @@ def test_missing_table_folder_and_binary_rubbish(tmp_path, write):
     table = write(slide_id=["a", "b"], patient_id=["p", "q"], label=["x", "y"])
     with pytest.raises(InputError, match="slides folder .* does not exist"):
         load_cohort(table, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="the slides folder .*.csv is a file: name the folder that holds it"):
+        load_cohort(table, table)
+    with pytest.raises(InputError, match="the cohort table .* is a folder: name the table in it"):
+        load_cohort(tmp_path)
 
 
 def test_save_and_read_back(tmp_path):

@@ -759,9 +759,15 @@ def two_slides(place):
     return trident(place / "job", "one", {10: coords[10], 20: coords[20] + 10**6})
 
 
+def a_file(place):
+    (place / "one.h5").write_bytes(b"")
+    return place / "one.h5"
+
+
 WRONG = {  # a line that says what is wrong, and what is there
     "nowhere": (lambda place: place / "nowhere", "folder nowhere does not exist: check the key 'features'"),
     "no folder of a scale": (lambda place: place / "f_{scale}x", "no folder f_10x for the features at 10x"),
+    "a file": (a_file, "folder one.h5 is a file: name the folder that holds it"),
     "rubbish": (rubbish, "a is no TRIDENT folder, for it has b, notes.txt: name the one .* a path with {scale} in it"),
     "CLAM's folder": (
         lambda place: clam(place / "clam_10x", "one", {10: grids("one")[10]}),

@@ -13,6 +13,7 @@ from dmsmil.study.cli import main
 from dmsmil.study.params import known_parameters
 from dmsmil.study.place import check_writable, is_name, study_folder
 from dmsmil.study.run import run
+from dmsmil.study.unchanged import EDITED
 
 
 @pytest.fixture
@@ -73,6 +74,25 @@ def test_slides_are_predicted_only_where_some_are_named(quick, tmp_path, monkeyp
     assert status == 0 and (home / "notebooks/10_apply.ipynb").exists()
     assert any("09_report.ipynb   the result on one page" in line for line in said)
     assert any("apply/index.html" in line for line in said) and any("book/index.html" in line for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", [["03"], ["10"]])
+def test_an_edited_cohort_table_is_said_by_whatever_still_goes_by_it_as_it_was(quick, tmp_path, only):
+    table = tmp_path / "mine.csv"
+    table.write_text("slide_id,patient_id,label\na,a,x\n")
+    (tmp_path / "slide.svs").write_text("")
+    asked = {"cohort": str(table), "apply_to": str(tmp_path / "slide.svs")}
+    assert EDITED not in quick(["00"], **asked)[1] + quick(only, **asked)[1]
+    table.write_text("slide_id,patient_id,label\na,a,another\n")
+    assert EDITED in quick(only, **asked)[1]
+    assert EDITED not in quick(["00"], **asked)[1] + quick(only, **asked)[1]
+
+
+def test_an_export_says_it_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dmsmil.study.unchanged.Memory.table_changed", lambda self: True)
+    assert main(["export", "params/smoke.yaml", str(tmp_path / "kit"), "-p", "outputs", str(tmp_path)]) == 2
+    assert EDITED in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """A notebook is passed over only when nothing that it read, nothing that it made and nothing before it has changed."""
 
+import json
 import os
 
 import pytest
 
+from dmsmil.analysis.leftovers import other_tables, read_state
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.study import unchanged as room
 from dmsmil.study.params import known_parameters, notebooks
@@ -29,12 +31,16 @@ def study(tmp_path, monkeypatch):
     memory = Memory(home, params)
     for notebook in notebooks():
         memory.begin(notebook)
-        write(home / "notebooks" / notebook.name, "executed")
+        write(home / "notebooks" / notebook.name, json.dumps(EXECUTED))
         write(home / "tables" / f"{notebook.stem}.csv", "table")
         memory.end(notebook)
     write(home / "book/index.html", "book")
     memory.end_book()
     return home, params
+
+
+CELL = {"cell_type": "code", "source": ["1 + 1"], "execution_count": 3, "outputs": []}
+EXECUTED = {"cells": [{"cell_type": "markdown", "source": ["# Why"]}, CELL]}
 
 
 def write(path, text):
@@ -172,6 +178,29 @@ def test_an_edited_cohort_table_is_known_to_be_another_until_00_reads_it(study):
     memory.begin(notebooks()[0])
     memory.end(notebooks()[0])
     assert not Memory(home, params).table_changed()
+
+
+def test_a_table_that_its_notebook_makes_no_more_is_none_of_the_present_ones(study):
+    """As the one of `witness_rates`, once the key is empty."""
+    home, params = study
+    memory, notebook = Memory(home, params), notebooks()[5]
+    write(home / "tables/05_witness.csv", "table")
+    memory.begin(notebook)
+    write(home / "tables/05_ablation.csv", "table")
+    memory.end(notebook)
+    assert read_state(home)["left"]["05_ablation"] == ["05_witness"]
+    assert other_tables(home) == {"05_witness": "not asked for any more"}
+    memory.begin(notebook)
+    write(home / "tables/05_witness.csv", "table")
+    memory.end(notebook)
+    assert read_state(home)["left"]["05_ablation"] == ["05_ablation"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", json.dumps({"cells": [{**CELL, "execution_count": None}]})])
+def test_an_executed_copy_that_somebody_emptied_is_made_anew(study, text):
+    home, params = study
+    write(home / "notebooks/04_compare.ipynb", text)
+    assert "04" not in known(home, params) and "03" in known(home, params)
 
 
 def test_what_a_book_or_a_checkpoint_adds_changes_nothing(study):
