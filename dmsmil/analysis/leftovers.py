@@ -66,20 +66,20 @@ def read_state(home: str | Path) -> dict:
     return {**parts, **found} if same else parts
 
 
-def _on_other_data(home: str | Path) -> dict[str, str]:
-    """The number of each notebook from 03 on that was executed on other slides, labels, folds or features than those
-    that are there now, by what `dmsmil run` has kept."""
+def of_another_state(home: str | Path) -> dict[str, str]:
+    """Notebook -> in what it was executed otherwise than the study stands now: parameters, by name, or slides, labels,
+    folds or features, by what `dmsmil run` has kept of each notebook from 03 on."""
     made, now = read_state(home)["data"], data_of(home)
-    return {stem[:2]: "slides, labels or features" for stem, data in made.items() if stem >= "03" and data != now}
+    data = {stem: "slides, labels or features" for stem, value in made.items() if stem >= "03" and value != now}
+    return {**data, **{stem: ", ".join(keys) for stem, keys in changed(home).items()}}
 
 
 def other_tables(home: str | Path) -> dict[str, str]:
     """Table -> what was another when it was made: parameters, or what was trained on; or that its notebook makes it no
     more. 03_train has tables of each method it was run for."""
     left = {name for names in read_state(home)["left"].values() for name in names}
-    now, old = parameters(home), {stem[:2]: ", ".join(keys) for stem, keys in changed(home).items()}
-    old = {**_on_other_data(home), **old}
-    found = {}
+    now, found = parameters(home), {}
+    old = {stem[:2]: why for stem, why in of_another_state(home).items()}
     for path in sorted((Path(home) / "tables").glob("*.csv")):
         name = path.stem
         if name.startswith("03_") and now and name not in (f"{_stem(now)}_results", f"{_stem(now)}_predictions"):

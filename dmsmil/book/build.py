@@ -24,6 +24,7 @@ import psutil
 import yaml
 
 from dmsmil import figures
+from dmsmil.analysis.leftovers import of_another_state
 from dmsmil.analysis.report import ranking, saved_results
 from dmsmil.book import reference
 from dmsmil.book.pages import opening, prepared
@@ -163,6 +164,8 @@ def summary(home: str | Path, results: pd.DataFrame | None) -> str:
         said.append("No method has a result yet.")
     else:
         said += [line.removeprefix("- ") for part in (ranking, verdict) for line in part(results).splitlines()]
+    if other := [f"`{stem}` ({as_written(why)})" for stem, why in sorted(of_another_state(home).items())]:
+        said.append(f"Executed before something changed, and so not of one state with the others: {listed(other)}.")
     if failures := len(read_failures(home)):
         said.append(f"{many(failures, 'unit')} failed.")
     return " ".join(said)

@@ -24,6 +24,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from dmsmil import figures
+from dmsmil.analysis.leftovers import data_of
 from dmsmil.book import build as book
 from dmsmil.book.pages import alt_text
 from dmsmil.cohorts.folds import make_folds
@@ -212,6 +213,15 @@ def test_the_front_page_of_a_study_with_repeats_does_not_say_that_folds_share_no
 
 
 @pytest.mark.slow
+def test_the_front_page_says_which_pages_are_of_another_state(tmp_path):
+    make_study(tmp_path)
+    assert "one state" not in book.summary(tmp_path, None)
+    write_json({"data": {"04_compare": "of other labels", "06_lambda": data_of(tmp_path)}}, tmp_path / "done.json")
+    assert "not of one state with the others: `04_compare` (slides, labels or features)." in book.summary(
+        tmp_path, None
+    )
+
+
 def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
     home, pages, said = study
     front = text(re.search(r"<article.*?</article>", pages["index"], re.S)[0])
