@@ -15,7 +15,7 @@ from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure, positive_number
-from dmsmil.training.health import SHRUNK, STUCK
+from dmsmil.training.health import SHRUNK, STUCK, at_the_end
 from dmsmil.training.metrics import METRICS, called, summarise
 from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, pretty
 from dmsmil.training.runs import Runs
@@ -47,13 +47,14 @@ def lam_name(lam: float) -> str:
 
 
 def final_terms(runs: Runs) -> pd.DataFrame:
-    """One row a run: L_ot, L_ce and spread of its last epoch, spread_relative (to the spread before the first step),
-    ce_relative (L_ce by the entropy of the class shares) and collapsed."""
-    last = runs.history.groupby(["fold", "seed"])[["L_ot", "L_ce", "spread"]].last()
+    """One row a run: L_ot, L_ce and spread that it ends at (`health.at_the_end`), spread_relative (to the spread before
+    the first step), ce_relative (L_ce by the entropy of the class shares) and collapsed."""
     known = runs.records.set_index(["fold", "seed"])
-    return last.assign(
-        spread_relative=last.spread / known.spread_start,
-        ce_relative=last.L_ce / known.prior_entropy,
+    ends = {run: at_the_end(history, known.epoch_used[run]) for run, history in runs.history.groupby(["fold", "seed"])}
+    end = pd.DataFrame(ends).T[["L_ot", "L_ce", "spread"]].rename_axis(["fold", "seed"])
+    return end.assign(
+        spread_relative=end.spread / known.spread_start,
+        ce_relative=end.L_ce / known.prior_entropy,
         collapsed=known.collapsed,
     ).reset_index()
 
@@ -75,7 +76,7 @@ def lam_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict
 
 def lam_table(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
     """One row a λ: name, lam (inf: L_ce alone), the metrics as in `metrics.summarise`; L_ot, L_ce, spread and
-    spread_relative of the last epoch, means over runs (L_ot is empty where it is not computed); runs, collapsed,
+    spread_relative as in `final_terms`, means over runs (L_ot is empty where it is not computed); runs, collapsed,
     parameters."""
     rows = []
     for lam, r in runs.items():
@@ -186,9 +187,9 @@ def collapse_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) ->
 
 
 def collapse_table(runs: dict[tuple[str, float], Runs]) -> pd.DataFrame:
-    """One row a placement and λ, means over the runs: placement, lam; spread_relative and ce_relative of the last
-    epoch; effective, as in `results.marks`; gradient_ot and gradient_ce, of λ L_ce, before the first step; collapsed,
-    learned_nothing and gathered (True if any run did)."""
+    """One row a placement and λ, means over the runs: placement, lam; spread_relative and ce_relative as in
+    `final_terms`; effective, as in `results.marks`; gradient_ot and gradient_ce, of λ L_ce, before the first step;
+    collapsed, learned_nothing and gathered (True if any run did)."""
     rows = []
     for (placement, lam), r in runs.items():
         means = final_terms(r)[["spread_relative", "ce_relative"]].mean()

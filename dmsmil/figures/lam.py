@@ -14,7 +14,7 @@ from dmsmil.training.results import HOLLOW, unlearned
 
 
 def lam_curves(table: pd.DataFrame, out) -> Figure:
-    """ACC, F1 and AUC against λ (Fig. 3); under them L_ot, L_ce and the feature spread of the last epoch.
+    """ACC, F1 and AUC against λ (Fig. 3); under them L_ot, L_ce and the feature spread at the end.
 
     table: `sweep.lam_table`. Cross-entropy alone stands to the right of a gap. Thin bars: 95 % interval (patients drawn
     again); thick: ± one standard deviation over runs. Hollow: a run collapsed or learned nothing.

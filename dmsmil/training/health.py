@@ -6,6 +6,7 @@ What is here is looked at and decides no number of a run, so it is not part of a
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from dmsmil.models import MIL
 SLIDES = 8  # of the training part, that are looked at while a run trains
 SHRUNK = 0.01  # of its start: the spread of features that have shrunk to a point
 STUCK = 0.9  # of the entropy of the class shares: an L_ce above it knows no more than these
+LATE, LATEST = 0.1, 5  # of the epochs, and so many at least: what a run ends at, for one epoch alone may be a spike
 GATHERED = 0.1  # of a slide's tiles: attention spread over fewer is marked
 
 
@@ -71,9 +73,26 @@ def collapsed(spread_start: float | None, spread: float | None, ce: float | None
 
 
 def learned_nothing(ce: float | None, prior: np.ndarray) -> bool:
-    """True when L_ce, the mean over the training slides in the epoch whose weights are tested, is still at least 90 %
-    of the prior's entropy, whatever the spread. False for a method that reports no L_ce, against its contract."""
+    """True when L_ce, the mean over the training slides, is still at least 90 % of the prior's entropy, whatever the
+    spread. False for a method that reports no L_ce, against its contract."""
     return bool(ce is not None and ce > STUCK * entropy(prior))
+
+
+def at_the_end(history: pd.DataFrame, used: int) -> pd.Series:
+    """What a run ends at: the median of each column of its history over the last tenth of its epochs (five at least) up
+    to epoch `used`, the one whose weights are tested."""
+    return history.iloc[max(0, used - max(LATEST, round(LATE * used))) : used].median()
+
+
+def judged(record: dict, history: pd.DataFrame) -> dict[str, bool]:
+    """The marks collapsed and learned_nothing of a finished run, by what it ends at (`at_the_end`): L_ce *stays* at the
+    entropy of the class shares. Nothing for a record that does not say what it began with."""
+    if "prior_entropy" not in record:
+        return {}
+    end, began = at_the_end(history, record["epoch_used"]), record.get("spread_start")
+    nothing = bool(end.get("L_ce", -np.inf) > STUCK * record["prior_entropy"])
+    shrunk = bool(began and end.get("spread", np.inf) < SHRUNK * began)
+    return {"collapsed": shrunk and nothing, "learned_nothing": nothing}
 
 
 def gathered(model: MIL, seen: dict) -> bool:

@@ -11,27 +11,33 @@ import hashlib
 import io
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from dmsmil.jobs.files import InputError, atomic, fingerprint, read_json, write_json
+from dmsmil.training.health import judged
 
 RECORD = "config.json"
 FILES = ("predictions.csv", "history.csv", "model.safetensors")
 
 
 def write_record(record: dict, folder: Path) -> None:
-    """Write config.json of a run whose other files are there: `record`, and under `files` what each of them holds.
+    """Write config.json of a run whose other files are there: `record` with its marks as `health.judged`, and under
+    `files` what each of them holds.
 
     Its own entry is the fingerprint of all else in it.
     """
+    record = {**record, **judged(record, pd.read_csv(folder / "history.csv"))}
     files = {name: _content(folder / name) for name in FILES}
     write_json({**record, "files": {**files, RECORD: _own(record)}}, folder / RECORD)
 
 
 def read_record(folder: Path) -> dict | None:
-    """config.json of a finished run; None where a file of the run is absent.
+    """config.json of a finished run, its marks as `health.judged` (once they were of the last epoch alone); None where
+    a file of the run is absent.
 
-    Raises InputError when config.json is not what was written. `check_files` says so of the others.
+    Raises InputError when config.json is not what was written, or history.csv cannot be read. `check_files` says so of
+    the others.
     """
     if not all((folder / name).is_file() for name in (RECORD, *FILES)):
         return None
@@ -43,7 +49,10 @@ def read_record(folder: Path) -> dict | None:
         whole = False
     if not whole:
         raise InputError(f"{RECORD} is not what was written")
-    return record
+    try:
+        return {**record, **judged(record, pd.read_csv(folder / "history.csv"))}
+    except (ValueError, TypeError) as error:  # no table, or one of words
+        raise InputError("history.csv is not what was written") from error
 
 
 def check_files(folder: Path, record: dict) -> None:

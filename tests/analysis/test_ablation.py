@@ -81,6 +81,7 @@ def made(collapsed=0, signal=1.0, noise=0, spread=1.0):
             "gathered": False,
             "attention": [{"effective_10x": 0.5}] * 3,
             "prior_entropy": math.log(2),
+            "epoch_used": 2,
             "parameters": 7,
             "slides": [{"train": 40, "val": 0, "test": 20}] * 3,
         }

@@ -1,4 +1,4 @@
-"""λ: its ends are runs of other notebooks, its terms those of the last epoch, and a collapse is told by both signs."""
+"""λ: its ends are runs of other notebooks, its terms those that a run ends at, and a collapse is told by both signs."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_the_sweep_shares_its_ends_with_the_other_notebooks(study):
 
 
 @pytest.mark.slow
-def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
+def test_the_table_has_the_terms_that_a_run_ends_at(study, tmp_path):
     bags, folds = study
     configs = lam_configs(bags, folds, [0.1], **SETTINGS)
     runs = dict(
@@ -64,9 +64,9 @@ def test_the_table_has_the_terms_of_the_last_epoch(study, tmp_path):
     )
     table = save_table(lam_table(runs), tmp_path, "06_lambda").set_index("lam")
     for lam, r in runs.items():
-        last = r.history[r.history.epoch == 3]
-        assert table.at[lam, "spread"] == pytest.approx(last.spread.mean())
-        assert table.at[lam, "spread_relative"] == pytest.approx(np.mean(last.spread.array / r.records.spread_start))
+        end = r.history.groupby("fold").spread.median()  # of three epochs, fewer than are judged
+        assert table.at[lam, "spread"] == pytest.approx(end.mean())
+        assert table.at[lam, "spread_relative"] == pytest.approx(np.mean(end.array / r.records.spread_start))
         assert table.at[lam, "AUC_low"] == summarise(r.predictions)["AUC_low"] and table.at[lam, "runs"] == 2
     assert table.L_ot.notna().tolist() == [True, True, False], "without OT there is no L_ot, not an L_ot of 0"
     assert saved_tables(tmp_path)["06_lambda"].lam.tolist() == [0.1, 1.0, math.inf]
@@ -90,7 +90,7 @@ def test_the_words_about_lambda_follow_from_the_numbers():
     assert "Equivalent to λ = 1, less than 0.02 from it: L_ce alone by AUC." in lam_sentences(table, same)
     assert "L_ot goes from 0.5 to 0.5: the scales come no nearer, or hardly" in said, "both halve where the spread does"
     nearer = table.assign(L_ot=[0.1, 0.1, 0.2, math.nan])
-    assert "L_ot goes from 0.4 to 0.2: the scales come nearer" in lam_sentences(nearer, tests)
+    assert "L_ot goes from 0.27 to 0.13: the scales come nearer" in lam_sentences(nearer, tests)
     again = lam_sentences(lam_table({1.0: runs[10.0], ALONE: runs[1.0]}), tests)
     assert "best or as good as the best in each of them" in again
 
