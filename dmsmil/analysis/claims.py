@@ -35,6 +35,7 @@ from dmsmil.training.results import (
     part,
     plain_row,
     verdict,
+    with_marks,
 )
 
 HELD, EQUIVALENT, NOT_SHOWN, NOT_HELD, NOT_RUN = "held", "equivalent", "not shown", "not held", "not run"
@@ -195,7 +196,8 @@ def _better(tables: Tables, mine: pd.Series, other: pd.Series, tests: str) -> Ju
         return NOT_HELD, empty
     gap = mine.ACC_mean - other.ACC_mean
     p, p_equivalent, said = _p(tables, tests, mine["name"], other["name"], gap)
-    number = f"ACC {mine.ACC_mean:.3f} against {other.ACC_mean:.3f} of {other['name']}, the best other"
+    whose = with_marks(other["name"], other)
+    number = f"{with_marks(f'ACC {mine.ACC_mean:.3f}', mine)} against {other.ACC_mean:.3f} of {whose}, the best other"
     return decide(gap, p, p_equivalent), f"{number}. {said}"
 
 
@@ -288,10 +290,12 @@ def _lam(tables: Tables) -> Judged:
         raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
+    where = {metric: with_marks(lam_name(top.lam), top) for metric, top in tops.items()}
     number = "; ".join(
-        f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {lam_name(top.lam)}"
+        f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {where[m]}"
         for m, top in tops.items()
     )
+    number = with_marks(number, one)
     p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam), gaps[METRICS.index("ACC")])
     by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))
     alike = by_auc is not None and equivalent(by_auc, "AUC")

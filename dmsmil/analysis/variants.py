@@ -18,7 +18,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.text import as_written
 from dmsmil.training.config import RunConfig, configure
 from dmsmil.training.metrics import METRICS, called, counted_classes, score_by_fold
-from dmsmil.training.results import NO_MARKS, marked_sentences, marks, note
+from dmsmil.training.results import EFFECTIVE, NO_MARKS, marked_sentences, marks, note
 from dmsmil.training.runs import Runs
 
 OPEN = {
@@ -34,6 +34,9 @@ OPEN = {
     12: "after the projection",
     13: "training",
 }
+
+
+POINTS = {"beyond_reach": "points near the end of reach", "at_border": "points off the map"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,9 @@ def variant_table(runs: dict[str, Runs], positive: str = "") -> pd.DataFrame:
 
     Columns: name, point (its `Variant.heading`), reading; for AUC and ACC <metric>_difference (default minus reading,
     mean over folds), _low, _high (its 95 % interval), _p_holm, _p_equivalent_holm and _note, of `comparison.compare`;
-    runs, collapsed; ACC_mean, ACC_std and so for F1 and AUC, over runs; of more than two classes classes.
+    `results.marks`; beyond_reach and at_border, shares of the sampling points (`health.examine`) on the tested slides,
+    at the scale where they are largest; ACC_mean, ACC_std and so for F1 and AUC, over runs; of more than two classes
+    classes.
     A collapsed reading is no result: it is not compared and its differences are empty, as all are if the default
     collapsed.
     """
@@ -173,6 +178,7 @@ def variant_table(runs: dict[str, Runs], positive: str = "") -> pd.DataFrame:
                 "reading": known[name].reading,
                 **(tests.loc[name, compared].to_dict() if name in whole else fallen),
                 **marks(r),
+                **{kind: _points(r, kind) for kind in POINTS},
                 **{f"{m}_{part}": getattr(scores[m], part)() for m in METRICS for part in ("mean", "std")},
             }
         )
@@ -185,13 +191,21 @@ def variant_table(runs: dict[str, Runs], positive: str = "") -> pd.DataFrame:
             *compared,
             "runs",
             *NO_MARKS,
+            *POINTS,
             *(f"{m}_{part}" for m in METRICS for part in ("mean", "std")),
         ],
     ).assign(**counted_classes(default.predictions))
 
 
+def _points(runs: Runs, kind: str) -> float:
+    """A share of the sampling points, mean over runs, of the scale where it is largest; NaN of a method without any."""
+    seen = pd.DataFrame(list(runs.records.attention))
+    return float(seen[[name for name in seen if name.startswith(kind)]].mean().max())
+
+
 def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
-    """The readings to read: mean ± deviation, and in brackets default minus reading with its 95 % interval."""
+    """The readings to read: mean ± deviation; default minus reading with its 95 % interval; over how many of the tiles
+    attention is spread, and how many sampling points are near the end of their reach and off the map."""
     shown = pd.DataFrame({"": table.name, "point": table.point, "reading": table.reading})
     for metric in METRICS:
         shown[called(metric, table)] = [
@@ -204,6 +218,9 @@ def pretty_variants(table: pd.DataFrame) -> pd.DataFrame:
             "" if math.isnan(d) else f"{d:+.3f}" if math.isnan(low) else f"{d:+.3f} [{low:.2f}, {high:.2f}]"
             for d, low, high in parts
         ]
+    for column, words in {EFFECTIVE: "effective tiles", **POINTS}.items():
+        if column in table:  # which older tables have not
+            shown[words] = ["" if math.isnan(share) else f"{share:.0%}" for share in table[column]]
     shown["note"] = ["; ".join(filter(None, (note(row), _alike(row)))) for _, row in table.iterrows()]
     return shown.set_index("")
 

@@ -59,17 +59,18 @@ def best_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def loses(table: pd.DataFrame) -> str:
-    """When DMSMIL loses: to how many methods of one scale and of several, to which, and by how much AUC."""
+    """When DMSMIL loses: to how many rows of one scale and of several, to which, and by how much AUC. A method of one
+    scale is a row at each."""
     auc, mine, others = by_auc(table), mine_of(table), trained(table)
     gap = (auc[others.index] - auc[mine.name]).sort_values(ascending=False, kind="stable")
     above = gap[gap > 0]
     cheap = [name for place, name in table["name"].items() if name in CHEAP and auc[place] > auc[mine.name]]
     rules = f" It also loses to {' and '.join(cheap)}." if cheap else ""
     if above.empty:
-        return f"In AUC it loses to none of the {len(others)} other methods." + rules
+        return f"In AUC it loses to none of the {len(others)} other trained rows." + rules
     one = ~others.scales.str.contains("+", regex=False)
     counts = [
-        f"to {(gap[one == single] > 0).sum()} of {(one == single).sum()} methods of {words}"
+        f"to {(gap[one == single] > 0).sum()} of {(one == single).sum()} rows of {words}"
         for single, words in ((True, "one scale"), (False, "several scales"))
         if (one == single).any()
     ]

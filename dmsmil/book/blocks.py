@@ -7,17 +7,32 @@ from collections.abc import Callable
 import pandas as pd
 
 from dmsmil.analysis.ablation import PARTS, pretty_ablation
-from dmsmil.analysis.claims import tally, worth
+from dmsmil.analysis.claims import HELD, tally, worth
 from dmsmil.analysis.comparison import ALPHA, equivalent
+from dmsmil.analysis.power import power_sentences
 from dmsmil.analysis.report import ranking, saved_results, saved_times
-from dmsmil.analysis.sweep import pretty_lams
+from dmsmil.analysis.sweep import collapse_sentences, pretty_lams
+from dmsmil.analysis.variants import pretty_variants, variant_sentences
 from dmsmil.book.best import best_rows, by_auc, loses, mine_of, ranked, tested
 from dmsmil.book.grid import markdown
 from dmsmil.book.names import named, retold
 from dmsmil.book.results import MACHINE, PICTURE, PLANTED, SETTINGS, Study
 from dmsmil.cost.tables import cost_sentences, pretty_costs
-from dmsmil.jobs.text import as_written, many
-from dmsmil.training.results import all_scales_mean, no_result, note, number, pretty
+from dmsmil.interpret.faithfulness import map_sentences
+from dmsmil.jobs.text import as_written, listed, many
+from dmsmil.training.baselines import CHEAP
+from dmsmil.training.metrics import called
+from dmsmil.training.results import (
+    EFFECTIVE,
+    all_scales_mean,
+    cell,
+    marked,
+    no_result,
+    note,
+    number,
+    pretty,
+    with_marks,
+)
 
 MEASURED = (
     "Mean ± standard deviation over folds and seeds [95 % interval, patients drawn again]. "
@@ -154,8 +169,23 @@ def claims_block(study: Study) -> str:
         text if source is None or "scales" not in source else retold(text, source)
         for text, source in zip(numbers, sources)
     ]
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(table).items())
-    return f"{markdown(table.assign(number=told).set_index('claim'), 'claim')}\n\nOf {len(table)} claims: {counts}."
+    board = markdown(table.assign(number=told).set_index("claim"), "claim")
+    return f"{board}\n\nOf {len(table)} claims: {_counts(table)}."
+
+
+def held_block(study: Study) -> str:
+    """How many claims of the paper held, and which."""
+    table = study.table("09_claims")
+    held = [as_written(claim) for claim in table.claim[table.verdict == HELD]]
+    return (
+        f"Of {len(table)} claims of the paper ([the board]({study.link('README.md')}#what-held-of-the-paper)): "
+        f"{_counts(table)}. Held: {'; '.join(held) or 'none'}."
+    )
+
+
+def _counts(table: pd.DataFrame) -> str:
+    """How many claims have each verdict."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in tally(table).items())
 
 
 def ablation_block(study: Study) -> str:
@@ -166,6 +196,88 @@ def ablation_block(study: Study) -> str:
     shown = pretty_ablation(table.assign(name=table.short), study.settings()["paper"])
     shown.insert(len(PARTS), "options", list(table.options))
     return markdown(shown, "method")
+
+
+def rules_block(study: Study) -> str:
+    """What the rules that know no tissue reach, before any method is looked at."""
+    table = study.table("04_compare")
+    rules = table[table.name.isin(CHEAP) & table.AUC_mean.notna()]
+    if rules.empty:
+        return "No rule that knows no tissue has an AUC here."
+    said = listed(
+        [
+            f"{as_written(row['name'])} {row.AUC_mean:.3f} [{row.AUC_low:.2f}, {row.AUC_high:.2f}]"
+            for _, row in rules.iterrows()
+        ]
+    )
+    return f"Before any method, what the rules that know no tissue reach, in {called('AUC', table)}: {said}."
+
+
+def power_block(study: Study) -> str:
+    """Which difference between two methods the study could find."""
+    return power_sentences(study.table("04_power"))
+
+
+def probes_block(study: Study) -> str:
+    """How far a linear rule comes on the mean features of a slide, at each scale and at all."""
+    table = study.table("02_probes")
+    spread = [f"{mean:.3f} ± {std:.3f}" for mean, std in zip(table.AUC, table["std"])]
+    whose = ["all its tiles" if tiles == "all" else "its tiles weighted by the planted signal" for tiles in table.tiles]
+    shown = pd.DataFrame({"of a slide": whose, called("AUC", table): spread}, index=list(table.scales))
+    return markdown(shown, "mean features at")
+
+
+def variants_block(study: Study) -> str:
+    """The default against every other reading that was trained."""
+    table = study.table("05_variants")
+    said = variant_sentences(table, {})
+    return said if table.empty else f"{markdown(pretty_variants(table), 'key')}\n\n{said}"
+
+
+def collapse_block(study: Study) -> str:
+    """Both terms of the loss against λ, where L_ot is asked of features as they are and of features without a unit."""
+    table = study.table("05_collapse")
+    if table.empty:
+        return collapse_sentences(table)
+    shown = pd.DataFrame(
+        {
+            "λ": [f"{value:g}" for value in table.lam],
+            "pull of L_ot": [f"{value:.2g}" for value in table.gradient_ot],
+            "pull of λ L_ce": [f"{value:.2g}" for value in table.gradient_ce],
+            "L_ce at the end": [f"{value:.2f}" for value in table.ce_relative],
+            "spread at the end": [f"{value:.2g}" for value in table.spread_relative],
+            "effective tiles": [f"{value:.0%}" for value in table[EFFECTIVE]],
+            "note": [", ".join(marked(row)) for _, row in table.iterrows()],
+        },
+        index=list(table.placement),
+    )
+    return (
+        f"{markdown(shown, 'L_ot asked of')}\n\nPulls: norms of the gradients on the projection before the first step. "
+        "At the end: L_ce by the entropy of the class shares, the spread of features by that of the start.\n\n"
+        f"{collapse_sentences(table)}"
+    )
+
+
+def witness_block(study: Study) -> str:
+    """AUC where fewer and fewer tiles carry the signal: a share a column."""
+    table = study.table("05_witness")
+    shown = pd.DataFrame(index=list(dict.fromkeys(table.name)))
+    for rate, rows in table.groupby("rate"):
+        here = rows.set_index("name", drop=False)
+        shown[f"{rate:.0%} of the tiles"] = [
+            with_marks(cell(here.loc[name], "AUC"), here.loc[name]) for name in shown.index
+        ]
+    first = table.iloc[0]
+    return (
+        f"{markdown(shown, 'method')}\n\n{called('AUC', table)}; {many(int(first.slides), 'slide')}, "
+        f"{many(int(first.tiles), 'tile')} of each."
+    )
+
+
+def maps_block(study: Study) -> str:
+    """What the tile scores of each method are worth, by tests that do not ask how they look."""
+    table = study.table("07_maps")
+    return f"Of {many(int(table.slides.max()), 'tested slide')}:\n\n{map_sentences(table)}"
 
 
 def lambda_block(study: Study) -> str:
@@ -219,11 +331,19 @@ BLOCKS: dict[str, Callable[[Study], str]] = {
     "best": best_block,
     "words": words_block,
     "picture": picture_block,
+    "rules": rules_block,
     "table": result_block,
     "findings": findings_block,
+    "power": power_block,
+    "probes": probes_block,
     "claims": claims_block,
+    "held": held_block,
     "ablation": ablation_block,
+    "variants": variants_block,
     "lambda": lambda_block,
+    "collapse": collapse_block,
+    "witness": witness_block,
+    "maps": maps_block,
     "cost": cost_block,
     "settings": settings_block,
     "time": time_block,

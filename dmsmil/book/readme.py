@@ -40,6 +40,8 @@ Written by `python -m dmsmil.book.readme` from the files beside this page. [All 
 
 [picture]
 
+[rules]
+
 [words]
 
 ## Main table
@@ -49,6 +51,10 @@ Written by `python -m dmsmil.book.readme` from the files beside this page. [All 
 In words:
 
 [findings]
+
+What it could have found:
+
+[power]
 
 ## What held of the paper
 
@@ -60,11 +66,33 @@ The ablation of the paper's Tables 4 and 5: fusion of the scales, transport betw
 
 [ablation]
 
+## Other readings of the paper
+
+[variants]
+
 ## The weight λ of the loss
 
 L_train = L_ot + λ L_ce, as the paper's Fig. 3.
 
 [lambda]
+
+How both terms pull, and what is learned:
+
+[collapse]
+
+## How few tiles may carry the signal
+
+What a linear rule tells from mean features, of all tiles and of those that carry the signal:
+
+[probes]
+
+What the methods tell where fewer and fewer tiles carry it:
+
+[witness]
+
+## What the maps are worth
+
+[maps]
 
 ## Cost
 

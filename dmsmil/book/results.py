@@ -25,10 +25,16 @@ RESULTS = "docs/results"  # committed, so small: tables of a few kilobytes, and 
 NEEDED = "tables/04_compare.csv"
 COPIED = (
     NEEDED,
+    "tables/02_probes.csv",
+    "tables/04_power.csv",
     "tables/04_tests.csv",
     "tables/04_tests_cheap.csv",
     "tables/05_ablation.csv",
+    "tables/05_collapse.csv",
+    "tables/05_variants.csv",
+    "tables/05_witness.csv",
     "tables/06_lambda.csv",
+    "tables/07_maps.csv",
     "tables/08_cost.csv",
     "tables/09_claims.csv",
     "times.csv",

@@ -12,7 +12,7 @@ from dmsmil.book.grid import grid, markdown
 from dmsmil.book.names import named
 from dmsmil.book.results import Lacking, Study, shown_studies
 from dmsmil.jobs.text import as_written
-from dmsmil.training.results import cell, marked, no_result
+from dmsmil.training.results import cell, no_result, with_marks
 
 RATES = ("planted_05", "planted", "planted_40")  # the same patients, more and more of their tissue with the signal
 FEW = 3  # names in the sentence
@@ -48,11 +48,8 @@ def rates_block(results: Path, page: str) -> str:
 
 
 def when_block(results: Path, page: str) -> str:
-    """When DMSMIL loses, in a sentence: against whom of the rows of `_rows`, at each share of the tissue."""
-    rows, lost = _rows(results, page), []
-    for study in _studies(results, page):
-        table = study.table("04_compare")
-        lost.append(f"with {_rate(study)} {_lost(table[table['name'].isin(rows['name'])])}")
+    """When DMSMIL loses, in a sentence: against whom of all that was trained, at each share of the tissue."""
+    lost = [f"with {_rate(study)} {_lost(study.table('04_compare'))}" for study in _studies(results, page)]
     return f"By the share of the tissue that carries the signal, DMSMIL loses in AUC: {'; '.join(lost)}."
 
 
@@ -83,8 +80,7 @@ def _at(table: pd.DataFrame, name: str) -> str:
     if found.empty:
         return "not run"
     row = found.iloc[0]
-    marks = ", ".join(marked(row))
-    return cell(row, "AUC") + (f" ({marks})" if marks else "")
+    return with_marks(cell(row, "AUC"), row)
 
 
 def _lost(table: pd.DataFrame) -> str:
@@ -95,9 +91,9 @@ def _lost(table: pd.DataFrame) -> str:
     above = ranked(others[auc[others.index] > auc[mine.name]])
     names = [as_written(name) for name in named(table).said[above.index]]
     if not names:
-        return f"to none of {len(others)} methods"
+        return f"to none of {len(others)} rows"
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return f"to {len(names)} of {len(others)} methods ({', '.join(names[:FEW])}{more})"
+    return f"to {len(names)} of {len(others)} rows ({', '.join(names[:FEW])}{more})"
 
 
 WIDE: dict[str, Callable[[Path, str], str]] = {"studies": studies_block, "rates": rates_block, "when": when_block}

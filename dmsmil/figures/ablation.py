@@ -32,7 +32,7 @@ from dmsmil.figures.base import (
 )
 from dmsmil.training.health import GATHERED, SHRUNK, STUCK
 from dmsmil.training.metrics import called
-from dmsmil.training.results import COLLAPSED, marked
+from dmsmil.training.results import COLLAPSED, EFFECTIVE, marked
 
 FLOOR = 1e-6  # a log axis has no 0: what is below is drawn here
 LOOKS = [(ORANGE, "o"), (YELLOW, "s"), (PINK, "D"), (BLUE, "^"), (SKY, "v"), (GREEN, "P"), (DARK, "X")]
@@ -49,7 +49,8 @@ RATES = [
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
-    """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals.
+    """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals; and
+    where attention went: the share of tiles that count (●), and of sampling points near the end of their reach (|).
 
     table: as `variants.variant_table`, grouped by the point; a difference is default minus reading. Coloured:
     beyond noise after Holm's correction (blue for the default, orange against it), or equivalent (green). A collapsed
@@ -62,7 +63,9 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
             y -= 1
             rows.append((y, row))
         y -= 1.35
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.235 * -y + 0.9), sharey=True, sharex=True)
+    size = (9, 0.235 * -y + 0.9)
+    figure, (*axes, health) = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=[3, 3, 1.4])
+    axes[1].sharex(axes[0])
     for ax, metric in zip(axes, ("AUC", "ACC")):
         ax.axvline(0, color=DARK, linewidth=1)
         for place, row in rows:
@@ -88,6 +91,13 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
         only_rows(ax)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    for column, marker in ((EFFECTIVE, "o"), ("beyond_reach", "|")):
+        values = [row.get(column, np.nan) for _, row in rows]
+        health.plot(values, [place for place, _ in rows], marker, color=DARK, markersize=5)
+    health.axvline(GATHERED, color=DARK, linestyle=":", linewidth=1)
+    health.set(title="attention", xlabel="share of tiles (●),\nof points (|)", xlim=(-0.04, 1.04))
+    only_rows(health)
+    health.spines["left"].set_visible(False)
     axes[0].set_yticks([place for place, _ in rows], [_reading(row) for _, row in rows])
     for place, head in heads:
         axes[0].annotate(
@@ -113,19 +123,19 @@ def _reading(row: pd.Series) -> str:
 
 
 def collapse_curves(table: pd.DataFrame, out) -> Figure:
-    """Against λ, a line a placement of L_ot: which term pulls harder at the projection before the first step, and
-    feature spread, L_ce and effective tiles at the end; hollow where the run collapsed or learned nothing.
+    """Against λ, a line a placement of L_ot: how hard both terms pull at the projection before the first step (L_ot
+    drawn through, λ L_ce dashed), and feature spread, L_ce and effective tiles at the end; hollow where the run
+    collapsed or learned nothing.
 
-    table: `sweep.collapse_table`. Dotted: where both terms pull alike; 1 % of the spread's start and 90 % of the
-    entropy of the class shares, beyond which a run has collapsed (both) or learned nothing (L_ce); the share of tiles
-    below which attention has gathered. What is below FLOOR is drawn there; an L_ot without a gradient has no line in
-    the first panel.
+    table: `sweep.collapse_table`. Dotted: 1 % of the spread's start and 90 % of the entropy of the class shares, beyond
+    which a run has collapsed (both) or learned nothing (L_ce); the share of tiles below which attention has gathered.
+    What is below FLOOR is drawn there; an L_ot without a gradient has no line in the first panel.
     """
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.8), sharex=True)
-    pull = (table.gradient_ot / table.gradient_ce).where(table.gradient_ot > 0)
+    pull = table.gradient_ot.where(table.gradient_ot > 0)
     shown = table.assign(pull=pull, spread=table.spread_relative.clip(lower=FLOOR), ce=table.ce_relative.clip(FLOOR))
     panels = {
-        "pull": ("Pull at the projection before the first step", "gradient of L_ot / of λ L_ce", 1),
+        "pull": ("Gradients at the projection before the first step", "norm: L_ot (—), λ L_ce (- -)", None),
         "spread": ("Feature spread at the end", "spread / spread at the start", SHRUNK),
         "ce": ("L_ce at the end", "L_ce / entropy of the class shares", STUCK),
         "effective": ("Effective tiles at the end", "share of a slide's tiles", GATHERED),
@@ -134,6 +144,8 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
         for (name, part), (colour, marker) in zip(shown.groupby("placement", sort=False), LOOKS):
             part = part.sort_values("lam")
             ax.plot(part.lam, part[column], color=colour, linewidth=1.4, label=name, marker=marker, markersize=5)
+            if column == "pull":
+                ax.plot(part.lam, part.gradient_ce, color=colour, linewidth=1, linestyle="--")
             gone = part[part.collapsed | part.learned_nothing]
             ax.plot(
                 gone.lam,
@@ -145,7 +157,8 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
                 markeredgewidth=1.6,
                 zorder=3,
             )
-        ax.axhline(level, color=DARK, linestyle=":", linewidth=1)
+        if level is not None:
+            ax.axhline(level, color=DARK, linestyle=":", linewidth=1)
         ax.set(title=title, ylabel=ylabel, xscale="log")
         if column == "effective":
             ax.set_ylim(0, 1.04)

@@ -16,7 +16,7 @@ from matplotlib.transforms import Affine2D
 from dmsmil.figures.base import bare, finish, in_percent, short, some_ties, to_own_child
 from dmsmil.training.baselines import CHEAP
 from dmsmil.training.metrics import called
-from dmsmil.training.results import NOTHING, no_result
+from dmsmil.training.results import GATHERED, NOTHING, no_result
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
 MINE, OTHERS = "#f2a93b", "#6cbcec"
@@ -151,7 +151,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
         ax.text(
             -0.03,
             place,
-            short(row.name, 26),
+            short(row.name, 26) + "†" * bool(getattr(row, GATHERED, 0)),
             transform=ax.get_yaxis_transform(),
             fontsize=size,
             color=MINE if mine else INK,
@@ -199,6 +199,8 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     more = f", {len(rows)} of {len(results)} rows" if len(rows) < len(results) else ""
     ax.set(xlim=(least, 1.02), ylim=(-0.6 - room, y[0] + room + 1), yticks=[])
     ax.set_title(f"{called('AUC', results)} and its 95 % interval{more}", color=INK, fontsize=11, pad=10)
+    if (rows.get(GATHERED, pd.Series(0, rows.index)) > 0).any():
+        ax.set_xlabel("† attention gathered on few tiles", color=FAINT, fontsize=8.5)
     ax.grid(axis="x", color="#24344f", linewidth=0.8)
     ax.tick_params(colors=FAINT, length=0, labelsize=8.5)
     for spine in ax.spines.values():

@@ -82,12 +82,19 @@ def no_result(table: pd.DataFrame) -> pd.Series:
 
 def marked(row: pd.Series) -> list[str]:
     """The marks of a row of a result table, in words; who collapsed has learned nothing, which is not said again. Where
-    some runs have learned nothing and others have, how many: their mean is a result."""
+    some runs have learned nothing, or gathered, and others not, how many: their mean is a result."""
     marks = [mark for mark in (COLLAPSED, NOTHING, GATHERED) if row.get(mark, 0)]
     said = {mark: mark.replace("_", " ") for mark in marks if mark != NOTHING or COLLAPSED not in marks}
-    if NOTHING in said and row[NOTHING] < row.get("runs", 0):
-        said[NOTHING] += f" in {row[NOTHING]} of {row.runs} runs"
+    for mark in said:
+        if mark != COLLAPSED and row[mark] < row.get("runs", 0):
+            said[mark] += f" in {row[mark]:.0f} of {row.runs:.0f} runs"
     return list(said.values())
+
+
+def with_marks(name: str, row: pd.Series) -> str:
+    """A name with the marks of its row, as a sentence has it."""
+    marks = ", ".join(marked(row))
+    return f"{name} ({marks})" if marks else name
 
 
 def marked_sentences(table: pd.DataFrame) -> list[str]:
@@ -273,14 +280,17 @@ def health_sentences(runs: Runs, bags) -> str:
     many tiles of a tested slide the scores are spread; and which runs are marked. Means over the runs."""
     seen, lam, lines = whole_history(runs).groupby("epoch").mean(), runs.config.options.get("lam", 1.0), []
     if seen.get("gradient_ot", pd.Series([0.0])).max() > 0:
-        (size, pull), (later_size, later_pull) = [
-            (_times(row.L_ot, lam * row.L_ce), _times(row.gradient_ot, row.gradient_ce))
-            for row in (seen.iloc[0], seen.iloc[-1])
-        ]
+        looked = seen[seen.gradient_ot.notna()]
+        sizes = [_times(row.L_ot, lam * row.L_ce) for row in looked.itertuples()]
+        pulls = [_times(row.gradient_ot, row.gradient_ce) for row in looked.itertuples()]
         lines.append(
-            f"Before the first step L_ot is {size} λ L_ce and pulls {pull} as hard at the projection; at the "
-            f"end it is {later_size} λ L_ce and pulls {later_pull} as hard."
+            f"Before the first step L_ot is {sizes[0]} λ L_ce and pulls {pulls[0]} as hard at the projection; at the "
+            f"end it is {sizes[-1]} λ L_ce and pulls {pulls[-1]} as hard."
         )
+        if len(looked) > 2:
+            between = zip(looked.index[1:-1], sizes[1:-1], pulls[1:-1])
+            steps = [f"{epoch:.0f}: {size} and {pull}" for epoch, size, pull in between]
+            lines.append(f"In between, by epoch: {'; '.join(steps)}.")
     tiles = bags.view(runs.config.scales).mask.sum(-1).float().mean(0).tolist()
     shares = [pd.DataFrame(list(runs.records.attention))[f"effective_{s:g}x"].mean() for s in runs.config.scales]
     spread = [

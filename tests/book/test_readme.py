@@ -15,7 +15,7 @@ from dmsmil.book.names import named, retold
 from dmsmil.book.readme import BLOCKS, RESULTS, STUDY, collect, fill, main, pages, study_page
 from dmsmil.book.results import WIDTH, purpose
 from dmsmil.book.several import RATES
-from dmsmil.jobs.files import ROOT, InputError, read_json
+from dmsmil.jobs.files import ROOT, InputError, read_json, write_csv
 from tests.conftest import assert_one_line
 
 PAIRS = (("README.md", "README.zh-CN.md"), ("docs/guide.md", "docs/guide.zh-CN.md"))
@@ -225,12 +225,43 @@ def test_every_block_can_be_filled_from_the_smoke_study(smoke, tmp_path):
         "lambda": "06_lambda",
         "cost": "08_cost",
         "claims": "09_claims",
+        "held": "09_claims",
+        "power": "04_power",
+        "probes": "02_probes",
+        "variants": "05_variants",
+        "collapse": "05_collapse",
+        "witness": "05_witness",
+        "maps": "07_maps",
         "picture": "cover",
         "time": "times",
     }
     for what in [what for what in BLOCKS if needs.get(what, "04_compare") in there]:
         said = fill(f"<!-- begin: smoke-{what} -->\n<!-- end: smoke-{what} -->", tmp_path)
         assert len(said.splitlines()) > 2 and "nan" not in said.lower().split() and str(home.parent) not in said, what
+
+
+@pytest.mark.slow
+def test_what_a_study_was_asked_besides_stands_in_tables_of_its_page(home):
+    rules = shown(home, "rules")
+    assert "in AUC: six colour numbers 0.650 [0.40, 0.90]" in rules and "always the majority 0.500" in rules
+    pulls = {"spread_relative": 0.02, "effective": 0.31, "gradient_ot": [0.0, 26.0], "gradient_ce": 6.1}
+    marks = {"collapsed": False, "learned_nothing": [False, True], "gathered": False}
+    names_ = {"placement": ["frozen features", "ReLU"], "lam": 1.0, "ce_relative": [0.01, 1.0]}
+    grid = pd.DataFrame({**names_, **pulls, **marks})
+    write_csv(grid, home / "tables/05_collapse.csv")
+    said = shown(home, "collapse")
+    assert "| ReLU | 1 | 26 | 6.1 | 1.00 | 0.02 | 31% | learned nothing |" in said
+    assert "**ReLU**: no collapse." in said and "frozen features never, for L_ot has no gradient there" in said
+    write_csv(grid[:0], home / "tables/05_collapse.csv")
+    assert "Not asked for here: `collapse_lams` is empty." in shown(home, "collapse")
+    two = compared().head(2).assign(slides=40, tiles=16, witnesses=8)
+    gathered = two.assign(rate=0.1, gathered=[3, 0], runs=6)
+    write_csv(pd.concat([two.assign(rate=0.5, gathered=0), gathered]), home / "tables/05_witness.csv")
+    said = shown(home, "witness")
+    assert "| method | 10% of the tiles | 50% of the tiles |" in said and "40 slides, 16 tiles of each." in said
+    assert said.count("(gathered in 3 of 6 runs)") == 1 and len(names(said)) == 2
+    write_csv(pd.read_csv(home / "tables/09_claims.csv").assign(verdict="held"), home / "tables/09_claims.csv")
+    assert "#what-held-of-the-paper" in shown(home, "held") and "Held: It leads" in shown(home, "held")
 
 
 @pytest.mark.slow
@@ -433,7 +464,7 @@ def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
         "[0.40, 0.90]; mean pooling, which looks at all tiles alike, reaches 0.660."
     )
     assert when == (
-        "- In AUC it loses to 10 of 12 methods of one scale and to 1 of 1 methods of several scales: "
+        "- In AUC it loses to 10 of 12 rows of one scale and to 1 of 1 rows of several scales: "
         "to Mean pooling 10x by 0.390, ABMIL 20x by 0.350, ABMIL 10x by 0.300, CLAM-SB 10x by 0.290, "
         "CLAM-MB 10x by 0.280, DTFD-MIL 10x by 0.270 and 5 more."
     )
@@ -442,7 +473,7 @@ def test_when_dmsmil_loses_is_one_sentence_of_numbers(home):
     paired(0.1, 0.2).to_csv(home / "tables/04_tests.csv", index=False)
     first, when, tested = shown(home, "words").splitlines()[1:-1]
     assert "0.995 [0.40, 0.90]; the highest of all; mean pooling" in first
-    assert when == "- In AUC it loses to none of the 13 other methods."
+    assert when == "- In AUC it loses to none of the 13 other trained rows."
     assert "better than none, and worse than none; against the 1 others no difference is shown" in tested
     many(0.515).to_csv(home / "tables/04_compare.csv", index=False)
     assert "It also loses to six colour numbers." in shown(home, "words")
@@ -465,7 +496,7 @@ def test_what_learned_nothing_neither_wins_nor_loses(home):
     table.to_csv(home / "tables/04_compare.csv", index=False)
     said = shown(home, "words")
     assert "an AUC of 0.600 [0.40, 0.90] (2 of 6 runs learned nothing); the highest is ABMIL 20x with 0.950" in said
-    assert "loses to 9 of 11 methods of one scale" in said and "Mean pooling 10x by" not in said
+    assert "loses to 9 of 11 rows of one scale" in said and "Mean pooling 10x by" not in said
 
 
 @pytest.mark.slow
@@ -524,9 +555,10 @@ def test_auc_by_the_share_of_tissue_with_the_signal(tmp_path):
     assert dmsmil in said and "| CLAM-MB 10x | not run | 0.880" in said
     assert "| CLAM-SB 10x | 0.890 ± 0.100 [0.40, 0.90] (learned nothing in 2 of 6 runs) |" in said
     when = wide("when", results)
-    assert "loses in AUC: with 5 % to 5 of 5 methods (ABMIL 20x, CLAM-SB 10x, DTFD-MIL 10x and 2 more); " in when
-    assert "with 15 % to 5 of 6 methods (ABMIL 20x, CLAM-SB 10x, CLAM-MB 10x and 2 more); " in when
-    assert when.splitlines()[1].endswith("with 40 % to none of 6 methods.") and when.splitlines()[1] in said
+    assert "loses in AUC: with 5 % to 12 of 12 rows (Mean pooling 10x, ABMIL 20x, ABMIL 10x and 9 more); " in when
+    assert "with 15 % to 11 of 13 rows (Mean pooling 10x, ABMIL 20x, ABMIL 10x and 8 more); " in when
+    assert when.splitlines()[1].endswith("with 40 % to 1 of 13 rows (Mean pooling 10x).")
+    assert when.splitlines()[1] in said, "of all that was trained, not of the rows that are shown"
     assert f"[planted_05]({RESULTS}/planted_05/README.md)" in said
     assert "[planted_05](planted_05/README.md)" in wide("rates", results, f"{RESULTS}/README.md")
 
@@ -573,14 +605,14 @@ def test_a_study_gets_its_page_once(home):
     for stem in ("05_ablation", "06_lambda", "08_cost"):
         assert f"*Not here: the study mine-2 has no tables/{stem}.csv.*" in text
     assert re.findall(r"begin: mine-2-(\w+)", text) == re.findall(r"^\[(\w+)\]$", STUDY, re.M)
-    assert set(BLOCKS) - {"best"} == set(re.findall(r"^\[(\w+)\]$", STUDY, re.M))
+    assert set(BLOCKS) - {"best", "held"} == set(re.findall(r"^\[(\w+)\]$", STUDY, re.M))
     page.write_text(text.replace("## Main table", "## The table, and a word of ours"))
     compared(0.55, 0.9).to_csv(home / "tables/04_compare.csv", index=False)
     assert main([str(home)], root) == 0
     again = page.read_text()
     assert "a word of ours" in again and "## Main table" not in again
     assert names(again)[0] == "ABMIL 10x" and f"{RESULTS}/mine-2/README.md" in pages(root)
-    assert study_page("x").count("<!-- begin: x-") == len(BLOCKS) - 1
+    assert study_page("x").count("<!-- begin: x-") == len(BLOCKS) - 2
 
 
 @pytest.mark.slow

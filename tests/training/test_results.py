@@ -64,6 +64,10 @@ def test_the_sentence_on_health_divides_means_over_runs():
         "tiles: 50% at 10x (about 12 of 24), 15% at 20x (about 4 of 24). No run is marked: none collapsed, learned "
         "nothing, or gathered its attention on few tiles."
     )
+    runs = runs_of()
+    watched = runs.history.assign(gradient_ot=runs.history.gradient_ot.fillna(0.8)).fillna({"gradient_ce": 0.4})
+    said = health_sentences(Runs(runs.config, runs.predictions, watched, runs.records, {}), bags_of(32, 16))
+    assert "pulls 0.5 times as hard. In between, by epoch: 1: 6 times and 2 times. On the tested" in said
     heavy = health_sentences(runs_of(lam=0.1), bags_of(32, 16))
     assert "L_ot is 120 times λ L_ce and pulls 30 times" in heavy, "λ is in the gradient of the second term already"
 
