@@ -24,7 +24,7 @@ PARTS = ("fusion", "ot", "deformable")
 
 
 def ablation_configs(bags: Bags, folds: pd.DataFrame, **settings) -> list[RunConfig]:
-    """The rows of Tables 4 and 5, in their order; the last is DMSMIL. settings: as for `training.configure`.
+    """The rows of Tables 4 and 5, in their order; the last is DMSMIL. settings: as for `training.config.configure`.
 
     Without fusion there is one scale, so the first two rows are DAMIL; the paper does not say at which scale, so each
     of them is run at every scale.
@@ -49,7 +49,8 @@ def parts_of(config: RunConfig) -> tuple[bool, bool, bool]:
 def ablation_table(
     runs: list[Runs], bags: Bags, folds: pd.DataFrame, cohort: pd.DataFrame, positive: str = ""
 ) -> pd.DataFrame:
-    """`report.result_table` of the rows, with fusion, ot and deformable after the name (empty for the baselines)."""
+    """`training.results.result_table` of the rows, with fusion, ot and deformable after the name (empty for the rules
+    that are not trained)."""
     table = result_table(runs, bags, folds, cohort, positive)
     marks = [parts_of(r.config) for r in runs] + [(None,) * 3] * (len(table) - len(runs))
     for place, (part, column) in enumerate(zip(PARTS, zip(*marks)), 1):
@@ -58,7 +59,7 @@ def ablation_table(
 
 
 def pretty_ablation(table: pd.DataFrame, paper: str = "") -> pd.DataFrame:
-    """The ablation to read, as `report.pretty`; paper: brca or nsclc adds the ACC that the paper prints."""
+    """The ablation to read, as `training.results.pretty`; paper: brca or nsclc adds the ACC that the paper prints."""
     shown, printed = pretty(table), printed_ablation(paper)
     keys = [tuple(row) for row in table[list(PARTS)].itertuples(index=False)]
     for place, part in enumerate(PARTS):

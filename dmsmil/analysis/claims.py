@@ -71,7 +71,8 @@ def tally(checklist: pd.DataFrame, without: str = "") -> dict[str, int]:
 def worth(home: str | Path, results: pd.DataFrame) -> str:
     """Markdown: is the first method better than mean pooling, colour and the majority? As 04_compare tested it.
 
-    results: `report.saved_results`; where nothing was tested, or the method collapsed, `report.verdict` speaks.
+    results: `report.saved_results`; where nothing was tested, or the method collapsed, `training.results.verdict`
+    speaks.
     """
     tests = saved_tables(home, "04_tests*")
     if "04_tests_cheap" not in tests or no_result(results).iloc[0]:

@@ -79,10 +79,11 @@ def other_tables(home: str | Path) -> dict[str, str]:
     more. 03_train has tables of each method it was run for."""
     left = {name for names in read_state(home)["left"].values() for name in names}
     now, found = parameters(home), {}
+    mine = trained_stem(now) if now else ""
     old = {stem[:2]: why for stem, why in of_another_state(home).items()}
     for path in sorted((Path(home) / "tables").glob("*.csv")):
         name = path.stem
-        if name.startswith("03_") and now and name not in (f"{_stem(now)}_results", f"{_stem(now)}_predictions"):
+        if name.startswith("03_") and now and name not in (f"{mine}_results", f"{mine}_predictions"):
             found[name] = "method or scale"
         elif name[:2] in old:
             found[name] = old[name[:2]]
@@ -91,8 +92,8 @@ def other_tables(home: str | Path) -> dict[str, str]:
     return found
 
 
-def _stem(now: dict) -> str:
-    """How the tables of 03_train are called with these parameters."""
+def trained_stem(now: dict) -> str:
+    """How the tables and figures of 03_train are called with these parameters."""
     scale = now["scale"]
     return run_stem(now["method"], [scale] if scale else now["scales"])
 

@@ -22,6 +22,11 @@ from dmsmil.training.metrics import called, scored
 from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, no_result, run_names
 from dmsmil.training.runs import Runs
 
+DECIDE = (
+    *("numpy", "scipy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "openvino", "POT"),
+    *("h5py", "openslide-python", "openslide-bin", "tifffile", "imagecodecs", "papermill", "matplotlib", "seaborn"),
+)
+
 
 def failures_table(home: str | Path) -> pd.DataFrame:
     """What failed in a study: unit, stage, reason."""
@@ -72,9 +77,11 @@ def saved_settings(home: str | Path) -> pd.DataFrame:
 
 
 def saved_environment(home: str | Path) -> pd.DataFrame:
-    """What a study ran on, from its environment.json: processor, memory, GPU, Python, and the packages' versions."""
+    """What a study ran on, from its environment.json: processor, memory, GPU, Python, and the versions of the packages
+    that numbers come from (environment.json has all)."""
     found = read_json(Path(home) / "environment.json")
-    values = {key: value for key, value in found.items() if key != "packages"} | found["packages"]
+    values = {key: value for key, value in found.items() if key != "packages"}
+    values |= {name: version for name, version in found["packages"].items() if name in DECIDE}
     return pd.DataFrame({"value": [str(v) for v in values.values()]}, index=pd.Index(values, name=""))
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, compare, equivalents, sentence
 from dmsmil.features.bags import Bags
 from dmsmil.jobs.files import InputError
-from dmsmil.jobs.text import as_written
+from dmsmil.jobs.text import as_written, listed
 from dmsmil.training.config import RunConfig, configure, positive_number
 from dmsmil.training.health import SHRUNK, STUCK, at_the_end
 from dmsmil.training.metrics import METRICS, called, summarise
-from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, pretty
+from dmsmil.training.results import COLLAPSED, EFFECTIVE, GATHERED, NOTHING, marked_sentences, marks, no_result, pretty
 from dmsmil.training.runs import Runs
 
 NEARER = 0.1  # by so much L_ot must fall, measured by the spread, before the scales are said to come nearer
@@ -65,7 +65,7 @@ def final_terms(runs: Runs) -> pd.DataFrame:
 def lam_configs(bags: Bags, folds: pd.DataFrame, lams: list, **settings) -> dict[float, RunConfig]:
     """λ -> DMSMIL at that λ, ascending, and cross-entropy alone under `ALONE`; λ = 1, the paper's, is always there.
 
-    settings: as for `training.configure`, without lam. Raises InputError as `check_lams`.
+    settings: as for `training.config.configure`, without lam. Raises InputError as `check_lams`.
     """
     values = check_lams([*check_lams(lams), 1.0])
     return {
@@ -105,7 +105,7 @@ def lam_tests(runs: dict[float, Runs], positive: str = "") -> pd.DataFrame:
 
 
 def pretty_lams(table: pd.DataFrame) -> pd.DataFrame:
-    """The λ table to read: the metrics as `report.pretty` writes them, and the loss terms."""
+    """The λ table to read: the metrics as `training.results.pretty` writes them, and the loss terms."""
     shown = pretty(table).drop(columns="parameters")
     for place, term in enumerate(("L_ot", "L_ce", "spread"), len(METRICS)):
         shown.insert(place, term, ["not computed" if math.isnan(value) else f"{value:.3g}" for value in table[term]])
@@ -115,11 +115,12 @@ def pretty_lams(table: pd.DataFrame) -> pd.DataFrame:
 def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     """Markdown: which λ is best here, whether it is the paper's λ = 1, whether beyond noise or equivalent, what
     collapsed, and whether a small λ aligns the scales or only shrinks the features."""
-    fallen, whole = table[table.collapsed > 0], table[table.collapsed == 0]
+    fallen, whole = table[table.collapsed > 0], table[~no_result(table)]
     lines = [f"{row.name} collapsed in {row.collapsed} of {row.runs} runs: no result." for row in fallen.itertuples()]
     lines += marked_sentences(table)
     metrics = [m for m in METRICS if whole[f"{m}_mean"].notna().any()]  # leave-one-out has no AUC of a fold
-    best = {m: whole[whole[f"{m}_mean"] == whole[f"{m}_mean"].max()].name.tolist() for m in metrics}
+    rounded = whole[[f"{m}_mean" for m in metrics]].round(12)  # one AUC comes out in two ways
+    best = {m: whole[rounded[f"{m}_mean"] == rounded[f"{m}_mean"].max()].name.tolist() for m in metrics}
     if len(whole):
         where = {m: "everywhere" if len(names) == len(table) else "at " + ", ".join(names) for m, names in best.items()}
         lines.append(
@@ -128,16 +129,13 @@ def lam_sentences(table: pd.DataFrame, tests: pd.DataFrame) -> str:
             + "".join(f"; {called(m, table)} is not defined" for m in METRICS if m not in metrics)
             + "."
         )
-        held = [m for m in metrics if lam_name(1) in best[m]]
+        alone = [called(m, table) for m in metrics if best[m] == [lam_name(1)]]
+        shared = [called(m, table) for m in metrics if lam_name(1) in best[m] and len(best[m]) > 1]
+        some = f"in {listed(alone)} only" if alone else "in none of them"
+        held = "in each of them" if len(alone) == len(metrics) else some
         lines.append(
-            "The paper finds λ = 1 best. Here it is "
-            + (
-                "the best or as good as the best in each of them."
-                if len(held) == len(metrics)
-                else f"so in {' and '.join(called(m, table) for m in held)} only."
-                if held
-                else "so in none of them."
-            )
+            f"The paper finds λ = 1 best. Here it is so {held}"
+            + (f"; in {listed(shared)} it shares the first place." if shared else ".")
         )
     found = [
         as_written(sentence(row, lam_name(1), m))

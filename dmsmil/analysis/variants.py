@@ -33,6 +33,8 @@ OPEN = {
     10: "weights of the scales",
     12: "after the projection",
     13: "training",
+    14: "scale of the features",
+    15: "where a tile lies on the map",
 }
 
 
@@ -60,7 +62,6 @@ class Variant:
 VARIANTS = {
     "map_tile": Variant(1, "each tile is a 4×4 map of its own", {"map": "tile"}),
     "grid_square": Variant(2, "resampled to 14×14 cells", {"grid": "square"}),
-    "grid_position": Variant(2, "a tile lies where it lies in the slide", {"grid": "position"}),
     "attention_dot": Variant(3, "logits are dot products of keys", {"attention": "dot"}),
     "softmax_all": Variant(4, "over heads and points", {"softmax": "all"}),
     "offset_cells": Variant(5, "c = U + 1 cells, on rings", {"offset": "cells"}),
@@ -84,10 +85,11 @@ VARIANTS = {
     "activation_layernorm_relu": Variant(12, "LayerNorm, then ReLU", {"activation": "layernorm_relu"}),
     "ot_on_unit": Variant(12, "OT on unit-norm features", {"ot_on": "unit"}),
     "ot_relative": Variant(12, "OT by the bag's own mean distance", {"ot_on": "relative"}),
-    "standardise": Variant(12, "features standardised first", {"standardise": True}),
     "relu_ot_on_unit": Variant(12, "ReLU, OT on unit-norm features", {"activation": "relu", "ot_on": "unit"}),
     "batch_size_16": Variant(13, "16 slides a step", settings={"batch_size": 16}),
     "select_val_loss": Variant(13, "best epoch by validation loss", settings={"select": "val_loss"}),
+    "standardise": Variant(14, "features standardised first", {"standardise": True}),
+    "grid_position": Variant(15, "where it lies in the slide", {"grid": "position"}),
 }
 
 

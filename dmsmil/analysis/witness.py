@@ -19,7 +19,7 @@ import torch
 from dmsmil.analysis.comparison import ALPHA, compare, sentence
 from dmsmil.cohorts.folds import fold_count
 from dmsmil.features.bags import Bags
-from dmsmil.features.truth import slide_shares
+from dmsmil.features.truth import known_shares
 from dmsmil.jobs.failures import read_failures, write_failures
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.jobs.text import as_written
@@ -201,9 +201,8 @@ def witness_runs(
         write_failures(home, stage, [])  # of rates that are no longer asked for
     if not rates:
         return Witness([], [], "Not run here: `witness_rates` is empty.")
-    try:
-        shares = slide_shares(bags, Path(home) / "cohort")
-    except InputError:
+    shares = known_shares(bags, Path(home) / "cohort")
+    if shares is None:
         return Witness([], [], "Not run here: which tiles carry the signal is known of painted cohorts alone.")
     several = diluted(bags, shares, rates, most_tiles(shares, rates))
     check_folds(several[0].bags, folds)

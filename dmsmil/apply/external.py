@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from dmsmil.apply.kit import Kit
 from dmsmil.apply.predict import Applied
 from dmsmil.jobs.text import as_written, many
-from dmsmil.training.metrics import METRICS, bootstrap, calibration_error, called, counted_classes, score
+from dmsmil.training.metrics import (
+    DRAWS,
+    METRICS,
+    bootstrap,
+    calibration_error,
+    called,
+    counted_classes,
+    draw_metrics,
+    patient_draws,
+    score,
+)
 from dmsmil.training.results import in_brackets, number
 
 WHERE = {"study": "in the study, one model", "one": "here, one model", "mean": "here, the mean of all"}
@@ -64,9 +75,9 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
         )
         one = pd.DataFrame([score(part, positive) for _, part in each[name].groupby(["fold", "seed"])]).mean().to_dict()
         here = {"slides": means[name].slide_id.nunique(), "patients": means[name].patient_id.nunique()}
-        for where, values, predictions in (
-            ("one", one, each[name]),
-            ("mean", score(means[name], positive), means[name]),
+        for where, values, predictions, interval in (
+            ("one", one, each[name], _one_model(each[name], positive)),
+            ("mean", score(means[name], positive), means[name], bootstrap(means[name], positive)),
         ):
             if math.isnan(values["AUC"]):  # of one class F1 is 0, 1 or nothing, by which class it is
                 values = {**values, "F1": math.nan}
@@ -75,12 +86,22 @@ def external_table(kit: Kit, applied: Applied) -> pd.DataFrame:
                     "name": name,
                     "where": where,
                     **here,
-                    **_columns(values, *bootstrap(predictions, positive)),
+                    **_columns(values, *interval),
                     "ECE": calibration_error(predictions, positive),
                 }
             )
     columns = ["name", "where", "slides", "patients", *_columns(*[dict.fromkeys(METRICS)] * 3), "ECE"]
     return pd.DataFrame(rows, columns=columns).assign(**counted_classes(kit.tested))
+
+
+def _one_model(predictions: pd.DataFrame, positive: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The interval of the mean over models, each asked about the same drawn patients; as `metrics.bootstrap`."""
+    drawn = [
+        draw_metrics(part, patient_draws(part, DRAWS, np.random.default_rng(0)), positive)
+        for _, part in predictions.groupby(["fold", "seed"])
+    ]
+    mean = sum(drawn) / len(drawn)
+    return mean.quantile(0.025).to_dict(), mean.quantile(0.975).to_dict()
 
 
 def _columns(values: dict, low: dict, high: dict) -> dict:

@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 from dmsmil import figures
-from dmsmil.analysis.leftovers import of_another_state
+from dmsmil.analysis.leftovers import of_another_state, trained_stem
 from dmsmil.analysis.report import ranking, saved_results
 from dmsmil.book import reference
 from dmsmil.book.pages import opening, prepared
@@ -37,8 +37,7 @@ from dmsmil.jobs.failures import read_failures
 from dmsmil.jobs.files import ROOT, InputError, read_json
 from dmsmil.jobs.text import as_written, listed, many
 from dmsmil.slides.store import Store
-from dmsmil.training.metrics import called
-from dmsmil.training.results import verdict
+from dmsmil.training.results import number, verdict
 
 STYLE = Path(__file__).with_suffix(".css")
 LESSONS = "notebooks/walkthroughs"
@@ -188,8 +187,9 @@ def _cover(home: Path, results: pd.DataFrame | None, say: Callable[[str], None])
         said.append(f"Slide {slide['slide_id']} at {scales}, tiles bright where their score is high{ties}.")
     if results is not None:
         first = results.iloc[0]
+        name, value = number(first, "AUC")
         said.append(
-            f"{called('AUC', results)} of {first['name']}: {first.AUC_mean:.2f}, 95 % interval "
+            f"{name} of {first['name']}: {value:.2f}, 95 % interval "
             f"{first.AUC_low:.2f} to {first.AUC_high:.2f}, among {len(results)} rows."
         )
     return " ".join(said)
@@ -203,7 +203,7 @@ def _seen_slide(home: Path) -> dict:
     if not (home / "params.yaml").exists():
         raise InputError("it has no params.yaml, which dmsmil run writes")
     params = yaml.safe_load((home / "params.yaml").read_text(encoding="utf-8"))
-    stem = f"03_{params['method']}" + (f"_{params['scale']}x" if params["scale"] else "")
+    stem = trained_stem(params)
     table, scores = home / f"tables/{stem}_predictions.csv", home / f"figures/{stem}_scores.npz"
     if not (table.exists() and scores.exists()):
         raise InputError(f"03_train has not looked inside {params['method']} yet")

@@ -86,7 +86,7 @@ def duplicates(cohort: pd.DataFrame) -> pd.DataFrame | None:
     """
     known = cohort.md5 if "md5" in cohort else pd.Series("", index=cohort.index)
     files = {i: Path(path) for i, path in cohort.path.items() if not known[i] and is_file(path)}
-    if len(files) + (known != "").sum() < 2:
+    if len(files) < 2 and (known != "").sum() < 2:
         return None
     sizes = pd.Series({i: file.stat().st_size for i, file in files.items()}, dtype=float)
     read = sizes.index[sizes.duplicated(keep=False)]

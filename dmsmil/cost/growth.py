@@ -47,9 +47,8 @@ def part_calls(k: int, device: torch.device, seed: int = 0) -> dict[str, tuple[C
     dim, heads = usual["projection_dim"], usual["heads"]
     bags, mask = torch.randn(1, 2, k, dim).to(device), torch.ones(1, 2, k, dtype=torch.bool, device=device)
     bags, tiles = bags.requires_grad_(), bags[:, :1].clone().requires_grad_()
-    deformable = DeformableAttention(
-        1, dim, heads, usual["points"], usual["offset"], usual["attention"], usual["softmax"]
-    ).to(device)
+    chosen = {name: usual[name] for name in ("points", "offset", "attention", "softmax", "offset_lr", "query")}
+    deformable = DeformableAttention(1, dim, heads, **chosen).to(device)
     full = nn.MultiheadAttention(dim, heads, batch_first=True).to(device)
     maps, share = lay_out(mask[:, :1]), torch.full((1, 1, k), 1 / k, device=device)
 

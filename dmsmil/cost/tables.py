@@ -58,7 +58,7 @@ def random_bags(k: int, dim: int, scales: tuple[int, ...] = (10, 20), slides: in
 
 
 def cost_configs(bags: Bags, methods: list) -> list[RunConfig]:
-    """What is measured of `methods` (entries as in `training.configure_all`).
+    """What is measured of `methods` (entries as in `training.config.configure_all`).
 
     Of a method that runs at one scale the first, for every scale costs the same; and all scales together. Entries that
     differ only in how they are trained cost the same, and are measured once.
@@ -75,7 +75,8 @@ def cost_configs(bags: Bags, methods: list) -> list[RunConfig]:
 class Trainee:
     """A method in training on `bags`, all their slides one batch.
 
-    step(): forward, loss, backward and Adam, as training.py makes a step. infer(): forward of slides never seen before.
+    step(): forward, loss, backward and Adam, as training/fit.py makes a step. infer(): forward of slides never seen
+    before.
     """
 
     def __init__(self, config: RunConfig, bags: Bags, device: torch.device):

@@ -49,8 +49,8 @@ RATES = [
 
 
 def variant_differences(table: pd.DataFrame, out) -> Figure:
-    """How far DMSMIL is from itself under other readings of the paper: differences in AUC and ACC, 95 % intervals; and
-    where attention went: the share of tiles that count (●), and of sampling points near the end of their reach (|).
+    """How far DMSMIL is from itself under other readings of the paper, in AUC and ACC with 95 % intervals; and
+    the share of tiles that count for its attention (●), and of sampling points near the end of their reach (|).
 
     table: as `variants.variant_table`, grouped by the point; a difference is default minus reading. Coloured:
     beyond noise after Holm's correction (blue for the default, orange against it), or equivalent (green). A collapsed

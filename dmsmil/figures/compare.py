@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, equivalent
+from dmsmil.analysis.comparison import ALPHA, EQUIVALENT_WITHIN, TESTED, equivalent, p_value
 from dmsmil.figures.base import (
     BLUE,
     DARK,
@@ -36,9 +36,10 @@ LINES = {"mean pooling": (GREEN, "-"), COLOUR: (PINK, "--"), SITE: (YELLOW, "-."
 def method_comparison(parts: dict[str, pd.DataFrame], out, highlight: tuple[str, ...] = ("dmsmil", "damil")) -> Figure:
     """ACC, F1 and AUC of every method with 95 % intervals, the highest ACC on top, beside lines for the cheap rules.
 
-    parts: title -> rows of a result table, as `report.part` gives them, a row of panels each; {"10x": ..., "20x": ...}
-    draws Fig. 4 and 5. A point is the mean over folds and seeds; `highlight` (registry keys) is orange, pooling grey,
-    what collapsed or learned nothing hollow. The lines are mean pooling and the rules that know nothing of tissue.
+    parts: title -> rows of a result table, as `training.results.part` gives them, a row of panels each; {"10x": ...,
+    "20x": ...} draws Fig. 4 and 5. A point is the mean over folds and seeds; `highlight` (registry keys) is orange,
+    pooling grey, what collapsed or learned nothing hollow. The lines are mean pooling and the rules that know nothing
+    of tissue.
     Data: the rows drawn, with columns part and label.
     """
     drawn = pd.concat([_labelled(rows).assign(part=title) for title, rows in parts.items()], ignore_index=True)
@@ -141,7 +142,7 @@ def paired_differences(table: pd.DataFrame, out, reference: str = "DMSMIL") -> F
         for place, (_, row) in zip(y, table.iterrows()):
             difference, low, high, p = (float(row[f"{metric}_{c}"]) for c in ("difference", "low", "high", "p_holm"))
             sure, same = p < ALPHA, equivalent(row, metric)
-            colour, said = verdict_colour(difference, sure, same), _p_value(p)
+            colour, said = verdict_colour(difference, sure, same), _said(p)
             if same and not sure:
                 said = "equivalent"
             dot_and_bar(ax, place, difference, low, high, colour, hollow=not (sure or same), size=5.5)
@@ -180,12 +181,8 @@ def _delong_title(table: pd.DataFrame) -> str:
     return "AUC, pooled (DeLong)" + ("\nneeds two classes" if called("AUC", table) != "AUC" else "")
 
 
-def _p_value(p: float) -> str:
-    if np.isnan(p):
-        return "not tested"
-    if p < 0.001:
-        return "< 0.001"
-    return f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+def _said(p: float) -> str:
+    return "not tested" if np.isnan(p) else p_value(p).removeprefix("p ").removeprefix("= ")
 
 
 def critical_difference(ranks: pd.Series, cd: float, out) -> Figure:

@@ -15,8 +15,7 @@ from matplotlib.transforms import Affine2D
 
 from dmsmil.figures.base import bare, finish, in_percent, short, some_ties, to_own_child
 from dmsmil.training.baselines import CHEAP
-from dmsmil.training.metrics import called
-from dmsmil.training.results import GATHERED, NOTHING, no_result
+from dmsmil.training.results import GATHERED, NOTHING, no_result, number
 
 NIGHT, INK, FAINT = "#0e1729", "#e8eef8", "#8a9ab4"
 MINE, OTHERS = "#f2a93b", "#6cbcec"
@@ -30,12 +29,12 @@ AUC = ["AUC_mean", "AUC_low", "AUC_high"]
 def cover(results: pd.DataFrame | None, slide: dict | None, out) -> Figure:
     """The AUC of every row of `results` with its 95 % interval, beside one slide's scales as stacked planes.
 
-    results: as `report.result_table`. slide: slide_id, label, thumbnail (H, W, 3) uint8, dimensions (w, h), coords,
-    places and side by scale, as `features.slide_views`, with normalised scores {scale: (N,)} and plans, (N, N') of each
-    two neighbouring scales, or none. A tile is the brighter the higher its score within its scale; ties are couplings
-    of the plans, white where a tile meets its own child. Rows are ordered by AUC; the first of `results`, the study's
-    own, is bright wherever it comes out. Either part may be missing (None), not both. Data: what each part shows, as
-    arrays.
+    results: as `training.results.result_table`. slide: slide_id, label, thumbnail (H, W, 3) uint8, dimensions (w, h),
+    coords, places and side by scale, as `features.views.slide_views`, with normalised scores {scale: (N,)} and plans,
+    (N, N') of each two neighbouring scales, or none. A tile is the brighter the higher its score within its scale; ties
+    are couplings of the plans, white where a tile meets its own child. Rows are ordered by AUC; the first of `results`,
+    the study's own, is bright wherever it comes out. Either part may be missing (None), not both. Data: what each part
+    shows, as arrays.
     """
     parts = [part for part in (slide, results) if part is not None]
     widths = [5.9 if part is slide else 3.9 for part in parts]
@@ -131,6 +130,8 @@ def _without_glass(thumbnail: np.ndarray) -> np.ndarray:
 
 def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     """AUC with its interval, highest first; the study's own method bright, the cheap rules hollow."""
+    name, _ = number(results.iloc[0], "AUC")
+    results = results.assign(AUC_mean=[number(row, "AUC")[1] for _, row in results.iterrows()])
     own, rows, nothing = results.name[0], _ranked(results), no_result(results)
     y, size = np.arange(len(rows))[::-1], min(10.0, 150 / len(rows))
     room = max(0.0, (FEW - len(rows)) / 2)
@@ -198,7 +199,7 @@ def _intervals(ax: Axes, results: pd.DataFrame) -> dict[str, np.ndarray]:
     least = min(0.4, rows[AUC].to_numpy().min()) - 0.02
     more = f", {len(rows)} of {len(results)} rows" if len(rows) < len(results) else ""
     ax.set(xlim=(least, 1.02), ylim=(-0.6 - room, y[0] + room + 1), yticks=[])
-    ax.set_title(f"{called('AUC', results)} and its 95 % interval{more}", color=INK, fontsize=11, pad=10)
+    ax.set_title(f"{name} and its 95 % interval{more}", color=INK, fontsize=11, pad=10)
     if (rows.get(GATHERED, pd.Series(0, rows.index)) > 0).any():
         ax.set_xlabel("† attention gathered on few tiles", color=FAINT, fontsize=8.5)
     ax.grid(axis="x", color="#24344f", linewidth=0.8)

@@ -184,8 +184,8 @@ def gradient_times_input(case: Case) -> np.ndarray:
     x = case.x.clone().requires_grad_()
     with torch.enable_grad():
         logits = case.model(x, case.mask, case.coords).logits[0]
-        (logits.max() - logits.mean()).backward()
-    return (x * x.grad).sum(-1).abs()[0].sum(0).detach().double().numpy()[case.places]
+        (slope,) = torch.autograd.grad(logits.max() - logits.mean(), x)
+    return (x * slope).sum(-1).abs()[0].sum(0).detach().double().numpy()[case.places]
 
 
 EXPLANATIONS = {"own": own, "occlusion": occlusion, "gradient": gradient_times_input}
@@ -256,7 +256,7 @@ def _received(case: Case) -> np.ndarray:
 
 def extremes(view: dict, scores: pd.DataFrame, count: int = 6) -> dict[int, dict[str, list[dict]]]:
     """The `count` highest and lowest tiles of a slide at full resolution: scale -> {'highest', 'lowest'} -> dicts of
-    tile (px, px, 3), place, normalised. view: `features.slide_views`; scores: `tile_scores` of this slide."""
+    tile (px, px, 3), place, normalised. view: `features.views.slide_views`; scores: `tile_scores` of this slide."""
     found = {}
     with open_slide(view["path"], view["mpp"]) as slide:
         for scale, part in scores.groupby("scale"):

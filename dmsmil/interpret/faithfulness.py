@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from dmsmil.features.bags import Bags
 from dmsmil.interpret.explain import EXPLANATIONS, Case, cases, is_flat, own, own_scores, probabilities
 from dmsmil.jobs.files import fingerprint
-from dmsmil.jobs.parallel import run_units
+from dmsmil.jobs.parallel import one_thread, run_units
 from dmsmil.jobs.text import as_written
 from dmsmil.models import create
 from dmsmil.training.metrics import mean_interval
@@ -73,8 +73,8 @@ def _kept(order: np.ndarray, gone: int, case: Case) -> np.ndarray:
 
 
 def area(curves: pd.DataFrame, way: str) -> float:
-    """Area between the curves of 'lowest' and 'highest' first: a difference of probabilities, above 0 when the highest
-    places carry the prediction."""
+    """Area between the curves of 'lowest' and 'highest' first, over their steps: a difference of mean probabilities,
+    above 0 when the highest places carry the prediction."""
     mean = curves.groupby("order")[way].mean()
     return float(mean.lowest - mean.highest)
 
@@ -139,7 +139,7 @@ def slide_measures(
             "label": bags.classes[case.label],
             **{what: area(curve, what) for what in WAYS},
             **{other: agreement(mine, EXPLANATIONS[other](case)) for other in ("occlusion", "gradient")},
-            "random_weights": float(np.mean([agreement(mine, own(twin)) for twin in twins])),
+            "random_weights": _mean([agreement(mine, own(twin)) for twin in twins]),
         }
         if truth is not None:
             known = truth[bags.slide_ids.index(case.slide_id)]
@@ -152,6 +152,12 @@ def slide_measures(
     by_patient = pd.concat(curves).groupby(["order", "share", "patient_id"], as_index=False).mean()
     mean = by_patient.drop(columns="patient_id").groupby(["order", "share"], as_index=False).mean()
     return pd.DataFrame(rows), mean
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that are numbers; NaN where none is, as where no fresh weights prefer a tile."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def measure(
@@ -198,8 +204,8 @@ def _hold(bags: Bags) -> None:
 
 
 def _unit(runs: Runs, truth, slides: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    torch.set_num_threads(1)
-    return slide_measures(runs, _held, truth, slides, seed)
+    with one_thread():
+        return slide_measures(runs, _held, truth, slides, seed)
 
 
 def judge(row: dict) -> str:

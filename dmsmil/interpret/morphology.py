@@ -19,6 +19,7 @@ from dmsmil.interpret.faithfulness import against_truth
 from dmsmil.jobs.failures import failure_row, write_failures
 from dmsmil.jobs.files import InputError, fingerprint, write_csv
 from dmsmil.jobs.parallel import check_shared, progress, run_units
+from dmsmil.slides import density
 from dmsmil.slides.reader import open_slide
 from dmsmil.slides.store import Store
 from dmsmil.training.metrics import mean_interval
@@ -70,8 +71,8 @@ def _path(store: Store, slide_id: str, scale: int) -> Path:
 
 def _made_by(coords: np.ndarray, tile_px: int, mpps: tuple[float, float]) -> str:
     """What decides a slide's table: where its tiles lie, how large they are (mpp of its row and of the study), and the
-    code of the segmentation."""
-    return fingerprint([coords.tolist(), tile_px, mpps, getsource(segmentation)])
+    code of the segmentation and of what tissue is."""
+    return fingerprint([coords.tolist(), tile_px, mpps, getsource(segmentation), getsource(density)])
 
 
 def _read(store: Store, slide_id: str, mpps: tuple[float, float], scale: int) -> pd.DataFrame | None:

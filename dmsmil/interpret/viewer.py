@@ -45,8 +45,8 @@ def overlay(scores: pd.DataFrame, side: dict[int, int], dimensions: tuple[int, i
 def zoomable(view: dict, scores: pd.DataFrame, figure: Figure) -> VBox | Figure:
     """A zoomable slide with the scores over it (jupyter-islide), a choice of scale, and a slider of opacity.
 
-    view: `features.slide_views`; scores: `explain.tile_scores` of this slide; figure: what is returned where nobody
-    watches, or where the slide's format is not one that the viewer reads.
+    view: `features.views.slide_views`; scores: `explain.tile_scores` of this slide; figure: what is returned where
+    nobody watches, or where the slide's format is not one that the viewer reads.
     """
     if not watched():
         return figure

@@ -75,8 +75,8 @@ class MIL(nn.Module):
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar to minimise and its named terms (detached). labels (B,) int64. Default: L_ce, eq. (13).
 
-        Whatever is minimised, the term L_ce is the plain cross-entropy of the logits: a run that has learned nothing is
-        known by it.
+        Whatever is minimised, the term L_ce is the plain cross-entropy of what is predicted: a run that has learned
+        nothing is known by it.
 
         Of a method that stacks everything may have a leading axis of runs, in logits, extras, labels and the result.
         """

@@ -83,7 +83,8 @@ class BranchedMIL(MIL):
 
         reference (B, S, L, 2) and deformed (B, S, L, M, U, 2): r_q and r_q + dr_mqu in cells (x, y), before the border
         clamps them; attention (B, S, L, M, U): A_mqu. With coords also reference_px and deformed_px: the same points
-        in level-0 pixels, interpolated between tile corners as the features are. With map="tile" the maps are
+        in level-0 pixels, interpolated between tile corners as the features are, with grid="position" counted in tiles
+        from the corner of the first. With map="tile" the maps are
         (B, S, K, 16, ...) and have no pixels. Rows of padding mean nothing.
         """
         mask = full_mask(bags, mask)
@@ -177,7 +178,7 @@ class DMSMIL(BranchedMIL):
                  many hundred tiles: see `transport.distance`
     ot_on        eq. (1) on "projection" x_j; "raw": the given features, which leaves L_ot without a gradient (null
                  control); "unit": x_j / |x_j|; "relative": x_j by the bag's own mean distance between the scales, so
-                 that L_ot lies in [0, 1] with any encoder and does not reward shrinking
+                 that L_ot has no unit, lies in [0, 1] but with ot="paired", and does not reward shrinking
     map          x~ of eq. (5) is the map of a "slide", one cell a tile; "tile": each feature is its own 4 x 4 map
                  (projected cell by cell), so that no attention crosses tiles
     grid         the n tiles "fill" their cells (the last row may stay open); "square": bilinear resampling to 14 x 14;

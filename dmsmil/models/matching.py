@@ -7,7 +7,7 @@ import ot
 import torch
 from torch import Tensor
 
-TEMPERATURE = 0.1  # of L_link, in mean distances of the bag
+TEMPERATURE = 0.1  # of L_link, in mean squared distances of the bag
 
 
 def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:

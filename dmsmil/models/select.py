@@ -20,7 +20,7 @@ W_m and w are 0 at the start: the model begins as mean pooling of the projected 
 L_ot is W1 between the scales with the gates as the weights of the tiles: what 10x looks at has to be what 20x looks at.
 It is divided by the bag's own mean distance, so that it is a number without a unit and does not reward shrinking.
 L_link is the cross-entropy of finding, among all tiles of the other scale, the one that a tile is linked with (a 10x
-tile and its own 20x child), by that same distance, divided by log n: 1 where nothing is told apart.
+tile and its own 20x child), by its square, divided by log n: 1 where nothing is told apart.
 
 L_ot and L_link are off unless asked for: by the rule of docs/select.md they did not earn a weight. None of this is the
 paper's, and no claim of the paper is judged by it.

@@ -32,9 +32,10 @@ def distance(features: Tensor, mask: Tensor, kind: str = "exact") -> Tensor:
     exact     W1, the infimum of eq. (1) over all couplings with the Euclidean distance
     squared   the same with the squared distance (W2 squared)
     paired    no infimum: tile j of one scale with tile j of the next (a 10x tile with its own 20x child)
-    blocks    exact inside blocks of at most BLOCK tiles, into which one fixed random order deals them, linked tiles
-              together: the time grows with K, not with K^2.2. A coupling that respects the blocks is a coupling, so
-              this is W1 or more, and no more than "paired" where every tile is linked; up to BLOCK tiles it is W1
+    blocks    exact inside blocks of about BLOCK tiles, into which one fixed random order deals them, linked tiles
+              together: the time grows with K, not with K^2.2. Where both scales have equally many tiles, a coupling
+              that respects the blocks is a coupling, so this is W1 or more, and no more than "paired" where every
+              tile is linked; up to BLOCK tiles it is W1
     entropic  <P, distance> for the entropic coupling P, regularised by ENTROPY times the mean cost; P held constant
 
     Raises InputError for a slide that has no tile at one of the scales.
@@ -64,7 +65,8 @@ def mean_distance(features: Tensor, mask: Tensor) -> Tensor:
 def plan(x1: Tensor, x2: Tensor, mask1: Tensor, mask2: Tensor, kind: str = "exact", entropy: float = ENTROPY) -> Tensor:
     """The coupling behind `distance`: x1 (B, K1, D), x2 (B, K2, D), masks (B, K1), (B, K2) -> (B, K1, K2) float64.
 
-    Row sums are 1/n1 on the tiles of x1, column sums 1/n2 on those of x2, zero on padding; detached.
+    Row sums are 1/n1 on the tiles of x1, column sums 1/n2 on those of x2 ("blocks" of unequal bags: nearly), zero on
+    padding; detached.
     """
     if kind == "entropic":
         return _entropic_plan(x1, x2, mask1, mask2, entropy)

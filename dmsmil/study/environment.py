@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 
 import psutil
 
 from dmsmil.jobs.parallel import pick_device
 
-PACKAGES = (
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "torch",
-    "torchvision",
-    "timm",
-    "openvino",
-    "POT",
-    "h5py",
-    "openslide-python",
-    "openslide-bin",
-    "tifffile",
-    "imagecodecs",
-    "papermill",
-    "matplotlib",
-    "seaborn",
-)
-
 
 def versions() -> dict[str, str]:
-    """The versions of what the package stands on."""
+    """The versions of all that the package requires, extras apart."""
+    required = [line for line in metadata.requires("dmsmil") or [] if "extra ==" not in line]
     found = {}
-    for name in PACKAGES:
+    for name in (re.split(r"[^\w.-]", line)[0] for line in required):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

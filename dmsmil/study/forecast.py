@@ -90,18 +90,19 @@ def forecast(params: dict, slides: int, channels: int, classes: list[str], count
     InputError for settings that cannot be."""
     bags = made_up(params["scales"], channels, classes, params["k"])
     folds = bag_folds(bags, 2)
-    steps = slides * (1 - 1 / params["folds"]) / params["batch_size"]
+    trained = slides * (1 - 1 / params["folds"])
     measured: dict[tuple, float] = {}
     works = []
     for notebook, configs in trainings(params, bags, folds, count).items():
         of: dict[str, tuple[int, float]] = {}
         for config, runs in configs:
             together = _together(config, runs, params)
-            key = config.method, config.scales, config.record()["options"].get("deformable"), together
+            deformable = config.record()["options"].get("deformable")
+            key = config.method, config.scales, deformable, config.batch_size, together
             if key not in measured:  # other options change a step little
                 measured[key] = step_seconds(config, bags, together, params["device"])
             before, each = of.get(config.method, (0, 0.0))
-            seconds = before * each + runs * config.epochs * math.ceil(steps) * measured[key]
+            seconds = before * each + runs * config.epochs * math.ceil(trained / config.batch_size) * measured[key]
             of[config.method] = before + runs, seconds / (before + runs)
         works.append(Work(notebook, of))
     return works

@@ -175,9 +175,11 @@ def _stat(path: Path) -> Stat:
 
 
 def code() -> str:
-    """A fingerprint of the package's source."""
+    """A fingerprint of the package's files: its source, and the styles of its figures and pages."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "dmsmil").rglob("*.py")):
+    for path in sorted((ROOT / "dmsmil").rglob("*.*")):
+        if not path.is_file() or path.suffix == ".pyc":
+            continue
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

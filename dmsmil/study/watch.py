@@ -16,9 +16,9 @@ from dmsmil.cohorts.folds import fold_count
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.store import Store
 from dmsmil.study.forecast import Work, forecast, minutes, workers_of
-from dmsmil.training.metrics import METRICS, called
+from dmsmil.training.metrics import METRICS
 from dmsmil.training.progress import Unit, listening, read_asked, read_progress
-from dmsmil.training.results import marked
+from dmsmil.training.results import marked, number
 
 SILENCE = 60.0  # seconds without a line after which one is said
 LOOK = 10.0  # seconds between two looks at what trains; a tenth of it before the first training
@@ -197,10 +197,10 @@ def result_lines(home: Path, notebook: str) -> list[str]:
         return []
     table = pd.read_csv(found[-1])
     wide = max(map(len, table.name))
-    names = [called(metric, table) for metric in METRICS]
+    names = [number(table.iloc[0], metric)[0] for metric in METRICS]
     lines = [f"    {'':<{wide}}  " + " ".join(f"{name:>6}" for name in names) + f"  95 % of {names[-1]}"]
     for _, row in table.iterrows():
-        numbers = " ".join(f"{row[f'{metric}_mean']:{max(6, len(name))}.3f}" for metric, name in zip(METRICS, names))
+        numbers = " ".join(f"{number(row, metric)[1]:{max(6, len(name))}.3f}" for metric, name in zip(METRICS, names))
         lines.append(
             (
                 f"    {row['name']:<{wide}}  {numbers}  "

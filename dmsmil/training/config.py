@@ -10,7 +10,7 @@ import ast
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -96,6 +96,9 @@ def configure(
         raise InputError(f"scale is {scale}, but the study has {list(bags.scales)}")
     known = method(method_name).options()
     options = {**({"lam": lam} if "lam" in known else {}), **(options or {})}
+    options = {name: _like(known.get(name), value) for name, value in options.items()}
+    defaults = {entry.name: entry.default for entry in fields(RunConfig)}
+    settings = {name: _like(defaults.get(name), value) for name, value in settings.items()}
     positive_number("lam", options.get("lam", lam))
     options = {name: value for name, value in options.items() if name not in known or value != known[name]}
     config = RunConfig(
@@ -110,6 +113,12 @@ def configure(
     _check_settings(config)
     create(method_name, bags.x.shape[-1], len(bags.classes), config.scales, **config.options)  # speaks up early
     return config
+
+
+def _like(default: object, value):
+    """A whole number as a float where the default is one: 2 and 2.0 are one run."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return float(value) if whole and isinstance(default, float) else value
 
 
 def configure_all(bags: Bags, folds: pd.DataFrame, methods: list, **settings) -> list[RunConfig]:
@@ -181,7 +190,9 @@ def positive_number(name: str, value) -> float:
 def code_version(model_module: str) -> str:
     """A fingerprint of the code that decides a run: the model, what it imports of dmsmil.models, and training/fit.py.
 
-    Comments, docstrings and layout do not count, nor the Python that reads it; a changed statement does.
+    Comments, docstrings and layout do not count, nor the Python that reads it; a changed statement does. What trains
+    several runs in one pass (training/together.py, models/stacked.py) does not count either: it promises what each run
+    would give alone, and tests hold it to that.
     """
     todo, seen = [f"dmsmil.models.{model_module}", "dmsmil.training.fit"], {}
     while todo:

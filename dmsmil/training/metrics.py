@@ -14,6 +14,7 @@ from dmsmil.cohorts.folds import repeat_of
 from dmsmil.jobs.files import InputError
 
 METRICS = ("ACC", "F1", "AUC")
+DRAWS = 1000  # of patients, for an interval
 OF_SEVERAL = {"F1": "macro-F1", "AUC": "one-vs-rest AUC"}  # what these are of more than two classes
 NEEDS_TWO = "needs two classes, or one that the key positive sets against the rest"
 
@@ -112,7 +113,7 @@ def score_by_fold(predictions: pd.DataFrame, positive: str = "") -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0) -> dict[str, float]:
+def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = DRAWS, seed: int = 0) -> dict[str, float]:
     """Mean and standard deviation over runs, and a 95 % interval by patient, of each metric, as `score` has them.
 
     Keys: ACC_mean, ACC_std (over folds and seeds, ddof = 1; runs in which a metric is not defined are left out),
@@ -141,7 +142,7 @@ def summarise(predictions: pd.DataFrame, positive: str = "", draws: int = 1000, 
 
 
 def bootstrap(
-    predictions: pd.DataFrame, positive: str = "", draws: int = 1000, seed: int = 0, level: float = 0.95
+    predictions: pd.DataFrame, positive: str = "", draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Percentile interval of each metric on the pooled predictions, when patients, not slides, are drawn again.
 
@@ -167,7 +168,7 @@ def patient_draws(predictions: pd.DataFrame, draws: int, rng: np.random.Generato
 
 
 def mean_interval(
-    values, patients, draws: int = 1000, seed: int = 0, level: float = 0.95
+    values, patients, draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
     """Mean over patients of a value a slide (a patient's slides averaged first), and its interval when patients are
     drawn again: (mean, low, high). NaN values are left out; all NaN where none is left, the interval where one is."""

@@ -279,7 +279,8 @@ def health_sentences(runs: Runs, bags) -> str:
     """Markdown: how strong L_ot is beside λ L_ce, where a method has both, at the first step and at the end; over how
     many tiles of a tested slide the scores are spread; and which runs are marked. Means over the runs."""
     seen, lam, lines = whole_history(runs).groupby("epoch").mean(), runs.config.options.get("lam", 1.0), []
-    if seen.get("gradient_ot", pd.Series([0.0])).max() > 0:
+    weighed = "lam" in method(runs.config.method).options()  # other methods weigh their terms in other ways
+    if weighed and seen.get("gradient_ot", pd.Series([0.0])).max() > 0:
         looked = seen[seen.gradient_ot.notna()]
         sizes = [_times(row.L_ot, lam * row.L_ce) for row in looked.itertuples()]
         pulls = [_times(row.gradient_ot, row.gradient_ce) for row in looked.itertuples()]

@@ -92,7 +92,11 @@ def test_the_words_about_lambda_follow_from_the_numbers():
     nearer = table.assign(L_ot=[0.1, 0.1, 0.2, math.nan])
     assert "L_ot goes from 0.27 to 0.13: the scales come nearer" in lam_sentences(nearer, tests)
     again = lam_sentences(lam_table({1.0: runs[10.0], ALONE: runs[1.0]}), tests)
-    assert "best or as good as the best in each of them" in again
+    assert "Here it is so in each of them." in again
+    tied = table[table.lam > 0.1].assign(AUC_mean=[0.9, 0.9 - 1e-15, 0.8])
+    assert "Here it is so in none of them; in AUC it shares the first place." in lam_sentences(tied, tests)
+    vain = table.assign(AUC_mean=[1, 0.9, 0.99, 0.8], learned_nothing=[0, 0, 3, 0])
+    assert "at λ = 10" not in lam_sentences(vain, tests).split("Highest here")[1].split("\n")[0], "no run learned"
 
 
 def test_nothing_is_compared_with_a_collapsed_lambda_1():

@@ -1,5 +1,6 @@
 """The witness rate: shares by the pixel, bags that hold what they promise, bounds on DMSMIL, words that follow."""
 
+import shutil
 from dataclasses import replace
 from itertools import permutations
 
@@ -297,10 +298,17 @@ def test_the_signal_tiles_are_those_whose_weight_is_counted(demo, monkeypatch):
 def test_without_truth_or_rates_one_sentence_says_so(demo, rates, truth, reason):
     home, bags, _ = demo
     if not truth:
-        (home / f"cohort/truth/{bags.slide_ids[3]}.npz").unlink()
+        shutil.rmtree(home / "cohort/truth")
     found = go(demo, rates)
     table = witness_table(found)
     assert table.empty and reason in witness_sentences(found, table) and not (home / "runs").exists()
+
+
+def test_a_truth_that_is_lost_is_said_and_not_that_the_cohort_was_painted_by_nobody(demo):
+    home, bags, _ = demo
+    (home / f"cohort/truth/{bags.slide_ids[3]}.npz").unlink()
+    with pytest.raises(InputError, match=bags.slide_ids[3]):
+        go(demo, [0.1])
 
 
 @pytest.mark.parametrize("rates", [[0.1, 1.5], ["0.1"], [-0.1]])

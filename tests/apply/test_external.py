@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from dmsmil import figures
-from dmsmil.apply.external import external_predictions, external_sentences, external_shown, external_table
-from dmsmil.training.metrics import decision_curve
+from dmsmil.apply.external import _one_model, external_predictions, external_sentences, external_shown, external_table
+from dmsmil.training.metrics import bootstrap, decision_curve, score
 from tests.apply.conftest import NEW
 
 pytestmark = [pytest.mark.xdist_group("apply"), pytest.mark.slow]
@@ -41,6 +41,19 @@ def test_the_numbers_are_those_of_scikit_learn(made, labelled):
     each = each[each.slide_id.isin(NEW)]
     one = [roc_auc_score(part.label == "lobular-like", part["prob_lobular-like"]) for _, part in each.groupby("fold")]
     assert table.loc[("DMSMIL", "one"), "AUC"] == pytest.approx(np.mean(one))
+
+
+def test_the_interval_of_one_model_is_of_the_mean_over_models(made, labelled):
+    """Each model is asked about the same drawn patients; pooled predictions would have an F1 of their own."""
+    each = labelled.each["DMSMIL"]
+    each = each[each.slide_id.isin(NEW)]
+    fixed = each.assign(pred=np.where(each.fold == 0, "ductal-like", "lobular-like"))
+    low, high = _one_model(fixed, "lobular-like")
+    one = np.mean([score(part, "lobular-like")["F1"] for _, part in fixed.groupby("fold")])
+    assert low["F1"] <= one <= high["F1"] and one < bootstrap(fixed, "lobular-like")[0]["F1"] + 1e-9
+    alone, same = _one_model(each[each.fold == 0], "lobular-like"), bootstrap(each[each.fold == 0], "lobular-like")
+    for metric in ("ACC", "F1", "AUC"):
+        assert [part[metric] for part in alone] == pytest.approx([part[metric] for part in same])
 
 
 def test_beside_them_stand_the_out_of_fold_values_of_the_study(made, labelled):

@@ -136,6 +136,7 @@ def test_a_known_md5_is_believed_and_stands_beside_those_of_files(tmp_path):
         md5=["900150983cd24fb0d6963f7d28e17f72", "x", "", ""],
     )  # of a: md5 of b"abc" (RFC 1321)
     assert duplicates(frame).slide_id.to_list() == ["a", "c"]
+    assert duplicates(frame.iloc[[0, 2]]) is None, "an md5 and a file alone are not compared"
     assert duplicates(frame.assign(md5=["x", "x", "y", "z"])).copy_of.to_list() == ["a", "a"]
 
 

@@ -1,5 +1,7 @@
 """Growth with the number of tiles: the parts are the model's, slopes are powers, and the sentence follows from them."""
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,8 @@ from dmsmil import figures
 from dmsmil.cost import growth, meter
 from dmsmil.cost.growth import PARTS, growth_sentences, larger_half, part_calls, slope, study_growth
 from dmsmil.jobs.files import InputError
+from dmsmil.models import METHODS
+from dmsmil.models.deformable import DeformableAttention
 from tests.conftest import assert_one_line
 from tests.figures.test_figures import drawn
 
@@ -93,6 +97,20 @@ def test_products_grow_as_the_paper_says():
             flops[part].append(counter.get_total_flops())
     assert np.diff(np.log2(flops["deformable"])) == pytest.approx([1, 1], abs=0.01)
     assert np.diff(np.log2(flops["full"]))[1] > 1.7
+
+
+def test_the_deformable_part_has_the_defaults_of_dmsmil(monkeypatch):
+    asked = {}
+
+    def made(*args, **chosen):
+        asked.update(chosen)
+        return DeformableAttention(*args, **chosen)
+
+    monkeypatch.setattr(growth, "DeformableAttention", made)
+    growth.part_calls(9, torch.device("cpu"))
+    usual = METHODS["dmsmil"].options()
+    taken = set(inspect.signature(DeformableAttention.__init__).parameters) & set(usual) - {"heads"}
+    assert asked == {name: usual[name] for name in taken} and "offset_lr" in asked
 
 
 def test_the_deformable_part_is_the_models_own():

@@ -9,7 +9,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from dmsmil.features.bags import toy_bags
-from dmsmil.interpret.explain import EXPLANATIONS, Case, at_places, cases, own, own_scores, probabilities, tile_scores
+from dmsmil.interpret import faithfulness as room
+from dmsmil.interpret.explain import (
+    EXPLANATIONS,
+    Case,
+    at_places,
+    cases,
+    gradient_times_input,
+    own,
+    own_scores,
+    probabilities,
+    tile_scores,
+)
 from dmsmil.interpret.faithfulness import (
     STEPS,
     _kept,
@@ -180,6 +191,29 @@ def test_fresh_weights_differ_and_leave_the_random_state_alone(trained):
     twin = random_twin(c, runs)
     assert torch.equal(state, torch.random.get_rng_state())
     assert not np.allclose(own(c), own(twin)) and np.array_equal(own(twin), own(random_twin(c, runs)))
+
+
+def test_a_fresh_twin_without_a_preference_leaves_the_others_their_say(trained, monkeypatch):
+    bags, _, (runs, *_) = trained
+    asked, mean = [], room._mean
+    monkeypatch.setattr(room, "_mean", lambda values: asked.append(values) or mean(values))
+    slides, _ = room.slide_measures(runs, bags, None, 1, 0)
+    assert mean([np.nan, 0.2, 0.4]) == pytest.approx(0.3) and np.isnan(mean([np.nan, np.nan]))
+    assert slides.random_weights[0] == pytest.approx(mean(asked[0])) and len(asked[0]) == room.TWINS
+
+
+def test_measuring_leaves_the_threads_of_this_process_and_no_gradients(trained):
+    bags, _, (runs, *_) = trained
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        measure([runs], bags, None, slides=1, workers=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    case = next(cases(runs, bags))
+    gradient_times_input(case)
+    assert all(parameter.grad is None for parameter in case.model.parameters())
 
 
 @pytest.mark.slow

@@ -51,6 +51,9 @@ def test_seconds_are_runs_times_epochs_times_slides_times_the_step(params, monke
     assert twice[0].seconds == 2 * first.seconds
     repeated = forecast(params | {"repeats": 3}, 20, 32, CLASSES)
     assert repeated[0].runs == 3 * 2 and repeated[0].seconds == 3 * first.seconds
+    several = params | {"methods": [{"dmsmil": {"batch_size": 4}}], "variants": ["batch_size_16"]}
+    steps = [work.seconds / (0.5 * 5 * work.runs) for work in forecast(several, 20, 32, CLASSES)]
+    assert steps[1] == 3, "ten slides in batches of four are three steps"
     assert forecast(params, 20, 32, CLASSES, 7)[0].runs == 7, "a split table has brought seven folds"
 
 

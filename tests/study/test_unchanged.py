@@ -137,6 +137,23 @@ def test_a_new_code_changes_everything(study, monkeypatch):
     assert known(*study) == []
 
 
+def test_a_style_is_code_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "ROOT", tmp_path)
+    write(tmp_path / "dmsmil/a.py", "x = 1")
+    write(tmp_path / "dmsmil/figures/x.mplstyle", "figure.dpi: 100")
+    first = room.code()
+    write(tmp_path / "dmsmil/__pycache__/a.cpython-311.pyc", "compiled")
+    assert room.code() == first
+    write(tmp_path / "dmsmil/figures/x.mplstyle", "figure.dpi: 200")
+    assert room.code() != first
+
+
+def test_every_package_that_is_required_is_looked_at():
+    found = room.versions()
+    assert {"torch", "opencv-python-headless", "scikit-image", "torchstain"} <= set(found)
+    assert "pytest" not in found and "absent" not in found.values()
+
+
 def test_a_lost_notebook_is_executed_and_so_are_those_after_it(study):
     home, params = study
     (home / "notebooks/04_compare.ipynb").unlink()

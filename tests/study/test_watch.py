@@ -216,4 +216,8 @@ def test_the_result_is_a_table_in_the_terminal(tmp_path):
     )
     assert result_lines(tmp_path, "03_train")[1].endswith("1.00]  learned nothing, gathered")
     assert lines[2].startswith("    always the majority   0.500") and len({line.index("[") for line in lines[1:]}) == 1
+    alone = table.assign(collapsed=0, AUC_mean=float("nan"), AUC_pooled=[0.87, 0.5])
+    alone.to_csv(tmp_path / "tables/03_dmsmil_results.csv", index=False)
+    pooled = result_lines(tmp_path, "03_train")
+    assert "pooled AUC" in pooled[0] and "0.870" in pooled[1] and "nan" not in "".join(pooled)
     assert result_lines(tmp_path, "04_compare") == [] == result_lines(tmp_path, "07_interpret")

@@ -81,6 +81,15 @@ def test_everything_that_decides_a_result_is_in_its_name(study, change):
     assert quick(bags, folds, **change).name != quick(bags, folds).name
 
 
+def test_two_and_two_point_nothing_are_one_run(study):
+    for whole, real in (({"lam": 2}, {"lam": 2.0}), ({"weight_decay": 0}, {}), ({"lr": 1}, {"lr": 1.0})):
+        assert configure(*study, "dmsmil", **whole).name == configure(*study, "dmsmil", **real).name
+    with pytest.raises(InputError, match="same settings"):
+        configure_all(*study, ["dmsmil", {"dmsmil": {"weight_decay": 0}}], epochs=3)
+    assert configure(*study, "dmsmil", 0, {"heads": 2}).options["heads"] == 2
+    assert isinstance(configure(*study, "dmsmil", 0, {"heads": 2}).options["heads"], int)
+
+
 def test_features_folds_and_code_are_in_the_name(study, monkeypatch):
     bags, folds = study
     other = make_bags(signal=1.0)

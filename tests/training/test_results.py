@@ -36,7 +36,7 @@ def runs_of(lam=1.0, **marked):
             **marked,
         }
     )
-    config = SimpleNamespace(scales=(10, 20), options={"lam": lam})
+    config = SimpleNamespace(method="dmsmil", scales=(10, 20), options={"lam": lam})
     return Runs(config, pd.DataFrame(), history, records, {})
 
 

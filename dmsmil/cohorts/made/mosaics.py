@@ -218,7 +218,7 @@ def make_mosaics(
     cohort.csv. The result does not depend on `workers`.
 
     Returns the table of cohort.csv: slide_id, patient_id (of the mosaic: LC25000 knows no patients), label, path
-    (relative to `folder`). Raises InputError for bad input; nothing is written then.
+    (relative to `folder`). Raises InputError for bad input.
     """
     if slides_per_class < 1 or side < 1:
         raise InputError(f"slides-per-class is {slides_per_class} and side is {side}: both must be at least 1")
