@@ -85,7 +85,7 @@ def test_two_and_two_point_nothing_are_one_run(study):
     for whole, real in (({"lam": 2}, {"lam": 2.0}), ({"weight_decay": 0}, {}), ({"lr": 1}, {"lr": 1.0})):
         assert configure(*study, "dmsmil", **whole).name == configure(*study, "dmsmil", **real).name
     with pytest.raises(InputError, match="same settings"):
-        configure_all(*study, ["dmsmil", {"dmsmil": {"weight_decay": 0}}], epochs=3)
+        configure_all(*study, ["dmsmil", {"dmsmil": {"weight_decay": 0}}], epochs=3, weight_decay=0.0)
     assert configure(*study, "dmsmil", 0, {"heads": 2}).options["heads"] == 2
     assert isinstance(configure(*study, "dmsmil", 0, {"heads": 2}).options["heads"], int)
 
