@@ -14,7 +14,7 @@ from dmsmil.apply.finished import finished_runs
 from dmsmil.apply.known import trained_on
 from dmsmil.apply.members import Colour, Member, Network, Shares
 from dmsmil.apply.novelty import left_out, slide_vectors
-from dmsmil.features.bags import Bags
+from dmsmil.features.bags import OF_ONE_SLIDE, Bags
 from dmsmil.jobs.files import InputError
 from dmsmil.slides.hdf5 import difference, reading
 from dmsmil.training.baselines import COLOUR, MAJORITY, asked, class_shares, fit_colour
@@ -24,8 +24,6 @@ from dmsmil.training.metrics import METRICS, asked_class
 from dmsmil.training.results import note, result_table, run_names
 from dmsmil.training.runs import Runs
 
-# what made a slide's features, and is not the study's
-OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
 RIVAL = "meanpool"
 NEVER = -1e9  # the logit of a class that cannot be answered
 OURS = ["name", *(f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high", "pooled")), "classes"]

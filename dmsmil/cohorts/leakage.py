@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmsmil.cohorts.folds import span
-from dmsmil.cohorts.ids import TCGA, tcga_patient
+from dmsmil.cohorts.ids import TCGA, alike, tcga_patient
 from dmsmil.cohorts.sites import site_groups
 from dmsmil.cohorts.splits import PARTS, read_splits
 from dmsmil.jobs.files import file_md5, is_file
@@ -30,11 +30,13 @@ def leakage(
     Columns: (what, where); what is patients, sites (of a cohort that knows any) and copies (contents that several
     slides have, of `duplicates`: None where none could be looked for); where is train, val, test, and train & test,
     train & val, and rest & test: those that are in both, the rest being train and val together. Slides without a site
-    do not count as one. Patients whom a TCGA barcode calls one are one, whatever the table says.
+    do not count as one. Patients whom a TCGA barcode calls one are one, whatever the table says, and so are two names
+    that differ in case, in spaces or in signs that look alike alone.
     """
     names = [c for c in folds if c.startswith("fold_")]
     rows = folds.melt(["slide_id", "patient_id"], names, "fold", "part")
     rows["fold"] = rows.fold.str[5:].astype(int)
+    rows["patient_id"] = rows.patient_id.astype(str).map(alike)
     rows["patient_id"] = rows.patient_id.map(site_groups(rows.assign(site=rows.slide_id.map(tcga_patient))))
     if cohort is not None and (cohort.site != "").any():
         sites = dict(zip(cohort.slide_id, cohort.site))

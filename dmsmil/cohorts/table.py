@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmsmil.cohorts.checks import COLUMNS, FETCHED, REQUIRED, gaps, identities, resolutions, sizes, unread
+from dmsmil.cohorts.checks import (
+    COLUMNS,
+    FETCHED,
+    REQUIRED,
+    gaps,
+    identities,
+    resolutions,
+    sizes,
+    spelling_questions,
+    unread,
+)
 from dmsmil.cohorts.fetching import downloadable
 from dmsmil.cohorts.finding import SlideFiles, find_slides, without_file
 from dmsmil.cohorts.ids import LONGEST_ID, plain_name
@@ -79,6 +89,9 @@ def load_cohort(
     for row, reason in problems:
         reasons.setdefault(row, reason)
     failures = [failure_row(_unit(frame, row), "cohort", InputError(reason)) for row, reason in sorted(reasons.items())]
+    if "label" in required:
+        for question in spelling_questions(frame):
+            report(f"{table.name}: {question}")
     cohort = frame.drop(index=frame.index.intersection(list(reasons))).sort_values("slide_id").reset_index(drop=True)
     classes = sorted(cohort.label.unique())
     if cohort.empty or len(classes) < 2 and "label" in required:

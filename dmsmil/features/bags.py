@@ -18,6 +18,8 @@ from dmsmil.jobs.limits import free_memory
 from dmsmil.jobs.text import many
 from dmsmil.slides.store import MadeBy, Store
 
+# what made the features of a slide, and is not the study's
+OF_ONE_SLIDE = ("bytes", "mpp", "corners", "files", "label", "site")
 MEMORY_SHARE = 0.5  # of the available memory that features may take before they are memory-mapped
 
 
@@ -227,6 +229,7 @@ def _load(
     plans, made_by = [], {}
     for name in [name for name in cohort.slide_id if name not in missing]:
         try:
+            store.check_file(name)
             plan, made_by[name] = Plan.of(store, name, k), store.features_made_by(name)
             plans.append(plan)
         except InputError as error:
@@ -236,7 +239,7 @@ def _load(
             f"no slide of the cohort has features by '{store.encoder}'"
             + (f" (the first: {next(iter(missing.values()))})" if missing else "")
         )
-    _same_encoder(store, made_by)
+    _made_alike(store, made_by)
 
     names = [plan.slide_id for plan in plans]
     known = cohort.set_index("slide_id").loc[names]
@@ -306,17 +309,21 @@ def _features(store: Store, plans: list[Plan], shape: tuple[int, int, int]) -> I
         raise _Damaged(damaged)
 
 
-def _same_encoder(store: Store, made_by: dict[str, MadeBy]) -> None:
-    """Features of two encoders, or of two sets of weights, must never meet in one study."""
+def _made_alike(store: Store, made_by: dict[str, MadeBy]) -> None:
+    """Features of two encoders, of two sets of weights, or of tiles by other settings must never meet in one study."""
     groups: dict[str, list[str]] = {}
     for name, made in made_by.items():
-        groups.setdefault(fingerprint([made.config.get("encoder"), made.dim]), []).append(name)
+        shared = {key: value for key, value in made.config.items() if key not in (*OF_ONE_SLIDE, "reader")}
+        groups.setdefault(fingerprint([shared, made.dim]), []).append(name)
     if len(groups) > 1:
         least = min(groups.values(), key=len)
+        most = max(groups.values(), key=len)
+        here, there = made_by[least[0]].config, made_by[most[0]].config
+        keys = [key for key in {**there, **here} if key not in OF_ONE_SLIDE and here.get(key) != there.get(key)]
+        what = "weights, size or precision" if keys in ([], ["encoder"]) else ", ".join(keys)
         raise InputError(
             f"the features by '{store.encoder}' were not all made alike: {many(len(least), 'slide')} ("
-            f"{least[0]}{', ...' * (len(least) > 1)}) with other weights, size or "
-            "precision than the rest; run the features stage again"
+            f"{least[0]}{', ...' * (len(least) > 1)}) with other {what} than the rest; run the features stage again"
         )
 
 

@@ -101,8 +101,9 @@ def read_clam(files: Files, scale: int, tile_px: int, mpp: float) -> Part:
         with opened(files["tiles"]) as written:
             about, here = dict(written.file["coords"].attrs), _corners(written, files["tiles"])
         coords, step = here if coords is None else coords, _number(about, "downsample") or 1.0
-        side = float(round(_number(about, "patch_size") * step))  # downsamples are a little off whole numbers
-        size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float))
+        known = "downsample" in about or not _number(about, "patch_level")  # else its sizes are of an unknown level
+        side = float(round(_number(about, "patch_size") * step)) if known else 0.0  # downsamples are a little off
+        size = tuple(step * np.asarray(about.get("level_dim", (0, 0)), float)) if known else (0.0, 0.0)
     if coords is None:
         raise InputError(
             f"{path.name} does not say where its tiles are: put CLAM's folder patches, or h5_files, beside pt_files"

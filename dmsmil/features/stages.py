@@ -209,9 +209,9 @@ def _encode_slide(
             features = _encode_stream(read_tiles(slide, tiles), tuple(tiles.coords))
         else:  # one decode to choose and to encode
             tiles = choose_tiles(slide, tiling, given, pixels=True)
-            store.write_tiles(tiles, tiling, seen(path))
+            store.write_tiles(tiles, tiling, seen(path), "; ".join(slide.warnings))
             features = {scale: _encoder.encode(images) for scale, images in tiles.pixels.items()}
-        store.write_features(slide_id, features, tiles, config)
+        store.write_features(slide_id, features, tiles, config, store.seen(slide_id))
         return slide_row(tiles, slide, started)
 
 

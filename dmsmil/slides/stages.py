@@ -71,9 +71,9 @@ def _beside(path: str | Path) -> list[Path]:
 
 
 def forget_replaced(store: Store, cohort: pd.DataFrame, report: Callable[[str], None] = print) -> None:
-    """Delete the tiles of each slide whose file is another than the one they were chosen on, under the same name and,
-    as exports of one region have it, of the same size. A file that was only copied or touched is the same; one that has
-    not been touched since this was last asked is not read."""
+    """Forget the tiles of each slide whose file is another than the one they were chosen on (`Store.forget`), under the
+    same name and, as exports of one region have it, of the same size. A file that was only copied or touched is the
+    same; one that has not been touched since this was last asked is not read."""
     kept = store.home / "features" / ".seen.json"
     try:
         asked = dict(read_json(kept))
@@ -92,7 +92,7 @@ def forget_replaced(store: Store, cohort: pd.DataFrame, report: Callable[[str], 
         if same:
             now[row.slide_id] = state
         else:
-            store.drop_tiles(row.slide_id)
+            store.forget(row.slide_id)
             report(f"{row.slide_id}: its file is another one than before, and what was made of it is made anew")
     if now != {name: state for name, state in asked.items() if name in now}:
         write_json({**asked, **now}, kept)
@@ -147,7 +147,7 @@ def _tile_slide(store: Store, slide_id: str, path: str, given: Given | None, con
     started = time.perf_counter()
     with open_configured(path, slide_id, config) as slide:
         tiles = choose_tiles(slide, config, given)
-        store.write_tiles(tiles, config, seen(path))
+        store.write_tiles(tiles, config, seen(path), "; ".join(slide.warnings))
         return slide_row(tiles, slide, started)
 
 

@@ -60,9 +60,9 @@ class Store:
         """Where the features of a slide at a scale lie; InputError for an id that would lead elsewhere."""
         return self._folder(scale) / encoder_folder(self.encoder) / f"{plain_name(slide_id, LONGEST_ID)}.h5"
 
-    def write_tiles(self, tiles: Tiles, config: dict, seen: str = "") -> None:
+    def write_tiles(self, tiles: Tiles, config: dict, seen: str = "", warnings: str = "") -> None:
         """Keep the chosen tiles of a slide: coords at every scale, with parent, or density and colour at the first.
-        seen: what is to be remembered of the slide's file (`stages.seen`)."""
+        seen: what is to be remembered of the slide's file (`stages.seen`); warnings: what was said about it."""
         for scale in self.scales:
             with writing(self.tiles_path(scale, tiles.slide_id), config) as new:
                 _coords(new, self._attributes(tiles, scale, "patches"), tiles.coords[scale])
@@ -72,6 +72,8 @@ class Store:
                     new.file.attrs["grid"], new.file.attrs["read"] = tiles.grid, tiles.read
                     if seen:
                         new.file.attrs["seen"] = seen
+                    if warnings:
+                        new.file.attrs["warnings"] = warnings
                 else:
                     new.put("parent", np.ascontiguousarray(tiles.parent, np.int64))
 
@@ -107,8 +109,11 @@ class Store:
             read,
         )
 
-    def write_features(self, slide_id: str, features: dict[int, np.ndarray], tiles: Tiles, config: dict) -> None:
-        """Keep {scale: (N, D)} features of the tiles of a slide, row for row; InputError when one is not finite."""
+    def write_features(
+        self, slide_id: str, features: dict[int, np.ndarray], tiles: Tiles, config: dict, seen: str = ""
+    ) -> None:
+        """Keep {scale: (N, D)} features of the tiles of a slide, row for row; InputError when one is not finite. seen:
+        as `write_tiles`, of the file that they were made of."""
         for scale in self.scales:
             values = np.ascontiguousarray(features[scale], np.float32)
             _check_features(values, tiles.coords[scale], slide_id, scale)
@@ -124,6 +129,8 @@ class Store:
                 _coords(new, attributes, tiles.coords[scale])
                 if scale != self.scales[0]:
                     new.put("parent", np.ascontiguousarray(tiles.parent, np.int64))
+                if seen:
+                    new.file.attrs["seen"] = seen
 
     def read_features(self, slide_id: str, config: dict | None = None, values: bool = True) -> dict[int, ScaleFeatures]:
         """The features of a slide by scale; without `values` only where its tiles are.
@@ -176,10 +183,33 @@ class Store:
         except InputError:
             return ""
 
-    def drop_tiles(self, slide_id: str) -> None:
-        """Delete the tiles of a slide: neither they nor its features count any more."""
+    def told(self, slide_id: str) -> str:
+        """The warnings about a slide with which its tiles were chosen; "" where there are none."""
+        try:
+            with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
+                return written.file.attrs.get("warnings", "")
+        except InputError:
+            return ""
+
+    def forget(self, slide_id: str) -> None:
+        """Delete the tiles of a slide whose file is another one now. Features remember the file that they were made of,
+        and are kept for the day it comes back; those that remember none go."""
+        for scale in self.scales:
+            for folder in sorted(self._folder(scale).glob("features_*")):
+                path = folder / self.features_path(scale, slide_id).name
+                if path.is_file() and not _remembered(path):
+                    path.unlink()
         for scale in self.scales:
             self.tiles_path(scale, slide_id).unlink(missing_ok=True)
+
+    def check_file(self, slide_id: str) -> None:
+        """InputError where the features of a slide were made of another file than its tiles were chosen on."""
+        known = self.seen(slide_id)
+        for scale in self.scales:
+            if known and _remembered(self.features_path(scale, slide_id)) not in ("", known):
+                raise InputError(
+                    f"the features of slide {slide_id} are of another file than its tiles: run the features stage again"
+                )
 
     def has_tiles(self, slide_id: str, config: dict) -> bool:
         """Whether the tiles of a slide are there, whole, and made by exactly this configuration."""
@@ -189,7 +219,14 @@ class Store:
         """Whether features and tiles of a slide are there, whole, and made by exactly this configuration; for the tiles
         that is all of it but its encoder."""
         tiling = {key: value for key, value in config.items() if key != "encoder"}
-        return self.has_tiles(slide_id, tiling) and self._has(self.read_features, self.features_path, slide_id, config)
+        if not self.has_tiles(slide_id, tiling):
+            return False
+
+        def read(name: str) -> None:
+            self.check_file(name)
+            self.read_features(name)
+
+        return self._has(read, self.features_path, slide_id, config)
 
     def failed(self) -> dict[str, str]:
         """{slide_id: reason} of the slides whose tiles or features could not be made when that was last tried.
@@ -261,6 +298,15 @@ class Store:
         return True
 
 
+def _remembered(path: Path) -> str:
+    """What a file remembers of the slide's file; "" where it remembers nothing, or cannot be read."""
+    try:
+        with reading(path) as written:
+            return written.file.attrs.get("seen", "")
+    except (OSError, KeyError, ValueError):
+        return ""
+
+
 def encoder_folder(encoder: str) -> str:
     """The name of the folder of an encoder's features, as TRIDENT's: hf-hub:a/b -> features_hf-hub-a-b."""
     return "features_" + re.sub(r"[^\w.-]+", "-", encoder)
@@ -325,7 +371,7 @@ def _summary(store: Store, row, result: dict | None) -> dict:
         "tiles": len(tiles.density),
         "density": float(tiles.density.mean()),
         "magnification": tiles.magnification,
-        "warnings": (result or {}).get("warnings", ""),
+        "warnings": result["warnings"] if result else store.told(row.slide_id),
         "seconds": (result or {}).get("seconds", 0.0),
     }
 

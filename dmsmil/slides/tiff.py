@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, in our line
+ERASED = re.compile(rb"\x00{64}|\xff{64}")
 PICTURES = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture"}  # by their first bytes
 
 
@@ -58,6 +60,8 @@ class TiffLevels:
         data = handle.read(size)
         if not data or len(data) != size:
             raise ValueError("a tile of the file is absent or cut short")
+        if page.compression == tifffile.COMPRESSION.JPEG and _is_suspect(data):
+            raise ValueError("a tile of the file may be damaged")
         return page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.keyframe.jpegheader)[0][0]
 
     def detailed(self, level: int) -> tuple[int, int]:
@@ -65,6 +69,12 @@ class TiffLevels:
         page = self.pages[level][0]
         row, column = divmod(int(np.argmax(page.databytecounts)), -(-page.imagewidth // page.tilewidth))
         return column * page.tilewidth, row * page.tilelength
+
+
+def _is_suspect(data: bytes) -> bool:
+    """Whether a JPEG lacks its end, or holds a run of equal bytes as an erased disk does: tifffile's decoder would fill
+    the rest with something, and say nothing."""
+    return not data.rstrip(b"\0").endswith(b"\xff\xd9") or ERASED.search(data) is not None
 
 
 def is_rgb(page) -> bool:

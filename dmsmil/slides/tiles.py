@@ -19,6 +19,8 @@ from dmsmil.slides.density import check_black, padding_pixels, screen, screening
 from dmsmil.slides.magnification import tile_size_level0
 from dmsmil.slides.reader import Slide, shrink
 
+FULL = 0.9  # of a slide's tiles: where so many may be tissue through and through, glass may be among them
+
 
 @dataclass
 class Tiles:
@@ -148,6 +150,12 @@ def select_tiles(
         slide.warnings.append(
             f"slide {name}: {padded} or more of {bounds.size} {first}x tiles are mostly black "
             "padding, which is not counted as tissue (`black: tissue` counts it)"
+        )
+    choice = len(best.heap) == best.k < bounds.size
+    if choice and level is not None and best.heap[0][0] == area and (bounds == area).mean() > FULL:
+        slide.warnings.append(
+            f"slide {name}: all of its {best.k} tiles are dense through and through, and more may be, so they were "
+            "taken from the top of the slide: is its glass as dark as tissue?"
         )
     if not best.heap:
         raise InputError(

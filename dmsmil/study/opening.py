@@ -47,13 +47,18 @@ class Study:
 
     def bags(self, k: int) -> Bags:
         """The bags of all its slides: at most `k` tiles a slide and scale. A slide whose features were made and are not
-        whole any more is a row of failures.csv and a line."""
+        whole any more is a row of failures.csv and a line. Raises InputError for a class that would be lost."""
         bags = load_bags(self.store, self.cohort, k, self.store.scales)
         known = self.store.failed()
         lost = {name: reason for name, reason in bags.missing.items() if name not in known}
         for name, reason in lost.items():
             print(f"{name} is left out: {reason}. Run 02_features, which makes it anew")
         write_failures(self.home, "bags", [failure_row(name, "bags", InputError(lost[name])) for name in lost])
+        if gone := sorted(set(self.cohort.label) - set(bags.classes)):
+            raise InputError(
+                f"no slide of the class '{gone[0]}' has features ({next(iter(bags.missing.values()))}): make them, or "
+                "take the class out of the cohort table"
+            )
         return bags
 
     def views(self, limit: int) -> list[dict]:

@@ -156,11 +156,13 @@ def _cohort(params: dict) -> Iterator[tuple[bool, str, pd.DataFrame | None]]:
     except InputError as error:
         yield False, f"cohort   {one_line(error)}", None
         return
+    questions = spelling_questions(cohort)
     for note in notes:
-        yield True, f"cohort   note: {note}", cohort
+        if not note.endswith(tuple(questions) or ("\n",)):
+            yield True, f"cohort   note: {note}", cohort
     for row in failures:
         yield False, f"slide    {row['unit']}: {row['reason']}", cohort
-    for question in spelling_questions(cohort):
+    for question in questions:
         yield False, f"cohort   {question}", cohort
     counts = cohort.groupby("label").agg(patients=("patient_id", "nunique"), slides=("slide_id", "size"))
     words = "; ".join(

@@ -90,6 +90,14 @@ def test_slides_of_one_patient_by_their_barcodes_leak_whatever_the_table_calls_t
     assert leakage(joined, frame).patients["test"].to_list() == [7, 4]
 
 
+def test_a_patient_in_two_spellings_leaks():
+    folds, _ = leaky()
+    table = folds.assign(patient_id=[f"p{row // 2}" if row % 2 else f"P{row // 2} " for row in range(len(folds))])
+    for fold in [name for name in table if name.startswith("fold_")]:
+        table[fold] = ["train" if row % 2 else "test" for row in range(len(table))]
+    assert (leakage(table)["patients", "rest & test"] == len(table) // 2).all()
+
+
 def test_many_folds_are_summed_up(tmp_path):
     table = make_folds(cohort(20, 20), 4, repeats=3)
     row = audit_summary(leakage(table)).loc["this study"]

@@ -141,6 +141,16 @@ def test_a_useless_table_is_refused(write, columns, message):
         load_cohort(write(**columns))
 
 
+def test_names_that_differ_in_what_nobody_sees_are_asked_about_where_a_cohort_is_read(write):
+    lines = []
+    patients = ["P00", "p00", "1", "01"]
+    table = write(slide_id=["a", "b", "c", "d"], patient_id=patients, label=["True", "TRUE", "x", "x"])
+    load_cohort(table, report=lines.append)
+    asked = " ".join(line for line in lines if "differ in case, spaces, dashes or zeros alone" in line)
+    for pair in ("'TRUE' (1 slide) and 'True'", "'P00' (1 slide) and 'p00'", "'01' (1 slide) and '1'"):
+        assert pair in asked
+
+
 def test_missing_table_folder_and_binary_rubbish(tmp_path, write):
     with pytest.raises(InputError, match="nothing.csv does not exist"):
         load_cohort(tmp_path / "nothing.csv")

@@ -27,7 +27,7 @@ COUNTS = {"a": 6, "b": 1, "c": 4, "d": 9, "e": 6}  # tiles a slide; d has more t
 ENCODER = {"name": "net", "weights": "abc"}
 
 
-def write_slide(store, slide_id, n, weights="abc", parent=None, dim=DIM):
+def write_slide(store, slide_id, n, weights="abc", parent=None, dim=DIM, **settings):
     """Tiles on a raster of 4 columns; the feature of a tile tells slide, scale and position."""
     rng = np.random.default_rng(ord(slide_id[0]))
     coords = np.stack([np.arange(n) % 4, np.arange(n) // 4], 1).astype(np.int64) * 100
@@ -47,8 +47,9 @@ def write_slide(store, slide_id, n, weights="abc", parent=None, dim=DIM):
     features = {scale: rng.random((len(at), dim), dtype=np.float32) + 1 for scale, at in tiles.coords.items()}
     for scale, at in tiles.coords.items():
         features[scale][:, 0] = scale + at[:, 0] + 1000 * at[:, 1]
-    store.write_tiles(tiles, {"k": K})
-    store.write_features(slide_id, features, tiles, {"k": K, "encoder": {**ENCODER, "weights": weights}})
+    made = {"k": K, **settings}
+    store.write_tiles(tiles, made)
+    store.write_features(slide_id, features, tiles, {**made, "encoder": {**ENCODER, "weights": weights}})
     return tiles, features
 
 
@@ -183,16 +184,23 @@ def test_changed_bytes_of_a_slides_features_leave_it_out_and_new_features_are_an
     assert load_bags(store, cohort, K).identity != before.identity
 
 
+def test_a_class_that_would_be_lost_stops_the_study(store, written, cohort, capsys):
+    store.features_path(20, "c").unlink()
+    with pytest.raises(InputError, match="no slide of the class 'z' has features .slide c has no features"):
+        Study(store.home, cohort, cohort, store).bags(K)
+    assert list(read_failures(store.home).unit) == ["c"]
+
+
 def test_a_study_says_which_slide_it_lost_and_forgets_it_when_it_is_there_again(store, written, cohort, capsys):
     study = Study(store.home, cohort, cohort, store)
     assert len(study.bags(K)) == 5 and capsys.readouterr().out == ""
-    path = store.features_path(20, "c")
+    path = store.features_path(20, "d")
     whole = path.read_bytes()
     path.write_bytes(whole[:-300])
     assert len(study.bags(K)) == 4
     said = capsys.readouterr().out
-    assert said.startswith("c is left out: ") and "Run 02_features, which makes it anew" in said
-    assert list(read_failures(store.home).stage) == ["bags"] and list(read_failures(store.home).unit) == ["c"]
+    assert said.startswith("d is left out: ") and "Run 02_features, which makes it anew" in said
+    assert list(read_failures(store.home).stage) == ["bags"] and list(read_failures(store.home).unit) == ["d"]
     path.write_bytes(whole)
     assert len(study.bags(K)) == 5 and read_failures(store.home).empty
 
@@ -311,6 +319,13 @@ def test_no_slide_left(store, cohort):
 def test_features_of_two_encoders_never_meet(store, written, cohort, change):
     write_slide(store, "c", 4, **change)
     with pytest.raises(InputError, match=r"not all made alike: 1 slide \(c"):
+        load_bags(store, cohort, K)
+
+
+def test_tiles_by_other_settings_never_meet(store, written, cohort):
+    """As after a run with another k that was stopped half-way."""
+    write_slide(store, "c", 4, seed=7)
+    with pytest.raises(InputError, match=r"not all made alike: 1 slide \(c\) with other seed than the rest"):
         load_bags(store, cohort, K)
 
 

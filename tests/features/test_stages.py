@@ -141,6 +141,55 @@ def test_one_decode_or_two_stages_give_the_same_features(done, tmp_path):
             np.testing.assert_array_equal(one[scale].coords, other[scale].coords)
 
 
+@pytest.mark.parametrize("first", [tile_cohort, None])
+def test_a_slide_that_was_replaced_is_encoded_anew_in_whatever_order(tmp_path, first):
+    """01 tiles it anew before 02 looks: its features must go with its old tiles, those by other encoders too."""
+    slides = [make_slide(tmp_path / f"{seed}.svs", 1024, 1024, coverage=1, seed=seed) for seed in (1, 2)]
+    size = max(path.stat().st_size for path in slides)
+    contents = [path.read_bytes().ljust(size, b"\0") for path in slides]
+    path, lines = tmp_path / "a.svs", []
+    cohort = pd.DataFrame([{"slide_id": "a", "patient_id": "a", "label": "x", "path": str(path), "mpp": 0.0}])
+    store, other = (Store(tmp_path / "study", 64, (10, 20), name) for name in ("efficientnet_lite0", "random:resnet18"))
+    path.write_bytes(contents[0])
+    for one in (store, other):
+        encode_cohort(one, cohort, k=4, px=32, workers=1, report=silent)
+    before = store.read_features("a")[10].features
+    path.write_bytes(contents[1])
+    if first is not None:
+        first(store, cohort, k=4, workers=1, report=lines.append)
+    encode_cohort(store, cohort, k=4, px=32, workers=1, report=lines.append)
+    assert any("another one than before" in line for line in lines)
+    fresh = Store(tmp_path / "fresh", 64, (10, 20), store.encoder)
+    encode_cohort(fresh, cohort, k=4, px=32, workers=1, report=silent)
+    now = store.read_features("a")[10].features
+    np.testing.assert_array_equal(now, fresh.read_features("a")[10].features)
+    assert not np.array_equal(now, before)
+    assert not load_bags(store, cohort, 4).missing
+    with pytest.raises(InputError, match="the features of slide a are of another file than its tiles"):
+        load_bags(other, cohort, 4)
+    path.write_bytes(contents[0])  # the first one comes back, and is not encoded again by the other encoder
+    lines.clear()
+    encode_cohort(other, cohort, k=4, px=32, workers=1, report=lines.append)
+    assert load_bags(other, cohort, 4).slide_ids == ["a"]
+
+
+def test_tiles_by_another_seed_or_density_are_others(tmp_path):
+    path = make_slide(tmp_path / "a.svs", 1024, 1024, coverage=0.5, seed=3)
+    cohort = pd.DataFrame([{"slide_id": "a", "patient_id": "a", "label": "x", "path": str(path), "mpp": 0.0}])
+    store, lines = Store(tmp_path / "study", 64), []
+    for settings in ({}, {"seed": 1}, {"seed": 1, "min_density": 0.6}):
+        tile_cohort(store, cohort, k=8, workers=1, report=lines.append, **settings)
+    assert not any("done before" in line for line in lines)
+
+
+def test_what_was_said_of_a_slide_is_said_again_when_nothing_is_to_be_done(tmp_path):
+    path = make_slide(tmp_path / "a.svs", 1024, 1024, coverage=1, objective=20, mpp=0.25)
+    cohort = pd.DataFrame([{"slide_id": "a", "patient_id": "a", "label": "x", "path": str(path), "mpp": 0.0}])
+    store = Store(tmp_path / "study", 64)
+    first, again = (tile_cohort(store, cohort, k=4, workers=1, report=silent) for _ in range(2))
+    assert first.warnings[0] and again.warnings[0] == first.warnings[0]
+
+
 def test_features_of_another_encoder_are_made_again_not_mixed(done, tmp_path):
     store, cohort = done
     some = cohort.head(2)

@@ -117,7 +117,8 @@ def test_selection_is_the_naive_one(made, kind, k, seed, min_density):
     expected = naive_select(path, k, PX, seed, min_density, base, black="tissue")  # the paper's letter
     with open_slide(path) as slide:
         assert_same(select_tiles(slide, k, PX, seed, min_density, pixels=True), expected)
-        assert not slide.warnings
+        dark_glass = kind == "tissue below all white" and k < 1000
+        assert ["dense through" in line for line in slide.warnings] == [True] * dark_glass
 
 
 @pytest.mark.slow
@@ -400,6 +401,35 @@ def test_a_damaged_tile_gives_one_line(tmp_path):
     with open_slide(path) as slide, pytest.raises(InputError, match="copy the file again") as caught:
         select_tiles(slide, 1000, PX)
     assert_one_line(caught, "damaged.svs")
+
+
+@pytest.mark.parametrize("damage", ["half erased", "a run", "no end"])
+def test_a_jpeg_that_tifffile_would_fill_up_is_given_to_openslide(tmp_path, damage):
+    path = make_slide(tmp_path / "a.svs", coverage=1, seed=3)
+    with open_slide(path) as slide:
+        page = slide._file.fast.pages[0][0]
+        offset, count = page.dataoffsets[5], page.databytecounts[5]
+    data = bytearray(path.read_bytes())
+    if damage == "half erased":
+        data[offset + count // 2 : offset + count] = bytes(count - count // 2)
+    elif damage == "a run":
+        data[offset + count // 2 : offset + count // 2 + 64] = b"\xff" * 64
+    else:
+        data[offset + count - 2 : offset + count] = b"\x11\x11"
+    path.write_bytes(data)
+    with open_slide(path) as slide, pytest.raises(ValueError, match="may be damaged"):
+        slide._file.fast._tile(slide._file.fast.pages[0][0], 5)
+
+
+def test_glass_as_dark_as_tissue_is_said(tmp_path):
+    """By the paper's rule it is tissue; then the densest tiles are those at the top."""
+    path = make_slide(tmp_path / "dark.svs", 1024, 1024, coverage=0.3, glass=150)
+    with open_slide(path) as slide:
+        tiles = select_tiles(slide, 6, PX)
+        assert (tiles.density == 1).all() and any("dense through and through" in line for line in slide.warnings)
+    with open_slide(make_slide(tmp_path / "light.svs", 1024, 1024, coverage=0.3)) as slide:
+        select_tiles(slide, 6, PX)
+        assert not any("dense through" in line for line in slide.warnings)
 
 
 @real
