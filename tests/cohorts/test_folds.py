@@ -344,3 +344,15 @@ def test_a_validation_part_without_a_rare_class_is_none():
     for name in [c for c in table if c.startswith("fold_")]:
         chosen = table.label[table[name] == "val"]
         assert chosen.nunique() in (0, 2)
+
+
+def test_the_validation_part_is_drawn_by_the_seed_too():
+    """Of the same tested patients: another seed of the draw takes others of the rest."""
+    labels = pd.Series(["a", "b"] * 20)
+    rows = np.arange(40)
+    drawn = {tuple(sorted(module._validation(labels, rows, 0.2, seed))) for seed in range(4)}
+    assert len(drawn) == 4
+    table = make_folds(cohort(40, 40), 4, 0, 0.2)
+    parts = [set(table.patient_id[table[f"fold_{fold}"] == "val"]) for fold in range(4)]
+    again = make_folds(cohort(40, 40), 4, 0, 0.2)
+    assert table.equals(again) and len({frozenset(part) for part in parts}) == 4

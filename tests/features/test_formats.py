@@ -354,6 +354,17 @@ def sized(width, height):
 
 
 @pytest.mark.slow
+def test_sizes_of_an_unknown_level_are_not_taken_for_those_of_the_slide(tmp_path):
+    """Patches of level 1 that do not say how much smaller it is: their 256 px are no 256 px of level 0."""
+    store = Store(tmp_path / "study", PX, (10,), "uni_v1")
+    source = clam(tmp_path / "feats_{scale}x", "one", {10: grids("one")[10]}, level=1, downsample=4.0)
+    with h5py.File(tmp_path / "feats_10x/patches/one.h5", "r+") as file:
+        del file["coords"].attrs["downsample"]
+    take(store, source, cohort(["one"]))
+    with h5py.File(store.features_path(10, "one")) as file:
+        assert file["coords"].attrs["patch_size_level0"] == SIDE[10] and "level0_width" not in file["coords"].attrs
+
+
 def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_known(tmp_path):
     """Never the extent of its tiles: that was 8192 x 6144 for each of these."""
     coords = grids("one", 1.0)

@@ -159,3 +159,17 @@ def test_real_level_downsample_is_openslides(tmp_path):
             level = reference.get_best_level_for_downsample(20 / magnification)
             assert slide.source(magnification, 8)[0].number == level
         assert "absurd" in slide.warnings[0]
+
+
+def test_pixels_that_are_no_squares_are_measured_along_x(tmp_path):
+    image = texture(512, 512, seed=1)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        image,
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(1e4 / 0.25, 1e4 / 0.265),
+        resolutionunit="CENTIMETER",
+    )
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide._file.mpp == pytest.approx(0.25, rel=1e-4) and slide._file.mpp_y == pytest.approx(0.265, rel=1e-4)
