@@ -182,7 +182,7 @@ def ranking(table: pd.DataFrame) -> str:
         lines.append(
             f"DMSMIL's {name} is {mine.auc:.3f}; "
             + (
-                f"{len(above)} of {len(table) - 1} rows are above it: {_some(above.name)}."
+                f"{len(above)} of {len(table) - 1} rows {_are(len(above))} above it: {_some(above.name)}."
                 if len(above)
                 else "no row is above it."
             )
@@ -196,6 +196,10 @@ def ranking(table: pd.DataFrame) -> str:
     lines += marked_sentences(table)
     lines.append("Intervals that overlap widely are no ranking.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _some(names: pd.Series, most: int = 6) -> str:

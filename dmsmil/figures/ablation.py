@@ -87,7 +87,9 @@ def variant_differences(table: pd.DataFrame, out) -> Figure:
                 continue
             sure, same = row[f"{metric}_p_holm"] < ALPHA, equivalent(row, metric)
             dot_and_bar(ax, place, value, low, high, verdict_colour(value, sure, same), hollow=not (sure or same))
-        ax.set(title=called(metric, table), xlabel="default minus reading (right: default better)", ylim=(y + 0.6, 0.7))
+        ax.set(
+            title=called(metric, table), xlabel="default minus reading\n(right: default better)", ylim=(y + 0.6, 0.7)
+        )
         only_rows(ax)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -135,7 +135,7 @@ def test_the_ranking_names_who_is_above_and_who_learned_nothing():
         ignore_index=True,
     )
     said = ranking(both)
-    assert "Highest AUC: **MEANPOOL**, 0.900" in said and "1 of 5 rows are above it: MEANPOOL" in said
+    assert "Highest AUC: **MEANPOOL**, 0.900" in said and "1 of 5 rows is above it: MEANPOOL" in said
     assert "Not above the six colour numbers: ABMIL 10x." in said and "Collapsed, and so no result: RELU." in said
     assert "no row is above it" in ranking(table(0.8, 0.8))
     vain = table(0.8, 0.99).assign(learned_nothing=[5, 0, 0])
