@@ -291,12 +291,12 @@ def _lam(tables: Tables) -> Judged:
         raise _Absent(f"{' and '.join(undefined)} is not defined: each fold tests one class")
     tops = {metric: others.loc[others[f"{metric}_mean"].idxmax()] for metric in METRICS}
     gaps = [one[f"{metric}_mean"] - top[f"{metric}_mean"] for metric, top in tops.items()]
-    where = {metric: with_marks(lam_name(top.lam), top) for metric, top in tops.items()}
+    whose = {metric: with_marks(lam_name(top.lam), top) for metric, top in tops.items()}
+    mine = with_marks("", one)
     number = "; ".join(
-        f"{called(m, one)} {one[f'{m}_mean']:.3f} against {top[f'{m}_mean']:.3f} at {where[m]}"
+        f"{called(m, one)} {one[f'{m}_mean']:.3f}{mine} against {top[f'{m}_mean']:.3f} at {whose[m]}"
         for m, top in tops.items()
     )
-    number = with_marks(number, one)
     p, p_equivalent, said = _p(tables, "06_tests", lam_name(1), lam_name(tops["ACC"].lam), gaps[METRICS.index("ACC")])
     by_auc = _test(tables, "06_tests", lam_name(1), lam_name(tops["AUC"].lam))
     alike = by_auc is not None and equivalent(by_auc, "AUC")

@@ -24,7 +24,18 @@ from dmsmil.training.runs import Runs
 
 DECIDE = (
     *("numpy", "scipy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "openvino", "POT"),
-    *("h5py", "openslide-python", "openslide-bin", "tifffile", "imagecodecs", "papermill", "matplotlib", "seaborn"),
+    *(
+        "h5py",
+        "openslide-python",
+        "openslide-bin",
+        "tifffile",
+        "imagecodecs",
+        "opencv-python-headless",
+        "scikit-image",
+        "papermill",
+        "matplotlib",
+        "seaborn",
+    ),
 )
 
 

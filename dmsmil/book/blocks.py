@@ -264,7 +264,7 @@ def witness_block(study: Study) -> str:
     shown = pd.DataFrame(index=list(dict.fromkeys(table.name)))
     for rate, rows in table.groupby("rate"):
         here = rows.set_index("name", drop=False)
-        shown[f"{rate:.0%} of the tiles"] = [
+        shown[f"{100 * rate:.3g} % of the tiles"] = [
             with_marks(cell(here.loc[name], "AUC"), here.loc[name]) for name in shown.index
         ]
     first = table.iloc[0]

@@ -193,7 +193,7 @@ class Remote(Server):
         if status in (404, 410):
             return f"{name}: the server has no file {file_id} (HTTP {status})"
         what = (
-            "the token of the key 'gdc_token' does not cover it, get one that does"
+            "the token of the key 'gdc_token' has expired or does not cover it, get a new one"
             if self.token
             else "it may ask for a token, whose file the key 'gdc_token' names"
         )

@@ -63,6 +63,7 @@ def audit_splits(path: str | Path) -> pd.DataFrame:
 
 def _audit(rows: pd.DataFrame) -> pd.DataFrame:
     """rows: fold, part, patient_id and where known site and copy, empty where a slide has none."""
+    rows = rows.assign(patient_id=rows.patient_id.astype(str).map(alike))
     table: dict = {}
     for fold, mine in rows.groupby("fold"):
         table[fold] = {}

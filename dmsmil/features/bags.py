@@ -311,15 +311,15 @@ def _features(store: Store, plans: list[Plan], shape: tuple[int, int, int]) -> I
 
 def _made_alike(store: Store, made_by: dict[str, MadeBy]) -> None:
     """Features of two encoders, of two sets of weights, or of tiles by other settings must never meet in one study."""
-    groups: dict[str, list[str]] = {}
+    own, groups = (*OF_ONE_SLIDE, "reader"), {}
     for name, made in made_by.items():
-        shared = {key: value for key, value in made.config.items() if key not in (*OF_ONE_SLIDE, "reader")}
+        shared = {key: value for key, value in made.config.items() if key not in own}
         groups.setdefault(fingerprint([shared, made.dim]), []).append(name)
     if len(groups) > 1:
         least = min(groups.values(), key=len)
         most = max(groups.values(), key=len)
         here, there = made_by[least[0]].config, made_by[most[0]].config
-        keys = [key for key in {**there, **here} if key not in OF_ONE_SLIDE and here.get(key) != there.get(key)]
+        keys = [key for key in {**there, **here} if key not in own and here.get(key) != there.get(key)]
         what = "weights, size or precision" if keys in ([], ["encoder"]) else ", ".join(keys)
         raise InputError(
             f"the features by '{store.encoder}' were not all made alike: {many(len(least), 'slide')} ("

@@ -204,7 +204,8 @@ def _import_slide(store: Store, slide_id: str, path: str, kind: str, files: Slid
         parts[first] = own._replace(size=_size(path))
     tiles, rows = link(slide_id, parts, store.tile_px, config["k"], config["seed"], stated)
     notes += [*places_of(tiles, parts), *lone(tiles, rows)]
-    store.write_tiles(tiles, {name: value for name, value in config.items() if name != "encoder"})
+    tiling = {name: value for name, value in config.items() if name != "encoder"}
+    store.write_tiles(tiles, tiling, warnings="; ".join(notes))
     store.write_features(slide_id, {scale: parts[scale].features[rows[scale]] for scale in parts}, tiles, config)
     return {"tiles": len(tiles.density), "warnings": "; ".join(notes), "seconds": time.perf_counter() - started}
 

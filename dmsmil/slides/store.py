@@ -371,7 +371,7 @@ def _summary(store: Store, row, result: dict | None) -> dict:
         "tiles": len(tiles.density),
         "density": float(tiles.density.mean()),
         "magnification": tiles.magnification,
-        "warnings": result["warnings"] if result else store.told(row.slide_id),
+        "warnings": store.told(row.slide_id) or (result or {}).get("warnings", ""),
         "seconds": (result or {}).get("seconds", 0.0),
     }
 

@@ -18,12 +18,15 @@ class TiffLevels:
     """The levels of a TIFF slide decoded by tifffile's own decoder, one file tile at a time.
 
     pages: the pages of each level that can be read: one of uint8 RGB, or three of one uint8 channel, which are red,
-    green and blue; all of them tiled. A file tile that is absent (of no bytes) is white if `absent_white`, else
-    `region` raises, as it does for one that cannot be decoded.
+    green and blue; all of them tiled. doubted: a JPEG that may be damaged is not decoded, for OpenSlide can be asked. A
+    file tile that is absent (of no bytes) is white if `absent_white`, else `region` raises, as it does for one that
+    cannot be decoded.
     """
 
-    def __init__(self, file: tifffile.TiffFile, pages: dict[int, list], absent_white: bool = False):
-        self.file, self.pages, self.absent_white = file, pages, absent_white
+    def __init__(
+        self, file: tifffile.TiffFile, pages: dict[int, list], absent_white: bool = False, doubted: bool = False
+    ):
+        self.file, self.pages, self.absent_white, self.doubted = file, pages, absent_white, doubted
 
     @classmethod
     def shown(cls, path, level_dimensions) -> TiffLevels:
@@ -31,7 +34,7 @@ class TiffLevels:
         file = tifffile.TiffFile(path)
         pages = [page for page in file.pages if is_rgb(page) and page.planarconfig == 1]
         found = [[page for page in pages if (page.imagewidth, page.imagelength) == size] for size in level_dimensions]
-        return cls(file, {level: same for level, same in enumerate(found) if len(same) == 1})
+        return cls(file, {level: same for level, same in enumerate(found) if len(same) == 1}, doubted=True)
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """uint8 (height, width, 3) of a level; `x`, `y` in the pixels of that level, all of it inside the level."""
@@ -60,7 +63,7 @@ class TiffLevels:
         data = handle.read(size)
         if not data or len(data) != size:
             raise ValueError("a tile of the file is absent or cut short")
-        if page.compression == tifffile.COMPRESSION.JPEG and _is_suspect(data):
+        if self.doubted and page.compression == tifffile.COMPRESSION.JPEG and _is_suspect(data):
             raise ValueError("a tile of the file may be damaged")
         return page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.keyframe.jpegheader)[0][0]
 
@@ -73,7 +76,7 @@ class TiffLevels:
 
 def _is_suspect(data: bytes) -> bool:
     """Whether a JPEG lacks its end, or holds a run of equal bytes as an erased disk does: tifffile's decoder would fill
-    the rest with something, and say nothing."""
+    the rest with something, and say nothing. Sound flat tiles may look so too; OpenSlide then reads them."""
     return not data.rstrip(b"\0").endswith(b"\xff\xd9") or ERASED.search(data) is not None
 
 

@@ -55,9 +55,10 @@ class Study:
             print(f"{name} is left out: {reason}. Run 02_features, which makes it anew")
         write_failures(self.home, "bags", [failure_row(name, "bags", InputError(lost[name])) for name in lost])
         if gone := sorted(set(self.cohort.label) - set(bags.classes)):
+            name = self.cohort.slide_id[self.cohort.label == gone[0]].iloc[0]
             raise InputError(
-                f"no slide of the class '{gone[0]}' has features ({next(iter(bags.missing.values()))}): make them, or "
-                "take the class out of the cohort table"
+                f"no slide of the class '{gone[0]}' has features ({bags.missing[name]}): make them, or take the class "
+                "out of the cohort table"
             )
         return bags
 

@@ -175,11 +175,9 @@ def _stat(path: Path) -> Stat:
 
 
 def code() -> str:
-    """A fingerprint of the package's files: its source, and the styles of its figures and pages."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "dmsmil").rglob("*.*")):
-        if not path.is_file() or path.suffix == ".pyc":
-            continue
+    """A fingerprint of the package's source, and of the style of its figures."""
+    digest, package = hashlib.sha256(), ROOT / "dmsmil"
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.mplstyle")]):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -197,5 +195,9 @@ def _executed(copy: Path) -> bool:
 def _pages() -> str:
     """A fingerprint of what is in the book besides the notebooks of the study."""
     lessons = sorted((ROOT / "notebooks" / "walkthroughs").rglob("*.*"))
-    parts = [ROOT / "README.md", *(path for path in lessons if path.is_file() and "__pycache__" not in path.parts)]
+    parts = [
+        ROOT / "README.md",
+        ROOT / "dmsmil/book/build.css",
+        *(path for path in lessons if path.is_file() and "__pycache__" not in path.parts),
+    ]
     return fingerprint([code(), [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in parts]])

@@ -79,20 +79,22 @@ def learned_nothing(ce: float | None, prior: np.ndarray) -> bool:
 
 
 def at_the_end(history: pd.DataFrame, used: int) -> pd.Series:
-    """What a run ends at: the median of each column of its history over the last tenth of its epochs (five at least) up
-    to epoch `used`, the one whose weights are tested."""
-    return history.iloc[max(0, used - max(LATEST, round(LATE * used))) : used].median()
+    """What a run ends at: the median of each column of its history over the last tenth of its epochs, five at least but
+    no more than half of them, up to epoch `used`, the one whose weights are tested."""
+    epochs = max(1, min(max(LATEST, round(LATE * used)), used // 2))
+    return history.iloc[used - epochs : used].median()
 
 
-def judged(record: dict, history: pd.DataFrame) -> dict[str, bool]:
+def judged(record: dict, history: pd.DataFrame) -> dict[str, bool | str]:
     """The marks collapsed and learned_nothing of a finished run, by what it ends at (`at_the_end`): L_ce *stays* at the
-    entropy of the class shares. Nothing for a record that does not say what it began with."""
+    entropy of the class shares; and `judged`, which says so. Nothing for a record that does not say what it began with.
+    """
     if "prior_entropy" not in record:
         return {}
     end, began = at_the_end(history, record["epoch_used"]), record.get("spread_start")
     nothing = bool(end.get("L_ce", -np.inf) > STUCK * record["prior_entropy"])
     shrunk = bool(began and end.get("spread", np.inf) < SHRUNK * began)
-    return {"collapsed": shrunk and nothing, "learned_nothing": nothing}
+    return {"collapsed": shrunk and nothing, "learned_nothing": nothing, "judged": "by its last epochs"}
 
 
 def gathered(model: MIL, seen: dict) -> bool:

@@ -27,13 +27,14 @@ def write_record(record: dict, folder: Path) -> None:
 
     Its own entry is the fingerprint of all else in it.
     """
-    record = {**record, **judged(record, pd.read_csv(folder / "history.csv"))}
+    record = {**record, **judged(record, _terms(folder))}
     files = {name: _content(folder / name) for name in FILES}
     write_json({**record, "files": {**files, RECORD: _own(record)}}, folder / RECORD)
 
 
 def read_record(folder: Path) -> dict | None:
-    """config.json of a finished run, its marks as `health.judged` (once they were of the last epoch alone); None where
+    """config.json of a finished run, with the marks of `health.judged`, also where it was written when they were of
+    the last epoch alone; None where
     a file of the run is absent.
 
     Raises InputError when config.json is not what was written, or history.csv cannot be read. `check_files` says so of
@@ -49,10 +50,17 @@ def read_record(folder: Path) -> dict | None:
         whole = False
     if not whole:
         raise InputError(f"{RECORD} is not what was written")
+    if "judged" in record:
+        return record
     try:
-        return {**record, **judged(record, pd.read_csv(folder / "history.csv"))}
+        return {**record, **judged(record, _terms(folder))}
     except (ValueError, TypeError) as error:  # no table, or one of words
         raise InputError("history.csv is not what was written") from error
+
+
+def _terms(folder: Path) -> pd.DataFrame:
+    """What marks are judged by."""
+    return pd.read_csv(folder / "history.csv", usecols=lambda name: name in ("epoch", "L_ce", "spread"))
 
 
 def check_files(folder: Path, record: dict) -> None:

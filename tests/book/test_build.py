@@ -212,7 +212,6 @@ def test_the_front_page_of_a_study_with_repeats_does_not_say_that_folds_share_no
     assert "tested in 2 folds that share no patient." in book.summary(tmp_path, None)
 
 
-@pytest.mark.slow
 def test_the_front_page_says_which_pages_are_of_another_state(tmp_path):
     make_study(tmp_path)
     assert "one state" not in book.summary(tmp_path, None)
@@ -222,6 +221,7 @@ def test_the_front_page_says_which_pages_are_of_another_state(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_front_page_says_what_came_out_and_where_to_read_on(study):
     home, pages, said = study
     front = text(re.search(r"<article.*?</article>", pages["index"], re.S)[0])

@@ -258,7 +258,7 @@ def test_what_a_study_was_asked_besides_stands_in_tables_of_its_page(home):
     gathered = two.assign(rate=0.1, gathered=[3, 0], runs=6)
     write_csv(pd.concat([two.assign(rate=0.5, gathered=0), gathered]), home / "tables/05_witness.csv")
     said = shown(home, "witness")
-    assert "| method | 10% of the tiles | 50% of the tiles |" in said and "40 slides, 16 tiles of each." in said
+    assert "| method | 10 % of the tiles | 50 % of the tiles |" in said and "40 slides, 16 tiles of each." in said
     assert said.count("(gathered in 3 of 6 runs)") == 1 and len(names(said)) == 2
     write_csv(pd.read_csv(home / "tables/09_claims.csv").assign(verdict="held"), home / "tables/09_claims.csv")
     assert "#what-held-of-the-paper" in shown(home, "held") and "Held: It leads" in shown(home, "held")

@@ -327,7 +327,7 @@ def test_faults_that_stay_end_in_one_line(gdc, tmp_path, fault, options, said):
         (401, "", "gdc_token"),
         (403, "", "may ask for a token.*gdc_token"),
         (401, "t", "takes the token of the key 'gdc_token' no more.*start again, it continues"),
-        (403, "t", "gdc_token.*does not cover it"),
+        (403, "t", "gdc_token.*expired or does not cover it"),
         (404, "", "has no file"),
         (410, "", "has no file"),
         (400, "", "HTTP 400, which is no file"),

@@ -353,7 +353,6 @@ def sized(width, height):
     return change
 
 
-@pytest.mark.slow
 def test_sizes_of_an_unknown_level_are_not_taken_for_those_of_the_slide(tmp_path):
     """Patches of level 1 that do not say how much smaller it is: their 256 px are no 256 px of level 0."""
     store = Store(tmp_path / "study", PX, (10,), "uni_v1")
@@ -365,6 +364,7 @@ def test_sizes_of_an_unknown_level_are_not_taken_for_those_of_the_slide(tmp_path
         assert file["coords"].attrs["patch_size_level0"] == SIDE[10] and "level0_width" not in file["coords"].attrs
 
 
+@pytest.mark.slow
 def test_the_size_of_a_slide_is_the_attributes_else_the_slide_files_else_not_known(tmp_path):
     """Never the extent of its tiles: that was 8192 x 6144 for each of these."""
     coords = grids("one", 1.0)

@@ -142,7 +142,8 @@ def test_a_style_is_code_too(tmp_path, monkeypatch):
     write(tmp_path / "dmsmil/a.py", "x = 1")
     write(tmp_path / "dmsmil/figures/x.mplstyle", "figure.dpi: 100")
     first = room.code()
-    write(tmp_path / "dmsmil/__pycache__/a.cpython-311.pyc", "compiled")
+    for name in ("__pycache__/a.cpython-311.pyc", "__pycache__/a.cpython-311.pyc.140234", ".a.py.swp", ".DS_Store"):
+        write(tmp_path / "dmsmil" / name, "of no consequence")
     assert room.code() == first
     write(tmp_path / "dmsmil/figures/x.mplstyle", "figure.dpi: 200")
     assert room.code() != first
