@@ -23,19 +23,25 @@ from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked
 from dmsmil.training.runs import Runs
 
 DECIDE = (
-    *("numpy", "scipy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "openvino", "POT"),
-    *(
-        "h5py",
-        "openslide-python",
-        "openslide-bin",
-        "tifffile",
-        "imagecodecs",
-        "opencv-python-headless",
-        "scikit-image",
-        "papermill",
-        "matplotlib",
-        "seaborn",
-    ),
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "torch",
+    "torchvision",
+    "timm",
+    "openvino",
+    "POT",
+    "h5py",
+    "openslide-python",
+    "openslide-bin",
+    "tifffile",
+    "imagecodecs",
+    "opencv-python-headless",
+    "scikit-image",
+    "papermill",
+    "matplotlib",
+    "seaborn",
 )
 
 

@@ -261,3 +261,24 @@ def test_only_slides_that_are_read_otherwise_than_before_have_another_configurat
         == set(found["SubIFDs"])
         == {"k", "tile_px", "scales", "min_density", "seed", "mpp", "fallback_mpp", "black", "bytes"}
     )
+
+
+def test_flat_glass_in_its_own_code_table_is_sound(tmp_path):
+    """An optimised JPEG of one colour is a run of zero bits, as an erased disk is; here no other reader can be asked."""
+    image = np.full((512, 512, 3), 243, np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif",
+        image,
+        ome=True,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"optimize": True},
+        metadata={"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"},
+    )
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        page = file.pages[0]
+        file.filehandle.seek(page.dataoffsets[0])
+        assert b"\0" * 64 in file.filehandle.read(page.databytecounts[0])
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert (slide.region(slide.levels[0], 0, 0, 256) == 243).all()
