@@ -137,7 +137,7 @@ def collapse_curves(table: pd.DataFrame, out) -> Figure:
     pull = table.gradient_ot.where(table.gradient_ot > 0)
     shown = table.assign(pull=pull, spread=table.spread_relative.clip(lower=FLOOR), ce=table.ce_relative.clip(FLOOR))
     panels = {
-        "pull": ("Gradients at the projection before the first step", "norm: L_ot (—), λ L_ce (- -)", None),
+        "pull": ("Gradients before the first step", "norm at the projection: L_ot (—), λ L_ce (- -)", None),
         "spread": ("Feature spread at the end", "spread / spread at the start", SHRUNK),
         "ce": ("L_ce at the end", "L_ce / entropy of the class shares", STUCK),
         "effective": ("Effective tiles at the end", "share of a slide's tiles", GATHERED),
