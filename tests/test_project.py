@@ -203,11 +203,11 @@ WINGS = {  # each imports only from wings above it, and a file only from files o
     "cohorts": "ids server download fetching reading checks dicom finding table gdc manifest splits sites folds "
     "leakage made",
     "cohorts.made": "brushes tissue islands histology pyramid painted demo planted three originals stains mosaics",
-    "slides": "tiff wsi ome magnification reader density tiles hdf5 store linking hs2p given stages",
+    "slides": "tiff wsi ome magnification reader density tiles hdf5 store over linking hs2p given stages",
     "features": "weights encoders foreign lazyslide slide2vec sources faults formats handing rehearsal stages plan "
     "cache bags truth views probes",
     "models": "",  # one file a method
-    "training": "metrics baselines config record progress health fit together runs results",
+    "training": "metrics baselines config health record progress fit together runs results",
     "analysis": "paper comparison ranks power leftovers report verdicts ablation variants sweep witness readings "
     "claims",
     "interpret": "explain nuclei faithfulness morphology export viewer",

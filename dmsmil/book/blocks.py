@@ -261,12 +261,11 @@ def collapse_block(study: Study) -> str:
 def witness_block(study: Study) -> str:
     """AUC where fewer and fewer tiles carry the signal: a share a column."""
     table = study.table("05_witness")
-    shown = pd.DataFrame(index=list(dict.fromkeys(table.name)))
-    for rate, rows in table.groupby("rate"):
-        here = rows.set_index("name", drop=False)
-        shown[f"{100 * rate:.3g} % of the tiles"] = [
-            with_marks(cell(here.loc[name], "AUC"), here.loc[name]) for name in shown.index
-        ]
+    rows = named(table.drop_duplicates("name"))
+    shown = pd.DataFrame({"options": list(rows.options)}, index=list(rows.said))
+    for rate, part in table.groupby("rate"):
+        here = part.set_index("name", drop=False).loc[rows["name"]]
+        shown[f"{100 * rate:.3g} % of the tiles"] = [with_marks(cell(row, "AUC"), row) for _, row in here.iterrows()]
     first = table.iloc[0]
     return (
         f"{markdown(shown, 'method')}\n\n{called('AUC', table)}; {many(int(first.slides), 'slide')}, "

@@ -23,8 +23,9 @@ from dmsmil.jobs.files import InputError, atomic, fingerprint, is_file
 from dmsmil.slides.hdf5 import writing
 from dmsmil.slides.linking import Part, grid_step, link
 from dmsmil.slides.magnification import base_magnification, tile_size_level0
+from dmsmil.slides.over import over_slides
 from dmsmil.slides.reader import open_slide
-from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import how_linked
 
 OWN_WORD = ("TRIDENT", "LazySlide", "slide2vec")  # their files say the magnification of the slide

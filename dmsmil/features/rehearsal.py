@@ -16,7 +16,8 @@ import pandas as pd
 
 from dmsmil.jobs.files import InputError, fingerprint
 from dmsmil.slides.magnification import tile_size_level0
-from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.over import over_slides
+from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles, how_linked
 
 DRAWN = "drawn"  # the key `features` of a study that is rehearsed

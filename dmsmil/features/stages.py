@@ -19,6 +19,7 @@ from dmsmil.jobs.files import InputError
 from dmsmil.jobs.limits import usable_cores
 from dmsmil.jobs.parallel import is_remote, pick_device, worker_count
 from dmsmil.slides.given import Given
+from dmsmil.slides.over import over_slides
 from dmsmil.slides.stages import (
     choose_tiles,
     forget_replaced,
@@ -28,7 +29,7 @@ from dmsmil.slides.stages import (
     slide_row,
     tile_config,
 )
-from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import read_tiles
 
 

@@ -12,8 +12,9 @@ import pandas as pd
 from dmsmil.jobs.files import fingerprint, is_file, read_json, sampled_hash, write_json
 from dmsmil.slides.density import check_black
 from dmsmil.slides.given import BY, Given, chosen_by, open_given, take_tiles, tally
+from dmsmil.slides.over import over_slides
 from dmsmil.slides.reader import Slide, open_slide, reads_more
-from dmsmil.slides.store import Store, over_slides
+from dmsmil.slides.store import Store
 from dmsmil.slides.tiles import Tiles, how_linked, select_tiles
 
 

@@ -144,7 +144,7 @@ def test_every_study_in_docs_results_has_its_page_with_all_blocks():
     for study in studies:
         text = (ROOT / RESULTS / study / "README.md").read_text(encoding="utf-8")
         missing = {f"{study}-{what}" for what in BLOCKS} - set(re.findall(r"begin: (\S+)", text))
-        assert missing == {f"{study}-best"} and f"[{study}]({study}/README.md)" in listed
+        assert missing - {f"{study}-held"} == {f"{study}-best"} and f"[{study}]({study}/README.md)" in listed
 
 
 def test_the_readme_says_where_every_wing_is():
