@@ -264,7 +264,7 @@ def test_only_slides_that_are_read_otherwise_than_before_have_another_configurat
 
 
 def test_flat_glass_in_its_own_code_table_is_sound(tmp_path):
-    """An optimised JPEG of one colour is a run of zero bits, as an erased disk is; no other reader can be asked here."""
+    """An optimised JPEG of one colour is a run of zero bits, as an erased disk is; nobody else can be asked here."""
     image = np.full((512, 512, 3), 243, np.uint8)
     tifffile.imwrite(
         tmp_path / "a.ome.tif",
