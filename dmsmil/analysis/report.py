@@ -22,7 +22,7 @@ from dmsmil.training.metrics import called, scored
 from dmsmil.training.results import COLLAPSED, FITTED, GATHERED, NOTHING, marked_sentences, no_result, run_names
 from dmsmil.training.runs import Runs
 
-DECIDE = (
+DECIDE = (  # packages that numbers and pictures come from
     "numpy",
     "scipy",
     "pandas",

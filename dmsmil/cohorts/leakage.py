@@ -55,7 +55,8 @@ def audit_splits(path: str | Path) -> pd.DataFrame:
     """
     rows = read_splits(path)
     codes = rows.name.str.extract(f"^{TCGA.pattern}")
-    rows["patient_id"] = codes.patient.fillna(rows.patient_id.where(rows.patient_id != "", rows.name))
+    named = codes.patient.fillna(rows.patient_id.where(rows.patient_id != "", rows.name))
+    rows["patient_id"] = named.astype(str).map(alike)
     if codes.site.notna().any():
         rows["site"] = codes.site.fillna("")
     return _audit(rows)
@@ -63,7 +64,6 @@ def audit_splits(path: str | Path) -> pd.DataFrame:
 
 def _audit(rows: pd.DataFrame) -> pd.DataFrame:
     """rows: fold, part, patient_id and where known site and copy, empty where a slide has none."""
-    rows = rows.assign(patient_id=rows.patient_id.astype(str).map(alike))
     table: dict = {}
     for fold, mine in rows.groupby("fold"):
         table[fold] = {}

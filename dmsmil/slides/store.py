@@ -175,19 +175,11 @@ class Store:
 
     def seen(self, slide_id: str) -> str:
         """What the tiles of a slide remember of its file; "" of tiles that remember nothing, and where none are."""
-        try:
-            with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
-                return written.file.attrs.get("seen", "")
-        except InputError:
-            return ""
+        return _attribute(self.tiles_path(self.scales[0], slide_id), "seen")
 
     def told(self, slide_id: str) -> str:
         """The warnings about a slide with which its tiles were chosen; "" where there are none."""
-        try:
-            with self._reading(self.tiles_path(self.scales[0], slide_id), slide_id) as written:
-                return written.file.attrs.get("warnings", "")
-        except InputError:
-            return ""
+        return _attribute(self.tiles_path(self.scales[0], slide_id), "warnings")
 
     def forget(self, slide_id: str) -> None:
         """Delete the tiles of a slide whose file is another one now. Features remember the file that they were made of,
@@ -195,7 +187,7 @@ class Store:
         for scale in self.scales:
             for folder in sorted(self._folder(scale).glob("features_*")):
                 path = folder / self.features_path(scale, slide_id).name
-                if path.is_file() and not _remembered(path):
+                if path.is_file() and not _attribute(path, "seen"):
                     path.unlink()
         for scale in self.scales:
             self.tiles_path(scale, slide_id).unlink(missing_ok=True)
@@ -204,7 +196,7 @@ class Store:
         """InputError where the features of a slide were made of another file than its tiles were chosen on."""
         known = self.seen(slide_id)
         for scale in self.scales:
-            if known and _remembered(self.features_path(scale, slide_id)) not in ("", known):
+            if known and _attribute(self.features_path(scale, slide_id), "seen") not in ("", known):
                 raise InputError(
                     f"the features of slide {slide_id} are of another file than its tiles: run the features stage again"
                 )
@@ -296,11 +288,11 @@ class Store:
         return True
 
 
-def _remembered(path: Path) -> str:
-    """What a file remembers of the slide's file; "" where it remembers nothing, or cannot be read."""
+def _attribute(path: Path, name: str) -> str:
+    """A word that stands in a file of tiles or features; "" where there is none, or no file that can be read."""
     try:
         with reading(path) as written:
-            return written.file.attrs.get("seen", "")
+            return written.file.attrs.get(name, "")
     except (OSError, KeyError, ValueError):
         return ""
 

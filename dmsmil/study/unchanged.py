@@ -82,9 +82,7 @@ class Memory:
 
     def end(self, notebook: Path) -> None:
         """The notebook was executed to its end."""
-        self.state["notebooks"][notebook.stem] = fingerprint(
-            [self.read.get(notebook) or self._reads(notebook), self._slides()]
-        )
+        self.state["notebooks"][notebook.stem] = self._key(self.read.get(notebook) or self._reads(notebook))
         self.state["data"][notebook.stem] = data_of(self.home)
         now = self._tables(notebook)
         self.state["left"][notebook.stem] = [name for name, stat in self.found.items() if now.get(name) == stat]

@@ -67,15 +67,21 @@ def examine(model: MIL, data: Bags, rows: np.ndarray, geometry: dict[str, Tensor
 def collapsed(spread_start: float | None, spread: float | None, ce: float | None, prior: np.ndarray) -> bool:
     """True when the representation is gone: the feature spread fell below 1 % of its start while L_ce is still at
     least 90 % of the prior's entropy, that is, the classifier knows no more than the class shares."""
-    if not spread_start or spread is None or not np.isfinite(spread):
-        return False
-    return bool(spread < SHRUNK * spread_start and learned_nothing(ce, prior))
+    return _shrunk(spread_start, spread) and learned_nothing(ce, prior)
 
 
 def learned_nothing(ce: float | None, prior: np.ndarray) -> bool:
     """True when L_ce, the mean over the training slides, is still at least 90 % of the prior's entropy, whatever the
     spread. False for a method that reports no L_ce, against its contract."""
-    return bool(ce is not None and ce > STUCK * entropy(prior))
+    return _stuck(ce, entropy(prior))
+
+
+def _shrunk(start: float | None, spread: float | None) -> bool:
+    return bool(start and spread is not None and np.isfinite(spread) and spread < SHRUNK * start)
+
+
+def _stuck(ce: float | None, prior_entropy: float) -> bool:
+    return bool(ce is not None and ce > STUCK * prior_entropy)
 
 
 def at_the_end(history: pd.DataFrame, used: int) -> pd.Series:
@@ -91,9 +97,9 @@ def judged(record: dict, history: pd.DataFrame) -> dict[str, bool | str]:
     """
     if "prior_entropy" not in record:
         return {}
-    end, began = at_the_end(history, record["epoch_used"]), record.get("spread_start")
-    nothing = bool(end.get("L_ce", -np.inf) > STUCK * record["prior_entropy"])
-    shrunk = bool(began and end.get("spread", np.inf) < SHRUNK * began)
+    end = at_the_end(history, record["epoch_used"])
+    nothing = _stuck(end.get("L_ce"), record["prior_entropy"])
+    shrunk = _shrunk(record.get("spread_start"), end.get("spread"))
     return {"collapsed": shrunk and nothing, "learned_nothing": nothing, "judged": "by its last epochs"}
 
 

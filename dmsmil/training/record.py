@@ -33,9 +33,8 @@ def write_record(record: dict, folder: Path) -> None:
 
 
 def read_record(folder: Path) -> dict | None:
-    """config.json of a finished run, with the marks of `health.judged`, also where it was written when they were of
-    the last epoch alone; None where
-    a file of the run is absent.
+    """config.json of a finished run; None where a file of the run is absent. Its marks are those of `health.judged`,
+    also where it was written when they were of the last epoch alone.
 
     Raises InputError when config.json is not what was written, or history.csv cannot be read. `check_files` says so of
     the others.
